@@ -1,0 +1,206 @@
+"""Prefixes and suffixes as one row of tokens without padding, and the attention that keeps them apart.
+
+A trunk spends nearly all its time in linear layers, which do not care where a sequence begins. So all tokens of a pass
+lie in one row, and only the attention knows the sequences. There are two kinds:
+
+- a *root* is read from its beginning: a prefix, or a prefix with its only suffix;
+- a *branch* continues a root that several suffixes share: it attends to the root's keys and, causally, to its own.
+
+Example: prefixes [a b c] and [d e], suffixes [u v w] and [x y] of the first, [z q] of the second. The row is
+`a b c | d e z | u v | x`: two roots, two branches. The last token of a suffix is not run: nothing is predicted from it.
+The state that predicts u and x is that of c, for z it is that of e.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+ATTENTION = "ogls_packed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Grid:
+    """Sequences of a row as a right-padded grid: `cells` [sequences * longest] into the row, `tokens` back."""
+
+    cells: Tensor
+    tokens: Tensor
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Packing:
+    """One pass: the row, its positions, which states predict the suffixes' tokens, and the layout for the attention."""
+
+    token_ids: Tensor
+    position_ids: Tensor
+    predicting: Tensor
+    num_root_tokens: int
+    roots: Grid
+    branches: Grid | None
+    owners: Tensor
+    mask: Tensor | None
+
+
+def pack(
+    prefixes: Sequence[Sequence[int]],
+    suffixes: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    *,
+    share_prefixes: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Packing:
+    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is that of the queries. Prefixes nobody owns are left out."""
+    _check(prefixes, suffixes, owners)
+    num_owned = Counter(owners)
+    roots: list[list[int]] = []
+    root_of: dict[int, int] = {}  # prefix -> its root, where the prefix is shared
+    place: list[tuple[int, int | None]] = []  # of each suffix: its root, and its branch unless it lies in the root
+    branches: list[Sequence[int]] = []
+    for suffix, owner in zip(suffixes, owners, strict=True):
+        if share_prefixes and num_owned[owner] > 1:
+            if owner not in root_of:
+                root_of[owner] = len(roots)
+                roots.append(list(prefixes[owner]))
+            place.append((root_of[owner], len(branches) if len(suffix) > 1 else None))
+            if len(suffix) > 1:
+                branches.append(suffix[:-1])
+        else:
+            place.append((len(roots), None))
+            roots.append([*prefixes[owner], *suffix[:-1]])
+
+    root_starts = _starts(roots)
+    branch_starts = [start + root_starts[-1] for start in _starts(branches)]
+    predicting: list[int] = []
+    branch_owners: list[int] = []
+    for suffix, owner, (root, branch) in zip(suffixes, owners, place, strict=True):
+        last = root_starts[root] + len(prefixes[owner]) - 1
+        if branch is None:
+            predicting += range(last, last + len(suffix))
+        else:
+            branch_owners.append(root)
+            predicting += [last, *range(branch_starts[branch], branch_starts[branch + 1])]
+
+    lengths = [len(root) for root in roots]
+    positions = [p for n in lengths for p in range(n)]
+    positions += [lengths[o] + p for o, branch in zip(branch_owners, branches, strict=True) for p in range(len(branch))]
+    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    return Packing(
+        token_ids=tensor([t for sequence in (*roots, *branches) for t in sequence]),
+        position_ids=tensor(positions),
+        predicting=tensor(predicting),
+        num_root_tokens=root_starts[-1],
+        roots=_grid(lengths, device),
+        branches=_grid([len(b) for b in branches], device) if branches else None,
+        owners=tensor(branch_owners),
+        mask=_branch_mask(tensor(lengths), tensor(branch_owners), max(map(len, branches)), dtype) if branches else None,
+    )
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention over a row: [1, heads, tokens, d] -> [1, tokens, heads, d]. Without a packing it is transformers' sdpa.
+
+    Registered with transformers under the name `ogls_packed`; the signature is theirs.
+    """
+    if packing is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("attention with soft-capping or sinks is not supported")
+    if sliding_window is not None and int(packing.position_ids.max()) >= sliding_window:
+        raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
+    n = packing.num_root_tokens
+    qs, ks, vs = (_to_grid(x[:n], packing.roots) for x in (q, k, v))  # [roots, longest, heads, d]
+    out = _from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)
+    if packing.branches is not None:
+        qb, kb, vb = (_to_grid(x[n:], packing.branches) for x in (q, k, v))
+        kb, vb = (torch.cat([x[packing.owners], b], dim=1) for x, b in ((ks, kb), (vs, vb)))
+        branch_out = _attend(qb, kb, vb, packing.mask, scaling)
+        out = torch.cat([out, _from_grid(branch_out, packing.branches)])
+    return out[None], None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Causal where there is no mask. Padding is on the right, so that no real query sees it."""
+    groups = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2)
+
+
+class _Select(torch.autograd.Function):
+    """Rows `index` of x, where every row is wanted once (and others only as padding): the gradient is a selection too."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(index, inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        _, inverse = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def _to_grid(x: Tensor, grid: Grid) -> Tensor:
+    return _Select.apply(x, grid.cells, grid.tokens).unflatten(0, (-1, grid.longest))
+
+
+def _from_grid(x: Tensor, grid: Grid) -> Tensor:
+    return x.flatten(0, 1).index_select(0, grid.tokens)
+
+
+def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
+    longest = max(lengths)
+    size = torch.tensor(lengths, device=device)
+    inside = torch.arange(longest, device=device) < size[:, None]
+    cells = torch.zeros(len(lengths), longest, dtype=torch.long, device=device)
+    cells[inside] = torch.arange(int(size.sum()), device=device)
+    return Grid(cells=cells.flatten(), tokens=inside.flatten().nonzero()[:, 0], longest=longest)
+
+
+def _branch_mask(root_lengths: Tensor, owners: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own, causally."""
+    longest_root = int(root_lengths.max())
+    steps = torch.arange(longest, device=owners.device)
+    own = (steps[None, :] <= steps[:, None]).expand(len(owners), -1, -1)
+    root = torch.arange(longest_root, device=owners.device) < root_lengths[owners, None]
+    seen = torch.cat([root[:, None, :].expand(-1, longest, -1), own], dim=2)
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _starts(sequences: Sequence[Sequence[int]]) -> list[int]:
+    starts = [0]
+    for sequence in sequences:
+        starts.append(starts[-1] + len(sequence))
+    return starts
+
+
+def _check(prefixes: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]], owners: Sequence[int]) -> None:
+    if not suffixes or len(suffixes) != len(owners):
+        raise ValueError(f"expected one owner for each of one or more suffixes, got {len(owners)} for {len(suffixes)}")
+    for i, (suffix, owner) in enumerate(zip(suffixes, owners, strict=True)):
+        if not 0 <= owner < len(prefixes):
+            raise ValueError(f"suffix {i} continues prefix {owner}, but there are {len(prefixes)} prefixes")
+        if not suffix or not prefixes[owner]:
+            raise ValueError(f"suffix {i} and its prefix need a token each: got {len(suffix)} and {len(prefixes[owner])}")

@@ -1,0 +1,184 @@
+"""The student: a causal language model as a trunk that gives hidden states, and the output head beside it.
+
+Logits are never made here: the head is linear, so the objective combines hidden states and applies it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ogls.lora import Lora, adapted_layers, add_adapter, read_adapter, save_adapter
+from ogls.packing import ATTENTION, pack, packed_attention
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+class Policy(nn.Module):
+    """A model folder with trainable weights: a fresh adapter, or all weights but embeddings and output head.
+
+    With `lora`, the base is held in `dtype` and the adapter in fp32. Without, the trainable weights are fp32 masters and
+    the pass runs under autocast when `dtype` is bfloat16. Dropout is never active: student and teacher are one function.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        lora: Lora | None = None,
+        dtype: Dtype = "bfloat16",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+        from transformers.masking_utils import sdpa_mask
+
+        super().__init__()
+        AttentionInterface.register(ATTENTION, packed_attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        self.path, self.lora, self.dtype = Path(path), lora, dtype
+        self._autocast = lora is None and dtype == "bfloat16"
+        loaded = torch.float32 if lora is None else _TORCH[dtype]
+        self.model = AutoModelForCausalLM.from_pretrained(self.path, dtype=loaded, attn_implementation=ATTENTION)
+        self.model.eval()
+        if lora is not None:
+            add_adapter(self.model, lora)
+        for embedding in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+            embedding.requires_grad_(False)
+        if gradient_checkpointing:
+            _checkpoint_layers(self.model)
+        self._refuse_non_linear_head()
+
+    def hidden(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        suffixes: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        share_prefixes: bool = True,
+    ) -> Float[Tensor, "suffix_tokens d"]:
+        """Final-norm states that predict each token of `suffixes[i]` after `prefixes[owners[i]]`, in suffix order.
+
+        A prefix that several suffixes own is run once; `share_prefixes` False runs it once for each.
+        """
+        device = self.head[0].device
+        packing = pack(
+            prefixes,
+            suffixes,
+            owners,
+            share_prefixes=share_prefixes,
+            device=device,
+            dtype=_TORCH[self.dtype],
+        )
+        # Four axes tell transformers that the mask is ready-made; the packing is what the attention goes by.
+        no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+            states = self.model.base_model(
+                input_ids=packing.token_ids[None],
+                position_ids=packing.position_ids[None],
+                attention_mask=no_mask,
+                use_cache=False,
+                packing=packing,
+            ).last_hidden_state[0]
+        return states.index_select(0, packing.predicting)
+
+    @property
+    def head(self) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
+        """Weight and bias of the frozen output head: logits = states @ weight.T + bias."""
+        head = self.model.get_output_embeddings()
+        return head.weight, head.bias
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The weights that training changes, by the model's own names; always the same set in the same order."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside, the policy is the model it was started from. Needs an adapter."""
+        if self.lora is None:
+            raise ValueError("without_adapter needs a policy with an adapter; this one trains full weights")
+        layers = [layer for _, layer in adapted_layers(self.model)]
+        for layer in layers:
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enabled = True
+
+    @contextmanager
+    def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, the trainable weights hold the values of `weights`, which has the same names."""
+        own = self.trainable()
+        kept = {name: p.data for name, p in own.items()}
+        for name, p in own.items():
+            p.data = weights[name].to(p.device, p.dtype)
+        try:
+            yield
+        finally:
+            for name, p in own.items():
+                p.data = kept[name]
+
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that can have changed, named as in the folder's safetensors, in `dtype`. The base is not touched."""
+        if self.lora is not None:
+            yield from ((f"{name}.weight", layer.merged()) for name, layer in adapted_layers(self.model))
+        else:
+            yield from ((name, p.detach().to(_TORCH[self.dtype])) for name, p in self.trainable().items())
+
+    def save_adapter(self, folder: Path | str) -> None:
+        """Write the adapter in peft's format."""
+        save_adapter(Path(folder), self._needs_lora(), dict(self.trainable()))
+
+    def load_adapter(self, folder: Path | str) -> None:
+        """Take the weights of an adapter of the same shape, written by `save_adapter` or by peft."""
+        self.load_trainable(read_adapter(Path(folder), self._needs_lora()))
+
+    def load_trainable(self, weights: dict[str, Tensor]) -> None:
+        """Copy `weights` into the trainable weights; names and shapes must be the same."""
+        own = self.trainable()
+        if own.keys() != weights.keys():
+            odd = sorted(own.keys() ^ weights.keys())
+            raise ValueError(f"expected the {len(own)} trainable weights, got {len(weights)}; not in both: {odd[:4]}")
+        with torch.no_grad():
+            for name, p in own.items():
+                if p.shape != weights[name].shape:
+                    raise ValueError(f"{name} has the shape {tuple(weights[name].shape)}, expected {tuple(p.shape)}")
+                p.copy_(weights[name])
+
+    def train(self, mode: bool = True) -> Policy:
+        """Nothing to switch: the policy has no dropout, whoever calls `train` or `eval` on a module around it."""
+        return self
+
+    def _needs_lora(self) -> Lora:
+        if self.lora is None:
+            raise ValueError("this policy trains full weights and has no adapter to save or load")
+        return self.lora
+
+    def _refuse_non_linear_head(self) -> None:
+        """Compare the model's own logits with head(hidden): soft-capping, scaling or another attention would show."""
+        config = self.model.config
+        if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
+            raise ValueError(f"{config.model_type} soft-caps its logits: the head is not linear, states cannot be combined")
+        ids = list(range(min(12, config.vocab_size)))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+            expected = self.model(input_ids=torch.tensor([ids])).logits[0, 3:-1]
+            got = self.model.get_output_embeddings()(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[: len(ids) - 4])
+        if not torch.allclose(got.float(), expected.float(), atol=0.05 * float(expected.abs().max())):
+            raise ValueError(f"the logits of {config.model_type} are not its head applied to its last states; not supported")
+
+
+_TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    """Recompute each layer in the backward pass. transformers does so only in layers that believe they are training."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
