@@ -1,0 +1,66 @@
+SHELL := /bin/bash -o pipefail
+# make fit    train with experiments/math.yaml        make test   the tests (make slow: all of them)
+# make lint   ruff and pyright                        make ui     MLflow's pages on 127.0.0.1
+# Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
+
+PYTHON ?= python3
+EXTRA ?= cpu
+CONFIG ?= math.yaml
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := requirements$(if $(filter cuda,$(EXTRA)),-cuda).txt
+STAMP := $(VENV)/.installed-$(EXTRA)
+
+# uv does not read pip's settings: hand over where this machine's pip looks for wheels, unless uv has been told itself.
+UV_SETTINGS = \
+	setting() { $(BIN)/python -m pip config list | sed -n "s/^[^=]*[.]$$1='\(.*\)'$$/\1/p" | tail -n 1; }; \
+	links="$$(setting find-links)"; index="$$(setting index-url)"; extra="$$(setting extra-index-url)"; \
+	[ -z "$$links" ] || export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(echo $$links | tr ' ' ',')}"; \
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
+	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
+
+.PHONY: setup fit test slow lint format ui requirements clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS) uv
+
+$(STAMP): pyproject.toml $(PINS) | $(BIN)/uv
+	@$(UV_SETTINGS); \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(PINS) --editable '.[$(EXTRA),dev]'
+	@touch $@
+
+fit: $(STAMP)
+	$(BIN)/python experiments/run.py fit --config $(CONFIG) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(STAMP)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
+
+# Versions only: no hosts, no hashes, and no local versions such as +cpu, which other machines cannot resolve.
+requirements: | $(BIN)/uv
+	@$(UV_SETTINGS); \
+	pin() { $(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
+		--extra $$1 --extra dev pyproject.toml | sed 's/+[a-z0-9.]*$$//' > $(VENV)/pins && mv $(VENV)/pins $$2; }; \
+	pin cpu requirements.txt; pin cuda requirements-cuda.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
