@@ -1,0 +1,70 @@
+"""What a verifier is, and the one that picks another by the problem's kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from ogls.records import Problem, Verdict
+
+
+class Verifier(ABC):
+    """Judges a text against a problem's gold answer: a pure function of the two.
+
+    Texts are untrusted and some verifiers hand parts of them to large parsers, so training calls verifiers through
+    `ogls.grading.GradingPool` only. A verifier travels to the pool's processes by pickle: keep it a frozen dataclass in
+    an importable module, and import what is heavy inside its methods.
+    """
+
+    @abstractmethod
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        """Correct or not, and the answer that was found; status "unparsable" where there is none to compare."""
+
+    @abstractmethod
+    def canonical(self, problem: Problem) -> str:
+        """The shortest text that states the gold answer as a completion should; it has to be graded correct."""
+
+    def warm_up(self) -> None:  # noqa: B027  most verifiers have nothing heavy to import
+        """Import what `grade` needs. Called once, before the pool's workers are forked."""
+
+
+@dataclass(frozen=True)
+class ByKind(Verifier):
+    """Each problem goes to the verifier of its kind: math, mcq, tooluse, reasoning_gym.
+
+    Args:
+        verifiers: more kinds, or other verifiers for these four.
+    """
+
+    verifiers: dict[str, Verifier] = field(default_factory=dict)
+
+    def of(self, problem: Problem) -> Verifier:
+        """The verifier of this problem; ValueError when its kind is unknown."""
+        known = self._all()
+        if problem.kind not in known:
+            raise ValueError(f"problem {problem.id!r}: no verifier for kind {problem.kind!r}, known: {sorted(known)}")
+        return known[problem.kind]
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        return self.of(problem).grade(problem, text)
+
+    def canonical(self, problem: Problem) -> str:
+        return self.of(problem).canonical(problem)
+
+    def warm_up(self) -> None:
+        for verifier in self._all().values():
+            verifier.warm_up()
+
+    def _all(self) -> dict[str, Verifier]:
+        from ogls.verifiers.choice import ChoiceVerifier
+        from ogls.verifiers.math import MathVerifier
+        from ogls.verifiers.reasoning_gym import ReasoningGymVerifier
+        from ogls.verifiers.tool_use import ToolUseVerifier
+
+        built_in = {
+            "math": MathVerifier(),
+            "mcq": ChoiceVerifier(),
+            "tooluse": ToolUseVerifier(),
+            "reasoning_gym": ReasoningGymVerifier(),
+        }
+        return built_in | self.verifiers
