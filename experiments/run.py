@@ -1,0 +1,6 @@
+"""``python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--model.key value]``"""
+
+from ogls.cli import main
+
+if __name__ == "__main__":
+    main()

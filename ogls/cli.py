@@ -1,0 +1,106 @@
+"""The command line: LightningCLI with interpolation, stacked configurations, and errors a user can read."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningCLI
+
+from ogls.callbacks import GracefulStop, RichProgress, RunRecorder
+from ogls.data import RolloutDataModule
+from ogls.module import SelfDistillation
+from ogls.tracking import SaveConfig, Tracker
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class OglsCLI(LightningCLI):
+    """`fit` validates once before the first step, so that every run knows where it began."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Configuration comes from files and command line alone; a checkpoint never overrides it."""
+
+    def before_fit(self) -> None:
+        if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
+            with self.trainer.logger.kept_open():
+                self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def predict(self, **options: Any) -> None:
+        """Sample from a checkpoint and write one JSON object a rollout."""
+        file = Path(self.datamodule.predict_file)
+        batches = self.trainer.predict(**options) or []
+        with file.open("w") as out:
+            for group in (group for batch in batches for group in batch):
+                for rollout in group.rollouts:
+                    row = {"problem": asdict(group.problem), "prompt_ids": group.prompt_ids, **asdict(rollout)}
+                    out.write(json.dumps(row | {"correct": rollout.correct}, ensure_ascii=False) + "\n")
+        print(f"rollouts written to {file}")
+
+
+def find_configs(args: list[str]) -> list[str]:
+    """Let ``--config math.yaml`` mean the file in the working directory, else the one in the project's experiments."""
+    found = list(args)
+    for i, arg in enumerate(found):
+        flag, equals, name = arg.partition("=")
+        if arg in ("--config", "-c") and i + 1 < len(found):
+            found[i + 1] = _find(found[i + 1])
+        elif flag == "--config" and equals:
+            found[i] = f"--config={_find(name)}"
+    return found
+
+
+def _find(name: str) -> str:
+    places = [Path(name), PROJECT / "experiments" / name]
+    for place in places:
+        if place.is_file():
+            return str(place)
+    if name.lstrip().startswith("{"):
+        return name
+    sys.exit(_complain(f"--config {name}: no such file; looked for {' and '.join(map(str, places))}"))
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
+    """Parse `args` (default: the command line) and, with `run`, carry out the subcommand."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    return OglsCLI(
+        SelfDistillation,
+        RolloutDataModule,
+        args=find_configs(sys.argv[1:] if args is None else args),
+        run=run,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=SaveConfig,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        trainer_defaults={
+            "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
+            "callbacks": [RunRecorder(), RichProgress(), GracefulStop()],
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "inference_mode": False,  # an engine started during validation is updated during training
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        },
+    )
+
+
+def main() -> None:
+    """The entry of ``experiments/run.py``. Exit codes: 0 ok, 2 configuration."""
+    try:
+        build()
+    except ValueError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not raised_in.is_relative_to(PROJECT / "ogls"):
+            raise
+        sys.exit(_complain(str(error)))

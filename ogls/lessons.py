@@ -1,0 +1,93 @@
+"""Drafts become lessons: strings to ids, a located error to token weights, and a count of everything left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ogls.privilege import Draft, Hint, Privilege
+from ogls.prompts import PromptEncoder
+from ogls.records import Lesson, Problem, RolloutGroup, View
+from ogls.selection import ErrorLocator, Span, TokenSelection, token_span
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessonBuilder:
+    """Turns rollout groups into the lessons of one batch.
+
+    Args:
+        encoder: templates bound to the tokenizer.
+        privilege: which rollouts, and what the teacher reads.
+        selection: which tokens count.
+        locator: finds the first error; needed by selections that start or end at it.
+        context_length: prompt and rollout together must fit; a longer view is dropped and counted, never cut.
+    """
+
+    encoder: PromptEncoder
+    privilege: Privilege
+    selection: TokenSelection
+    locator: ErrorLocator | None
+    context_length: int
+
+    def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, float]]:
+        """Lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
+        counts: Counter[str] = Counter(lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0)
+        lessons = []
+        for group in groups:
+            for draft in self.privilege.drafts(group):
+                lesson = self._lesson(group, draft, counts)
+                if lesson is not None:
+                    lessons.append(lesson)
+        counts["lessons"] = len(lessons)
+        counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.weights) for lesson in lessons)
+        return tuple(lessons), {name: float(value) for name, value in counts.items()}
+
+    def _lesson(self, group: RolloutGroup, draft: Draft, counts: Counter[str]) -> Lesson | None:
+        prompt_ids = group.prompt_ids if draft.prompt is None else self._view(group.problem, draft.prompt)
+        if draft.rollout is None:
+            assert draft.demonstration is not None
+            token_ids = self.encoder.completion(draft.demonstration)
+            lesson = Lesson(
+                problem_id=group.problem.id, prompt_ids=prompt_ids, token_ids=token_ids, weights=(1.0,) * len(token_ids)
+            )
+        else:
+            completion, error = draft.rollout.completion, None
+            if self.selection.needs_error and not draft.rollout.correct:
+                error = self._locate(group.problem, completion.token_ids)
+                if error is None:
+                    counts["dropped_unlocated"] += 1
+                    return None
+            lesson = Lesson(
+                problem_id=group.problem.id,
+                prompt_ids=prompt_ids,
+                token_ids=completion.token_ids,
+                weights=self.selection.weights(len(completion.token_ids), error),
+                logprobs=completion.logprobs,
+            )
+        return self._with_views(group, draft, lesson, counts)
+
+    def _with_views(self, group: RolloutGroup, draft: Draft, lesson: Lesson, counts: Counter[str]) -> Lesson | None:
+        room = self.context_length - lesson.num_learned
+        views = []
+        for hint in draft.hints:
+            view = View(role=hint.role, prefix_ids=self._view(group.problem, hint))
+            if len(view.prefix_ids) <= room:
+                views.append(view)
+            else:
+                counts["dropped_view_too_long"] += 1
+        lost = {hint.role for hint in draft.hints} - {view.role for view in views}
+        if lost or len(lesson.prompt_ids) > room or not lesson.num_learned:
+            return None
+        return replace(lesson, views=(View(role="plain", prefix_ids=lesson.prompt_ids), *views) if views else ())
+
+    def _view(self, problem: Problem, hint: Hint) -> tuple[int, ...]:
+        encode = self.encoder.idea if hint.role == "idea" else self.encoder.attempt
+        return encode(problem, hint.text)
+
+    def _locate(self, problem: Problem, token_ids: Sequence[int]) -> Span | None:
+        if self.locator is None:
+            raise ValueError(f"{type(self.selection).__name__} needs an error locator: set data.locator")
+        text, offsets = self.encoder.decode_offsets(token_ids)
+        span = self.locator.locate(problem, text)
+        return None if span is None else token_span(offsets, span)

@@ -1,0 +1,132 @@
+"""Text becomes token ids here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ogls.records import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
+"""What counts as a sign of reflection (OGLS-SD, figure 5)."""
+
+_SLOTS = {"student": ("problem",), "attempt": ("problem", "attempt"), "idea": ("problem", "idea")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """One template a role. A slot is a name in braces; all other braces are plain text.
+
+    Args:
+        student: what the student reads, and the teacher in its plain view. Slot ``{problem}``.
+        attempt: what the teacher reads in success and failure views alike, so that what the wording itself does to the
+            logits cancels in their difference. Slots ``{problem}``, ``{attempt}``.
+        idea: what the teacher reads together with a corrective idea. Slots ``{problem}``, ``{idea}``.
+        system: system message; null leaves the chat template's own. A problem's own system message comes before it.
+        chat: apply the tokenizer's chat template; false sends the bare text, for base models without one.
+        student_options: further arguments of the student's chat template, e.g. ``{enable_thinking: false}``.
+        teacher_options: the same for privileged views.
+    """
+
+    student: str = "{problem}\n\nReason step by step, and put your final answer in \\boxed{}."
+    attempt: str = (
+        "{problem}\n\nFor your information, here is one attempt at this problem:\n{attempt}\n\n"
+        "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
+    )
+    idea: str = (
+        "{problem}\n\nKeep this in mind:\n{idea}\n\n"
+        "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
+    )
+    system: str | None = None
+    chat: bool = True
+    student_options: dict[str, Any] = field(default_factory=dict)
+    teacher_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, slots in _SLOTS.items():
+            template = getattr(self, name)
+            for slot in slots:
+                if template.count(f"{{{slot}}}") != 1:
+                    raise ValueError(f"prompts.{name} needs the slot {{{slot}}} exactly once, got: {template!r}")
+
+
+def _fill(template: str, **slots: str) -> str:
+    """Fill all slots in one pass, so that braces inside the filled text stay as they are."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in slots), lambda found: slots[found[0][1:-1]], template)
+
+
+class PromptEncoder:
+    """Templates bound to a tokenizer: problems to prompt ids, sampled ids to text."""
+
+    def __init__(self, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> None:
+        if prompts.chat and tokenizer.chat_template is None:
+            raise ValueError("this tokenizer has no chat template; set data.prompts.chat: false to send bare text")
+        self.prompts, self.tokenizer = prompts, tokenizer
+
+    def student(self, problem: Problem) -> tuple[int, ...]:
+        """The student's prompt, which is the teacher's plain view too."""
+        return self._encode(problem, _fill(self.prompts.student, problem=problem.text), self.prompts.student_options)
+
+    def attempt(self, problem: Problem, attempt: str) -> tuple[int, ...]:
+        """The privileged view that shows one attempt, right or wrong."""
+        text = _fill(self.prompts.attempt, problem=problem.text, attempt=attempt)
+        return self._encode(problem, text, self.prompts.teacher_options)
+
+    def idea(self, problem: Problem, idea: str) -> tuple[int, ...]:
+        """The privileged view that shows a corrective idea and no solution."""
+        text = _fill(self.prompts.idea, problem=problem.text, idea=idea)
+        return self._encode(problem, text, self.prompts.teacher_options)
+
+    def completion(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that was written, not sampled, with the end token (likelihood on demonstrations)."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
+
+    @property
+    def end_id(self) -> int:
+        end = self.tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError("the tokenizer has no end-of-sequence token")
+        return end
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def decode_offsets(self, token_ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Text and each token's (start, end) characters in it; tokens that share a character share its span.
+
+        Works on the sampled ids, window by window, because encoding the text again may cut it elsewhere.
+        """
+        spans: list[tuple[int, int]] = []
+        text, start, done = "", 0, 0  # ids[start:done] is decoded context; spans up to `done` are final
+        for end in range(1, len(token_ids) + 1):
+            context = self.decode(token_ids[start:done])
+            piece = self.decode(token_ids[start:end])[len(context) :]
+            if piece.endswith("\ufffd") and end < len(token_ids) and end - done < 8:
+                continue  # the middle of a character of several tokens
+            spans += [(len(text), len(text) + len(piece))] * (end - done)
+            text += piece
+            start, done = done, end
+        return text, spans
+
+    def _encode(self, problem: Problem, text: str, options: dict[str, Any]) -> tuple[int, ...]:
+        system = "\n\n".join(s for s in (problem.system, self.prompts.system) if s is not None)
+        has_system = problem.system is not None or self.prompts.system is not None
+        if not self.prompts.chat:
+            return tuple(self.tokenizer(f"{system}\n\n{text}" if system else text)["input_ids"])
+        messages = [{"role": "system", "content": system}] if has_system else []
+        messages.append({"role": "user", "content": text})
+        encoded = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        )
+        return tuple(encoded["input_ids"])
+
+
+def count_reflection_markers(text: str) -> float:
+    """Reflection markers per 100 words."""
+    lowered = text.lower()
+    return 100.0 * sum(lowered.count(marker) for marker in REFLECTION_MARKERS) / max(1, len(lowered.split()))

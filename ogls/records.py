@@ -1,0 +1,136 @@
+"""The records that travel along the arrows of the framework.
+
+    problems -> rollouts -> groups -> lessons -> batch -> loss
+
+A worked example with one problem and G = 2::
+
+    problem = Problem(id="chain-7", text="What is 12+8-9?", answer="11", solution="12+8=20\\n20-9=11\\n\\\\boxed{11}")
+    right = Rollout(completion=Completion(token_ids=(33, 34, 2), logprobs=(-.1, -.2, 0.), finish_reason="stop"),
+                    text="\\\\boxed{11}", verdict=Verdict(correct=True, status="graded", answer="11"))
+    wrong = Rollout(...)
+    group = RolloutGroup(problem=problem, prompt_ids=(5, 6), rollouts=(right, wrong), policy_version=3)
+
+Outcome steering makes one `Lesson` of the wrong rollout: its token ids, one weight a token, and three views, which are
+what the teacher reads before those tokens: the plain prompt, the prompt with a right solution, the prompt with a wrong
+one. A `Batch` is all lessons of one optimiser step. Records hold text and token ids only; tensors begin in the module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["plain", "success", "failure", "idea"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A question with a verifiable answer. `kind` picks the verifier; `solution` is the reference s, if there is one."""
+
+    id: str
+    text: str
+    answer: str
+    solution: str | None = None
+    system: str | None = None
+    kind: str = "math"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What the engine sampled: ids including the end token, and log pi(token) under the sampling distribution."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """A verifier's judgement. `answer` is what was extracted; None where nothing could be."""
+
+    correct: bool
+    status: Literal["graded", "unparsable", "timeout", "crash"]
+    answer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """A completion, its text, and its verdict. A rollout cut by the length limit is wrong by definition."""
+
+    completion: Completion
+    text: str
+    verdict: Verdict
+
+    @property
+    def truncated(self) -> bool:
+        return self.completion.finish_reason == "length"
+
+    @property
+    def correct(self) -> bool:
+        return self.verdict.correct and not self.truncated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroup:
+    """G rollouts of one problem, sampled by the policy that had made `policy_version` updates."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+    policy_version: int
+
+    @property
+    def successes(self) -> tuple[Rollout, ...]:
+        return tuple(r for r in self.rollouts if r.correct)
+
+    @property
+    def failures(self) -> tuple[Rollout, ...]:
+        return tuple(r for r in self.rollouts if not r.correct)
+
+    @property
+    def mixed(self) -> bool:
+        return 0 < len(self.successes) < len(self.rollouts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What the teacher reads before the rollout's tokens, and the part it plays in the steering."""
+
+    role: Role
+    prefix_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """One sequence to learn from.
+
+    `weights` has one number a completion token: 0 leaves the token out, more makes it count more. The loss is the
+    weighted mean over all tokens of the batch. `logprobs` are the sampler's; None for text that was not sampled.
+    """
+
+    problem_id: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    logprobs: tuple[float, ...] | None = None
+    views: tuple[View, ...] = ()
+    advantage: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.token_ids):
+            raise ValueError(f"a lesson needs one weight a token: got {len(self.weights)} for {len(self.token_ids)}")
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens up to and including the last one that counts: all that has to be scored."""
+        return max((t + 1 for t, w in enumerate(self.weights) if w), default=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Everything one optimiser step learns from, and what was measured while it was made."""
+
+    lessons: tuple[Lesson, ...]
+    policy_version: int
+    groups: tuple[RolloutGroup, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)

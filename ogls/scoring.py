@@ -1,0 +1,53 @@
+"""Teacher states: every distinct view runs once, is shared by all rollouts that use it, and leaves only a sum behind."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ogls.batching import budgeted
+from ogls.policy import Policy
+from ogls.records import Lesson
+from ogls.steering import Steering
+
+
+@torch.no_grad()
+def score_views(policy: Policy, steering: Steering, lessons: Sequence[Lesson], budget: int) -> tuple[Tensor, Tensor]:
+    """Anchor and direction for the first `num_learned` tokens of every lesson.
+
+        anchor_t = sum_c a_c h_c,t        direction_t = sum_c d_c h_c,t
+
+    over the views c, with the coefficients of `steering.mixture`; h_c,t is the final-norm hidden state that predicts
+    token t under view c. Views with two zeros are not run.
+
+    Returns:
+        Two tensors [tokens, d] in fp32, the lessons' tokens one after the other. Memory does not grow with the number
+        of views: at most `budget` tokens are in flight.
+    """
+    suffixes = [lesson.token_ids[: lesson.num_learned] for lesson in lessons]
+    users: dict[tuple[int, ...], list[tuple[int, float, float]]] = defaultdict(list)
+    for index, lesson in enumerate(lessons):
+        coefficients = steering.mixture([view.role for view in lesson.views])
+        for view, to_anchor, to_direction in zip(lesson.views, *coefficients, strict=True):
+            if to_anchor or to_direction:
+                users[view.prefix_ids].append((index, to_anchor, to_direction))
+
+    def cost(prefix: tuple[int, ...]) -> int:
+        return len(prefix) + sum(len(suffixes[index]) for index, _, _ in users[prefix])
+
+    weight, _ = policy.head
+    lengths = [len(suffix) for suffix in suffixes]
+    anchor = torch.zeros(sum(lengths), weight.shape[1], device=weight.device)
+    direction = torch.zeros_like(anchor)
+    anchors, directions = anchor.split(lengths), direction.split(lengths)
+    for prefixes in budgeted(sorted(users, key=len), cost, budget):
+        uses = [(owner, *use) for owner, prefix in enumerate(prefixes) for use in users[prefix]]
+        states = policy.hidden(prefixes, [suffixes[index] for _, index, _, _ in uses], [use[0] for use in uses])
+        pieces = states.split([lengths[index] for _, index, _, _ in uses])
+        for piece, (_, index, to_anchor, to_direction) in zip(pieces, uses, strict=True):
+            anchors[index].add_(piece, alpha=to_anchor)
+            directions[index].add_(piece, alpha=to_direction)
+    return anchor, direction

@@ -1,0 +1,142 @@
+"""Which tokens of a rollout are learned from, and how much each of them counts.
+
+A privileged teacher contradicts a prefix that it would not have written, so tokens after the first error can carry a
+harmful signal. The choice is therefore independent of everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ogls.records import Problem
+
+Span = tuple[int, int]
+
+
+class ErrorLocator(ABC):
+    """Finds the first error of a wrong rollout."""
+
+    @abstractmethod
+    def locate(self, problem: Problem, text: str) -> Span | None:
+        """Characters [start, end) of the first error in `text`; None where none could be found."""
+
+
+def token_span(offsets: Sequence[Span], span: Span) -> Span:
+    """Tokens [first, last) that contain the characters [start, end) of `span`.
+
+    `offsets` come from decoding the sampled ids. An empty span stands for the token that begins there, and
+    a span past the text for the last token: the rollout ended too early.
+    """
+    start, end = span[0], max(span[1], span[0] + 1)
+    inside = [t for t, (low, high) in enumerate(offsets) if low < end and high > start]
+    if not inside:
+        return len(offsets) - 1, len(offsets)
+    return inside[0], inside[-1] + 1
+
+
+class TokenSelection(ABC):
+    """Weights of the tokens of one rollout; `error` is its located first error as tokens [first, last)."""
+
+    needs_error: ClassVar[bool] = False
+
+    @abstractmethod
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        """One number a token; 0 leaves it out. A right rollout has no error: `error` is then None."""
+
+
+def _window(num_tokens: int, first: int, last: int) -> tuple[float, ...]:
+    return tuple(1.0 if first <= t < last else 0.0 for t in range(num_tokens))
+
+
+@dataclass(frozen=True)
+class AllTokens(TokenSelection):
+    """Every token."""
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        return _window(num_tokens, 0, num_tokens)
+
+
+@dataclass(frozen=True)
+class FirstTokens(TokenSelection):
+    """The first `count` tokens; OPSD and OGLS-SD use 1,024 of up to 8,192."""
+
+    count: int = 1024
+
+    def __post_init__(self) -> None:
+        _positive("count", self.count)
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        return _window(num_tokens, 0, self.count)
+
+
+@dataclass(frozen=True)
+class LastTokens(TokenSelection):
+    """The last `count` tokens."""
+
+    count: int = 128
+
+    def __post_init__(self) -> None:
+        _positive("count", self.count)
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        return _window(num_tokens, num_tokens - self.count, num_tokens)
+
+
+@dataclass(frozen=True)
+class UpToError(TokenSelection):
+    """Everything up to and including the located error; all of a right rollout."""
+
+    needs_error: ClassVar[bool] = True
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        return _window(num_tokens, 0, num_tokens if error is None else error[1])
+
+
+@dataclass(frozen=True)
+class FromError(TokenSelection):
+    """Everything from the located error on (ROSD, the mask of its loss); all of a right rollout."""
+
+    needs_error: ClassVar[bool] = True
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        return _window(num_tokens, 0 if error is None else error[0], num_tokens)
+
+
+@dataclass(frozen=True)
+class ErrorSpan(TokenSelection):
+    """The located error with `before` tokens before it and `after` tokens after it; all of a right rollout."""
+
+    before: int = 0
+    after: int = 0
+    needs_error: ClassVar[bool] = True
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        if error is None:
+            return _window(num_tokens, 0, num_tokens)
+        return _window(num_tokens, error[0] - self.before, error[1] + self.after)
+
+
+@dataclass(frozen=True)
+class DecayFromError(TokenSelection):
+    """From the located error on, halved every `half_life` tokens; all of a right rollout."""
+
+    half_life: float = 32.0
+    needs_error: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _positive("half_life", self.half_life)
+
+    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+        if error is None:
+            return _window(num_tokens, 0, num_tokens)
+        rate = math.log(2) / self.half_life
+        return tuple(math.exp(-rate * (t - error[0])) if t >= error[0] else 0.0 for t in range(num_tokens))
+
+
+def _positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")

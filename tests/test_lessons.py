@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ogls.chains import ChainErrors
+from ogls.lessons import LessonBuilder
+from ogls.model import load_tokenizer
+from ogls.privilege import Demonstration, PeerOutcomes, Privilege
+from ogls.prompts import PromptEncoder, Prompts
+from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+from ogls.selection import AllTokens, TokenSelection, UpToError
+
+PROBLEM = Problem(id="c", text="What is 12+8-9?", answer="11", solution="12+8=20\n20-9=11\n\\boxed{11}")
+WRONG = "12+8=20\n20-9=12\n\\boxed{12}"
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> PromptEncoder:
+    return PromptEncoder(Prompts(system=""), load_tokenizer(tiny_model))
+
+
+def builder(encoder: PromptEncoder, selection: TokenSelection, length: int = 500, **parts) -> LessonBuilder:
+    privilege: Privilege = parts.get("privilege", PeerOutcomes())
+    return LessonBuilder(
+        encoder=encoder, privilege=privilege, selection=selection, locator=ChainErrors(), context_length=length
+    )
+
+
+def group(encoder: PromptEncoder, *texts: str, finish_reason: str = "stop") -> RolloutGroup:
+    rollouts = []
+    for text in texts:
+        ids = encoder.completion(text)
+        completion = Completion(token_ids=ids, logprobs=(-0.5,) * len(ids), finish_reason=finish_reason)
+        correct = text == PROBLEM.solution
+        rollouts.append(Rollout(completion=completion, text=text, verdict=Verdict(correct=correct, status="graded")))
+    return RolloutGroup(
+        problem=PROBLEM, prompt_ids=encoder.student(PROBLEM), rollouts=tuple(rollouts), policy_version=0
+    )
+
+
+def test_a_wrong_rollout_is_learned_up_to_its_error_under_three_views(encoder: PromptEncoder):
+    (lesson,), counts = builder(encoder, UpToError()).build([group(encoder, PROBLEM.solution, WRONG)])
+    learned = [t for t, w in zip(lesson.token_ids, lesson.weights, strict=True) if w]
+    assert encoder.decode(learned) == "12+8=20\n20-9=12"
+    assert lesson.num_learned == len(learned)
+    assert [view.role for view in lesson.views] == ["plain", "success", "success", "failure"]
+    assert lesson.views[0].prefix_ids == lesson.prompt_ids == encoder.student(PROBLEM)
+    assert lesson.views[3].prefix_ids == encoder.attempt(PROBLEM, WRONG)
+    assert counts["lessons"] == 1
+    assert counts["tokens_learned"] == len(learned)
+
+
+def test_a_rollout_whose_error_is_nowhere_to_be_found_is_dropped_and_counted(encoder: PromptEncoder):
+    lessons, counts = builder(encoder, UpToError()).build([group(encoder, "I cannot say.", WRONG)])
+    assert len(lessons) == 1
+    assert counts["dropped_unlocated"] == 1
+
+
+def test_the_token_ids_are_those_that_were_sampled(encoder: PromptEncoder):
+    odd = group(encoder, WRONG)
+    one_by_one = tuple(i for character in WRONG for i in encoder.completion(character)[:-1])
+    completion = Completion(token_ids=one_by_one, logprobs=(-1.0,) * len(one_by_one), finish_reason="length")
+    rollout = Rollout(completion=completion, text=WRONG, verdict=Verdict(correct=False, status="graded"))
+    odd = RolloutGroup(problem=PROBLEM, prompt_ids=odd.prompt_ids, rollouts=(rollout,), policy_version=0)
+    (lesson,), _ = builder(encoder, AllTokens()).build([odd])
+    assert lesson.token_ids == one_by_one
+
+
+def test_a_view_that_does_not_fit_is_dropped_and_counted_never_cut(encoder: PromptEncoder):
+    of = group(encoder, PROBLEM.solution, WRONG)
+    longest = max(len(encoder.attempt(PROBLEM, text)) for text in (PROBLEM.solution, WRONG))
+    fits = longest + len(encoder.completion(WRONG))
+    lessons, counts = builder(encoder, AllTokens(), length=fits).build([of])
+    assert len(lessons) == 1
+    assert counts["dropped_view_too_long"] == 0
+    lessons, counts = builder(encoder, AllTokens(), length=fits - 1).build([of])
+    assert lessons == ()
+    assert counts["dropped_view_too_long"] > 0
+
+
+def test_a_demonstration_is_learned_whole_with_its_end_token(encoder: PromptEncoder):
+    of = RolloutGroup(problem=PROBLEM, prompt_ids=(1, 2), rollouts=(), policy_version=0)
+    (lesson,), _ = builder(encoder, AllTokens(), privilege=Demonstration()).build([of])
+    assert lesson.token_ids == encoder.completion(PROBLEM.solution)
+    assert lesson.token_ids[-1] == encoder.end_id
+    assert set(lesson.weights) == {1.0}
+    assert lesson.logprobs is None
+    assert lesson.views == ()
