@@ -57,11 +57,12 @@ class LoraLinear(nn.Linear):
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
-        out = linear(x, self.weight, self.bias)
         if not self.enabled:
-            return out
+            return linear(x, self.weight, self.bias)
+        rows = x.flatten(0, -2)
         a, b = self.lora_A.weight.to(x.dtype), (self.lora_B.weight * self.scale).to(x.dtype)
-        return out + linear(linear(x, a), b)
+        out = torch.addmm(linear(rows, self.weight, self.bias), linear(rows, a), b.T)
+        return out.unflatten(0, x.shape[:-1])
 
     def merged(self) -> Tensor:
         """W + scale B A, computed in fp32 and cast to W's dtype. W itself is not touched."""
@@ -76,7 +77,9 @@ def add_adapter(model: nn.Module, lora: Lora) -> None:
     found = {name: layer for name, layer in model.named_modules() if name.rpartition(".")[2] in lora.targets}
     if missing := set(lora.targets) - {name.rpartition(".")[2] for name in found}:
         names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-        raise ValueError(f"targets {sorted(missing)} match no layer of the model; its linear layers are {sorted(names)}")
+        raise ValueError(
+            f"targets {sorted(missing)} match no layer of the model; its linear layers are {sorted(names)}"
+        )
     for name, layer in found.items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"target {name} is a {type(layer).__name__}; only linear layers can be adapted")
@@ -113,5 +116,6 @@ def read_adapter(folder: Path, lora: Lora) -> dict[str, Tensor]:
     if got != (lora.rank, lora.alpha, sorted(lora.targets)):
         raise ValueError(f"the adapter in {folder} has (rank, alpha, targets) {got}, expected {lora}")
     return {
-        name.removeprefix(_PEFT_PREFIX): weight for name, weight in load_file(folder / "adapter_model.safetensors").items()
+        name.removeprefix(_PEFT_PREFIX): weight
+        for name, weight in load_file(folder / "adapter_model.safetensors").items()
     }

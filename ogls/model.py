@@ -126,7 +126,7 @@ def _merged(base: Path, adapter: Path) -> Path:
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder `name`. It is made beside its place and renamed, so it is whole or absent; racers may both make."""
+    """The cached folder `name`, made beside its place and renamed, so that it is whole or absent whoever else makes it."""
     target = cache_folder() / name
     if target.is_dir():
         return target

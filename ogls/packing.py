@@ -56,7 +56,7 @@ def pack(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Packing:
-    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is that of the queries. Prefixes nobody owns are left out."""
+    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is that of the queries. Unowned prefixes are left out."""
     _check(prefixes, suffixes, owners)
     num_owned = Counter(owners)
     roots: list[list[int]] = []
@@ -141,15 +141,28 @@ def packed_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Causal where there is no mask. Padding is on the right, so that no real query sees it."""
+    """[sequences, longest, heads, d], causal where there is no mask. Padding is on the right: no real query sees it.
+
+    On a CPU the gradient of torch's fused attention takes most of a step with short sequences, so it is written out
+    there, and without gradient too, so that student and teacher round alike.
+    """
     groups = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2)
+    if q.device.type != "cpu":
+        k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        return out.transpose(1, 2)
+    if mask is None:
+        mask = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+    scaling = q.shape[3] ** -0.5 if scaling is None else scaling
+    grouped = (q * scaling).reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # query heads of a key head side by side
+    scores = (grouped @ k.mT).view(*q.shape[:3], -1) + mask
+    out = scores.softmax(-1).view(*grouped.shape[:3], -1) @ v
+    return out.reshape(q.shape).transpose(1, 2)
 
 
 class _Select(torch.autograd.Function):
-    """Rows `index` of x, where every row is wanted once (and others only as padding): the gradient is a selection too."""
+    """Rows `index` of x, each wanted once and else only as padding, so that the gradient is a selection too."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
@@ -180,7 +193,7 @@ def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
 
 
 def _branch_mask(root_lengths: Tensor, owners: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own, causally."""
+    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own, causally."""
     longest_root = int(root_lengths.max())
     steps = torch.arange(longest, device=owners.device)
     own = (steps[None, :] <= steps[:, None]).expand(len(owners), -1, -1)
@@ -203,4 +216,6 @@ def _check(prefixes: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]],
         if not 0 <= owner < len(prefixes):
             raise ValueError(f"suffix {i} continues prefix {owner}, but there are {len(prefixes)} prefixes")
         if not suffix or not prefixes[owner]:
-            raise ValueError(f"suffix {i} and its prefix need a token each: got {len(suffix)} and {len(prefixes[owner])}")
+            raise ValueError(
+                f"suffix {i} and its prefix need a token each: got {len(suffix)} and {len(prefixes[owner])}"
+            )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ogls.policy import Policy
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are drawn: softmax(logits / temperature), cut to the `top_k` likeliest and then to the mass `top_p`.
 
