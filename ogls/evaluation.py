@@ -15,7 +15,6 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from ogls.records import RolloutGroup
 
@@ -35,6 +34,8 @@ def mean_interval(values: Sequence[float], lowest: float = -math.inf, highest: f
     mean = float(np.mean(values))
     if len(values) == 1:
         return Interval(mean, lowest, highest)
+    from scipy.special import stdtrit  # slow to import, and `--help` comes through here
+
     half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Interval(mean, max(mean - half, lowest), min(mean + half, highest))
 
@@ -128,6 +129,8 @@ def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
         raise ValueError(f"expected the same problems before and after, got {len(odd)} in one only: {odd[:5]}")
+    from scipy.special import stdtr
+
     differences = [after[problem] - before[problem] for problem in before]
     count = len(differences)
     mean, low, high = mean_interval(differences)
