@@ -1,0 +1,8 @@
+"""What happens around a run: its record, its checkpoints, how it is shown and how it stops."""
+
+from ogls.callbacks.best import BestCheckpoint
+from ogls.callbacks.progress import RichProgress
+from ogls.callbacks.recorder import RunRecorder
+from ogls.callbacks.stop import GracefulStop
+
+__all__ = ["BestCheckpoint", "GracefulStop", "RichProgress", "RunRecorder"]

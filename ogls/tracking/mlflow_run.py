@@ -1,0 +1,125 @@
+"""One run in MLflow, as the outbox's thread sees it: every method may wait or raise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+_PARAM_LIMIT = 250  # MLflow cuts parameters; the whole configuration is an artifact
+_QUIET = ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.utils")
+
+
+class MLflowRun:
+    """Begun, or taken up again, at the first use.
+
+    Args:
+        uri: of the tracking store.
+        experiment: made if there is none of this name.
+        name: of the run.
+        tags: of the run.
+        system_metrics: start MLflow's own monitor.
+        run_id: of a run to go on with.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str, name: str, tags: dict[str, str], system_metrics: bool, run_id: str | None
+    ) -> None:
+        self.uri, self.experiment, self.name, self.tags = uri, experiment, name, tags
+        self.system_metrics, self.run_id = system_metrics, run_id
+        self._client: MlflowClient | None = None
+        self._monitor: SystemMetricsMonitor | None = None
+
+    def open(self) -> tuple[MlflowClient, str]:
+        """Client and run id."""
+        if self._client is not None and self.run_id is not None:
+            return self._client, self.run_id
+        for name, value in {"HTTP_REQUEST_TIMEOUT": "10", "HTTP_REQUEST_MAX_RETRIES": "2"}.items():
+            os.environ.setdefault(f"MLFLOW_{name}", value)  # as they come: 120 s, seven times
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in _QUIET:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+        from mlflow.tracking.context.registry import resolve_tags
+
+        client = MlflowClient(self.uri)
+        if self.run_id is None:
+            experiment_id = self._experiment_id(client)
+            run = client.create_run(experiment_id, tags=resolve_tags(self.tags), run_name=self.name)
+            self.run_id = run.info.run_id
+        else:
+            client.update_run(self.run_id, status="RUNNING")
+        self._client = client
+        if self.system_metrics:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+            self._monitor.start()
+        return client, self.run_id
+
+    def _experiment_id(self, client: MlflowClient) -> str:
+        known = client.get_experiment_by_name(self.experiment)
+        if known is not None:
+            return known.experiment_id
+        local = Path("mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite") else None
+        return client.create_experiment(self.experiment, artifact_location=local)
+
+    def metrics(self, row: Mapping[str, float], step: int, seconds: float) -> None:
+        from mlflow.entities import Metric
+
+        client, run_id = self.open()
+        client.log_batch(run_id, metrics=[Metric(name, v, int(seconds * 1000), step) for name, v in row.items()])
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Parameters are immutable: what a resumed run has otherwise than before goes into the tag `changed`."""
+        from mlflow.entities import Param
+
+        client, run_id = self.open()
+        known = client.get_run(run_id).data.params
+        texts = {name: str(value)[:_PARAM_LIMIT] for name, value in values.items()}
+        new = [Param(name, text) for name, text in texts.items() if name not in known]
+        for start in range(0, len(new), 100):  # MLflow takes 100 at a time
+            client.log_batch(run_id, params=new[start : start + 100])
+        changed = {name: text for name, text in texts.items() if known.get(name, text) != text}
+        if changed:
+            client.set_tag(run_id, "changed", json.dumps(changed)[:5000])
+
+    def data(self, described: Mapping[str, Mapping[str, Any]]) -> None:
+        """Each split as a data set of the run, and all of them as `data.json`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        client, run_id = self.open()
+        inputs = []
+        for name, split in described.items():
+            size = json.dumps({"num_rows": split["problems"]})
+            data = Dataset(name, split["digest"], source_type="code", source=split["source"], profile=size)
+            inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", name)]))
+        client.log_inputs(run_id, datasets=inputs)
+        client.log_dict(run_id, dict(described), "data.json")
+
+    def text(self, text: str, file: str) -> None:
+        client, run_id = self.open()
+        client.log_text(run_id, text, file)
+
+    def table(self, columns: Mapping[str, Sequence[Any]], file: str) -> None:
+        client, run_id = self.open()
+        client.log_table(run_id, dict(columns), file)
+
+    def folder(self, folder: Path, name: str) -> None:
+        client, run_id = self.open()
+        client.log_artifacts(run_id, str(folder), name)
+
+    def end(self, state: str) -> None:
+        """FINISHED, FAILED or KILLED; a later call takes the run up again."""
+        client, run_id = self.open()
+        if self._monitor is not None:
+            self._monitor.finish()
+        client.set_terminated(run_id, state)
+        self._client = self._monitor = None

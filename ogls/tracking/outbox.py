@@ -1,0 +1,57 @@
+"""Calls to the outside world, made in order by one background thread, so that training never waits for them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+
+class Outbox:
+    """A bounded queue of calls and the thread that makes them.
+
+    A call that raises, or that finds the queue full, is lost: `lost` counts them and `error` keeps the first reason.
+
+    Args:
+        capacity: calls that may wait.
+    """
+
+    def __init__(self, capacity: int = 10_000) -> None:
+        self.lost = 0
+        self.error: str | None = None
+        self._lock = threading.Lock()
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._work, name="ogls-outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, call: Callable[[], None]) -> None:
+        """Leaves a call to be made. Returns at once and never raises."""
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self.lose("the queue is full")
+
+    def lose(self, reason: str) -> None:
+        with self._lock:
+            self.lost += 1
+            self.error = self.error or reason
+
+    def close(self, timeout: float) -> None:
+        """Waits up to `timeout` seconds for the calls that were left; what is not made by then is lost."""
+        deadline = time.monotonic() + timeout
+        try:
+            self._calls.put(None, timeout=timeout)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        except queue.Full:
+            pass  # the thread is still alive, which the next line counts
+        if self._thread.is_alive():
+            waiting = self._calls.qsize()
+            self.lose(f"no answer within {timeout:.0f} s; {waiting} calls were waiting")
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as error:  # whatever the other side does, the run goes on
+                self.lose(f"{type(error).__name__}: {str(error)[:300]}")

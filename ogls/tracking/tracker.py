@@ -1,0 +1,219 @@
+"""The training thread's side of tracking: Lightning's logger."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
+
+from ogls.problems.base import ProblemSource
+from ogls.tracking.mlflow_run import MLflowRun
+from ogls.tracking.outbox import Outbox
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
+_ROWS_LIMIT = 100  # of a table of completions
+_DESCRIBED = 5  # problems shown of each split
+_DIGESTED = 100  # problems hashed of each split: procedural ones have no end
+
+
+class Tracker(Logger):
+    """Lightning's logger for this project.
+
+    Args:
+        experiment: MLflow experiment.
+        method: what is being run, as the tables and figures of `analysis` name it.
+        seed: of the run, as they count it.
+        run_name: also the name of the run's folder; null makes one of method, seed and time.
+        folder: holds one folder a run.
+        tracking_uri: `sqlite:///file` or the address of an MLflow server.
+        tags: further tags of the run.
+        parent_run_id: shows this run below that one.
+        system_metrics: processor, memory, disk, network and GPU, every 10 s.
+    """
+
+    def __init__(
+        self,
+        experiment: str = "ogls",
+        method: str = "ogls_sd",
+        seed: int = 0,
+        run_name: str | None = None,
+        folder: str = "runs",
+        tracking_uri: str = "sqlite:///mlflow.db",
+        tags: dict[str, str] | None = None,
+        parent_run_id: str | None = None,
+        system_metrics: bool = True,
+    ) -> None:
+        super().__init__()
+        run_name = run_name or f"{method}-s{seed}-{datetime.now():%m%d-%H%M%S}-{os.getpid() % 4096:03x}"
+        if not _SAFE_NAME.fullmatch(run_name):
+            raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
+        if "://" not in tracking_uri or tracking_uri.startswith("file:"):
+            raise ValueError(f"tracking_uri must be sqlite:///file or a server's address, got {tracking_uri!r}")
+        if tracking_uri.startswith("sqlite:///"):  # absolute, so that the printed command works anywhere
+            tracking_uri = f"sqlite:///{Path(tracking_uri.removeprefix('sqlite:///')).resolve()}"
+        self.method, self.seed, self.run_name = method, seed, run_name
+        self.folder, self.tracking_uri = Path(folder), tracking_uri
+        tags = {"method": method, "seed": str(seed), **(tags or {})}
+        if parent_run_id is not None:
+            tags["mlflow.parentRunId"] = parent_run_id
+        self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics, run_id=None)
+        self._outbox: Outbox | None = None
+        self._ending: str | None = None
+        self._held = False
+        self._latest: dict[str, float] = {}
+        self.updates: Callable[[], int] | None = None  # made so far; Lightning counts the update under way instead
+
+    # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return self.run_name
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row: a line of the JSONL file and a batch for MLflow. Names are `pass_at_8`, never `pass@8`.
+
+        The row's step is the number of updates that the weights have seen, where `updates` says it.
+        """
+        row = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        wrong = [name for name in row if not _METRIC_NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"metric names may have letters, digits, spaces and _ / . - but got {wrong[0]!r}")
+        if not row:
+            return
+        at, seconds = self.updates() if self.updates else step or 0, time.time()
+        self._latest.update(row)
+        self._write({"step": at, "time": round(seconds, 3), **row})
+        self._box.put(lambda: self._run.metrics(row, at, seconds))
+
+    def _write(self, line: Mapping[str, float]) -> None:
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            with (self.run_folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk does not end a run here
+            self._box.lose(f"metrics.jsonl: {error}")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        values = vars(params) if isinstance(params, Namespace) else dict(params)
+        self._box.put(lambda: self._run.params(values))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Ends the run: FINISHED after success, else what `end_as` said, else FAILED. Waits for what is under way."""
+        if self._outbox is None or (self._held and status == "success"):
+            return
+        if status == "success":
+            self.log_metrics({f"final/{k[4:]}": v for k, v in self._latest.items() if k.startswith("val/")})
+        state = "FINISHED" if status == "success" else self._ending or "FAILED"
+        box, self._outbox = self._outbox, None
+        box.put(lambda: self._run.end(state))
+        box.close(timeout=60.0 if self.tracking_uri.startswith("sqlite") else 10.0)
+        print(f"\nRun {self.run_name} {state}; every metric is in {self.run_folder / 'metrics.jsonl'}")
+        if box.lost:
+            print(f"MLflow at {self.tracking_uri} lacks {box.lost} of its entries. {box.error}")
+        print(f"MLflow: {self.ui_command}", flush=True)
+
+    # ---- the project's own ----
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / self.run_name
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's; None until the outbox has reached it."""
+        return self._run.run_id
+
+    @property
+    def ui_command(self) -> str:
+        """The command that shows this run; for a server, its address."""
+        if not self.tracking_uri.startswith("sqlite"):
+            return self.tracking_uri
+        beside = Path(sys.executable).parent / "mlflow"
+        program = str(beside) if beside.exists() and not shutil.which("mlflow") else "mlflow"
+        return f"{program} ui --backend-store-uri {self.tracking_uri} --host 127.0.0.1"
+
+    def resume(self, run_id: str | None) -> None:
+        """Goes on in an MLflow run that was begun before. To be called before anything is logged."""
+        assert self._outbox is None, "this run has begun already"
+        self._run.run_id = run_id
+
+    def move(self, run_folder: Path) -> None:
+        """Goes on in this folder."""
+        self.folder, self.run_name = run_folder.parent, run_folder.name
+
+    def end_as(self, state: Literal["FAILED", "KILLED"]) -> None:
+        """What an unsuccessful end will be called."""
+        self._ending = state
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Several stages in one run: success within does not end it."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    @rank_zero_only
+    def log_config(self, text: str, values: Mapping[str, Any]) -> None:
+        """The resolved configuration: whole as `config.yaml`, its leaves as parameters."""
+        self.log_hyperparams({**values, "method": self.method, "seed": self.seed})
+        self._box.put(lambda: self._run.text(text, "config.yaml"))
+
+    @rank_zero_only
+    def log_data(self, splits: Mapping[str, ProblemSource]) -> None:
+        """What is trained and judged on: number of problems, the first few, a digest of the first hundred."""
+        described = {}
+        for name, problems in splits.items():
+            head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
+            lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
+            described[name] = {
+                "problems": len(problems),
+                "source": type(problems).__name__,
+                "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
+                "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
+            }
+        self._box.put(lambda: self._run.data(described))
+
+    @rank_zero_only
+    def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """One table of at most 100 rows, in a file of its own: appending to a table would write it anew each time."""
+        if rows:
+            columns = {name: [row[name] for row in rows[:_ROWS_LIMIT]] for name in rows[0]}
+            self._box.put(lambda: self._run.table(columns, f"completions/step-{step:06d}.json"))
+
+    @rank_zero_only
+    def log_folder(self, folder: Path, name: str) -> None:
+        """A folder as an artifact."""
+        self._box.put(lambda: self._run.folder(folder, name))
+
+    @property
+    def _box(self) -> Outbox:
+        if self._outbox is None:
+            self._outbox = Outbox()
+        return self._outbox

@@ -1,0 +1,118 @@
+"""A run without a language model: one weight, records made by hand, the callbacks and the tracker as in a real run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
+from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+from ogls.tracking import Tracker
+
+STEPS = 4  # an epoch
+
+
+def group(i: int, correct: bool) -> RolloutGroup:
+    completion = Completion(token_ids=(1, 2), logprobs=(-0.1, -0.2), finish_reason="stop")
+    verdict = Verdict(correct=correct, status="graded", answer=str(i))
+    rollout = Rollout(completion=completion, text=f"\\boxed{{{i}}}", verdict=verdict)
+    problem = Problem(id=f"p{i}", text=f"What is {i}?", answer=str(i))
+    return RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=(rollout,), policy_version=0)
+
+
+class Problems(list[Problem]):
+    pass
+
+
+class Steps:
+    """Sized, like the product's stream of rollouts; says which step it makes a batch for."""
+
+    def __init__(self, data: TinyData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Any:
+        assert self.data.trainer is not None
+        for _ in range(self.data.trainer.global_step % STEPS, STEPS):
+            time.sleep(self.data.seconds)
+            yield torch.tensor([float(self.data.trainer.global_step)])
+
+
+class TinyData(LightningDataModule):
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.train_problems = Problems(group(i, True).problem for i in range(3))
+        self.val_problems = Problems(group(i, True).problem for i in range(2))
+
+    def train_dataloader(self) -> Any:
+        return Steps(self)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
+    def val_dataloader(self) -> Any:
+        return DataLoader([group(i, i % 2 == 0) for i in range(3)], collate_fn=list)
+
+
+class TinyPolicy(torch.nn.Linear):
+    def save_adapter(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter.txt").write_text(str(self.weight.item()))
+
+
+class Tiny(LightningModule):
+    """Step t moves the weight by t + 1, so the weight tells which steps were made."""
+
+    def __init__(self, rises: bool = True) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = TinyPolicy(1, 1, bias=False)
+        torch.nn.init.zeros_(self.policy.weight)
+        self.rises = rises
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        assert int(batch) == self.trainer.global_step
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(-(self.policy.weight * (batch + 1)).sum())
+        optimizer.step()
+        self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
+        print(f"stepped {self.trainer.global_step}", flush=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        time.sleep(self.trainer.datamodule.seconds)  # pyright: ignore[reportAttributeAccessIssue]
+        accuracy = 0.1 * (1 + self.trainer.global_step) if self.rises else 1.0 - 0.1 * self.trainer.global_step
+        self.log_dict({"val/avg_at_4": accuracy, "val/avg_at_4_low": accuracy - 0.1}, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def trainer(epochs: int, **tracker: Any) -> Trainer:
+    return Trainer(
+        max_epochs=epochs,
+        logger=Tracker(**tracker),
+        callbacks=[RunRecorder(), BestCheckpoint(save_every=1), GracefulStop(), RichProgress()],
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+    )
+
+
+if __name__ == "__main__":
+    epochs, seconds = int(sys.argv[1]), float(sys.argv[2])
+    ckpt_path = sys.argv[3] if len(sys.argv) > 3 else None
+    model = Tiny()
+    made = trainer(epochs, method="tiny", system_metrics=False)
+    made.fit(model, TinyData(seconds), ckpt_path=ckpt_path)
+    print(f"weight {model.policy.weight.item()}")
