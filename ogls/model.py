@@ -126,7 +126,7 @@ def _merged(base: Path, adapter: Path) -> Path:
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder `name`, made beside its place and renamed, so that it is whole or absent whoever else makes it."""
+    """The cached folder `name`, made beside its place and renamed: whole or absent, whoever else makes it too."""
     target = cache_folder() / name
     if target.is_dir():
         return target

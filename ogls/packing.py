@@ -1,7 +1,7 @@
-"""Prefixes and suffixes as one row of tokens without padding, and the attention that keeps them apart.
+"""Prefixes and suffixes as one row of tokens without padding.
 
 A trunk spends nearly all its time in linear layers, which do not care where a sequence begins. So all tokens of a pass
-lie in one row, and only the attention knows the sequences. There are two kinds:
+lie in one row, and only the attention (`ogls.attention`) knows the sequences. There are two kinds:
 
 - a *root* is read from its beginning: a prefix, or a prefix with its only suffix;
 - a *branch* continues a root that several suffixes share: it attends to the root's keys and, causally, to its own.
@@ -18,10 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-
-ATTENTION = "ogls_packed"
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,7 +53,7 @@ def pack(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Packing:
-    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is that of the queries. Unowned prefixes are left out."""
+    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is the queries'. Prefixes nobody owns are left out."""
     _check(prefixes, suffixes, owners)
     num_owned = Counter(owners)
     roots: list[list[int]] = []
@@ -103,86 +100,6 @@ def pack(
     )
 
 
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    packing: Packing | None = None,
-    sliding_window: int | None = None,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention over a row: [1, heads, tokens, d] -> [1, tokens, heads, d]. Without a packing it is transformers' sdpa.
-
-    Registered with transformers under the name `ogls_packed`; the signature is theirs.
-    """
-    if packing is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
-        )
-    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise ValueError("attention with soft-capping or sinks is not supported")
-    if sliding_window is not None and int(packing.position_ids.max()) >= sliding_window:
-        raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
-    n = packing.num_root_tokens
-    qs, ks, vs = (_to_grid(x[:n], packing.roots) for x in (q, k, v))  # [roots, longest, heads, d]
-    out = _from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)
-    if packing.branches is not None:
-        qb, kb, vb = (_to_grid(x[n:], packing.branches) for x in (q, k, v))
-        kb, vb = (torch.cat([x[packing.owners], b], dim=1) for x, b in ((ks, kb), (vs, vb)))
-        branch_out = _attend(qb, kb, vb, packing.mask, scaling)
-        out = torch.cat([out, _from_grid(branch_out, packing.branches)])
-    return out[None], None
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """[sequences, longest, heads, d], causal where there is no mask. Padding is on the right: no real query sees it.
-
-    On a CPU the gradient of torch's fused attention takes most of a step with short sequences, so it is written out
-    there, and without gradient too, so that student and teacher round alike.
-    """
-    groups = q.shape[2] // k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if q.device.type != "cpu":
-        k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
-        return out.transpose(1, 2)
-    if mask is None:
-        mask = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
-    scaling = q.shape[3] ** -0.5 if scaling is None else scaling
-    grouped = (q * scaling).reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # query heads of a key head side by side
-    scores = (grouped @ k.mT).view(*q.shape[:3], -1) + mask
-    out = scores.softmax(-1).view(*grouped.shape[:3], -1) @ v
-    return out.reshape(q.shape).transpose(1, 2)
-
-
-class _Select(torch.autograd.Function):
-    """Rows `index` of x, each wanted once and else only as padding, so that the gradient is a selection too."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        _, inverse = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
-
-
-def _to_grid(x: Tensor, grid: Grid) -> Tensor:
-    return _Select.apply(x, grid.cells, grid.tokens).unflatten(0, (-1, grid.longest))
-
-
-def _from_grid(x: Tensor, grid: Grid) -> Tensor:
-    return x.flatten(0, 1).index_select(0, grid.tokens)
-
-
 def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
     longest = max(lengths)
     size = torch.tensor(lengths, device=device)
@@ -193,7 +110,7 @@ def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
 
 
 def _branch_mask(root_lengths: Tensor, owners: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own, causally."""
+    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own so far."""
     longest_root = int(root_lengths.max())
     steps = torch.arange(longest, device=owners.device)
     own = (steps[None, :] <= steps[:, None]).expand(len(owners), -1, -1)

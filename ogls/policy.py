@@ -15,8 +15,9 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ogls.attention import ATTENTION, register_attention
 from ogls.lora import Lora, adapted_layers, add_adapter, read_adapter, save_adapter
-from ogls.packing import ATTENTION, pack, packed_attention
+from ogls.packing import pack
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -38,12 +39,10 @@ class Policy(nn.Module):
         dtype: Dtype = "bfloat16",
         gradient_checkpointing: bool = False,
     ) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-        from transformers.masking_utils import sdpa_mask
+        from transformers import AutoModelForCausalLM
 
         super().__init__()
-        AttentionInterface.register(ATTENTION, packed_attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        register_attention()
         self.path, self.lora, self.dtype = Path(path), lora, dtype
         self._autocast = lora is None and dtype == "bfloat16"
         loaded = torch.float32 if lora is None else _TORCH[dtype]
@@ -131,7 +130,7 @@ class Policy(nn.Module):
                 p.data = kept[name]
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights that can have changed, named as in the folder's safetensors, in `dtype`. The base stays as it is."""
+        """What can have changed, named as in the folder's safetensors, in `dtype`. The base stays as it is."""
         if self.lora is not None:
             yield from ((f"{name}.weight", layer.merged()) for name, layer in adapted_layers(self.model))
         else:
@@ -188,9 +187,7 @@ class Policy(nn.Module):
             got = self.model.get_output_embeddings()(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8])
         off = float((got - expected).abs().mean() / expected.abs().mean())
         if off > 0.1:
-            raise ValueError(
-                f"the logits of {config.model_type} are {off:.0%} off its head applied to its last states: not supported"
-            )
+            raise ValueError(f"the logits of {config.model_type} are {off:.0%} off head(last states): not supported")
 
 
 _TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -1,0 +1,116 @@
+"""Real vLLM with a tiny model: what it samples from must be the policy, after every change of the weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ogls.engine.base import Sampling, end_token_ids
+from ogls.engine.vllm import VllmEngine
+from ogls.lora import Lora
+from ogls.policy import Policy
+from ogls.records import Completion
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra cpu or cuda"),
+    pytest.mark.filterwarnings("default"),  # vLLM's own
+]
+PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [100, 101] * 20]
+SAMPLING = Sampling(max_tokens=40, temperature=0.8)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(sync="merged", memory_gib=0.25, max_num_seqs=64)
+    engine.start(tiny_model, context_length=256)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def policy(tiny_model: Path) -> Policy:
+    torch.manual_seed(0)
+    return Policy(tiny_model, lora=Lora(rank=8))
+
+
+def shift(policy: Policy, size: float = 0.3) -> None:
+    for p in policy.trainable().values():
+        p.data += size * torch.randn_like(p)
+
+
+def mismatch(policy: Policy, groups: list[list[Completion]], temperature: float = 0.8) -> float:
+    """Mean |log-prob by the engine - log-prob by the policy| of the sampled tokens."""
+    suffixes = [c.token_ids for group in groups for c in group]
+    owners = [i for i, group in enumerate(groups) for _ in group]
+    weight, _ = policy.head
+    with torch.no_grad():
+        logits = (policy.hidden(PROMPTS, suffixes, owners).float() @ weight.float().T) / temperature
+    ids = torch.tensor([t for suffix in suffixes for t in suffix])
+    own = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    theirs = torch.tensor([x for group in groups for c in group for x in c.logprobs])
+    return float((own - theirs).abs().mean())
+
+
+def test_engine_samples_from_the_policy_after_every_change(engine: VllmEngine, policy: Policy) -> None:
+    for version in range(3):
+        engine.load(policy, version)
+        assert engine.version == version
+        groups = engine.generate(PROMPTS, SAMPLING, n=8, seed=version)
+        assert mismatch(policy, groups) <= 0.03
+        shift(policy)
+        assert mismatch(policy, groups) > 0.1  # the check can tell an old policy from a new one
+
+
+def test_completions_are_whole(engine: VllmEngine, policy: Policy) -> None:
+    engine.load(policy, 0)
+    groups = engine.generate(PROMPTS, SAMPLING, n=16, seed=0)
+    assert [len(group) for group in groups] == [16] * 3
+    ends = set(end_token_ids(policy.path))
+    for completion in (c for group in groups for c in group):
+        ids = completion.token_ids
+        assert len(ids) == len(completion.logprobs) <= 40
+        assert completion.finish_reason == ("stop" if ids[-1] in ends else "length")
+        assert completion.finish_reason == "stop" or len(ids) == 40
+        assert not ends & set(ids[:-1])
+    assert {c.finish_reason for group in groups for c in group} == {"stop", "length"}
+
+
+def test_seed_decides_and_the_trainers_generator_is_left_alone(engine: VllmEngine, policy: Policy) -> None:
+    engine.load(policy, 0)
+    before = torch.get_rng_state()
+    first, again, other = (engine.generate(PROMPTS, SAMPLING, n=4, seed=seed) for seed in (5, 5, 6))
+    assert [[c.token_ids for c in g] for g in first] == [[c.token_ids for c in g] for g in again]
+    assert first != other
+    assert len({c.token_ids for c in first[0]}) == 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_full_weights_are_synced_too(engine: VllmEngine, tiny_model: Path) -> None:
+    policy = Policy(tiny_model)
+    shift(policy, 0.05)
+    engine.load(policy, 1)
+    assert mismatch(policy, engine.generate(PROMPTS, SAMPLING, n=8, seed=0)) <= 0.03
+
+
+def test_what_does_not_fit_is_refused(engine: VllmEngine, policy: Policy) -> None:
+    engine.load(policy, 0)
+    with pytest.raises(ValueError, match="prompt 2 does not fit"):
+        engine.generate(PROMPTS, Sampling(max_tokens=220), n=1, seed=0)
+
+
+def test_an_engine_without_weights_says_so() -> None:
+    with pytest.raises(ValueError, match="call load"):
+        _ = VllmEngine().version
+    with pytest.raises(ValueError, match="memory_gib"):
+        VllmEngine(memory_gib=0)
+
+
+def test_missing_vllm_names_the_extras(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"ogls\[cpu\].*ogls\[cuda\]"):
+        VllmEngine().start(tmp_path, context_length=16)
