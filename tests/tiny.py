@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
+from ogls.problems.base import ProblemSource
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 from ogls.tracking import Tracker
 
@@ -26,8 +28,15 @@ def group(i: int, correct: bool) -> RolloutGroup:
     return RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=(rollout,), policy_version=0)
 
 
-class Problems(list[Problem]):
-    pass
+class Problems(ProblemSource):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Problem:
+        return group(index, True).problem
 
 
 class Steps:
@@ -50,8 +59,8 @@ class TinyData(LightningDataModule):
     def __init__(self, seconds: float = 0.0) -> None:
         super().__init__()
         self.seconds = seconds
-        self.train_problems = Problems(group(i, True).problem for i in range(3))
-        self.val_problems = Problems(group(i, True).problem for i in range(2))
+        self.train_problems = Problems(3)
+        self.val_problems = Problems(2)
 
     def train_dataloader(self) -> Any:
         return Steps(self)
@@ -72,8 +81,9 @@ class TinyPolicy(torch.nn.Linear):
 class Tiny(LightningModule):
     """Step t moves the weight by t + 1, so the weight tells which steps were made."""
 
-    def __init__(self, rises: bool = True) -> None:
+    def __init__(self, rises: bool = True, during: dict[int, Callable[[], None]] | None = None) -> None:
         super().__init__()
+        self.during = during or {}  # what happens in the course of a step
         self.automatic_optimization = False
         self.policy = TinyPolicy(1, 1, bias=False)
         torch.nn.init.zeros_(self.policy.weight)
@@ -85,6 +95,7 @@ class Tiny(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(-(self.policy.weight * (batch + 1)).sum())
         optimizer.step()
+        self.during.get(self.trainer.global_step, lambda: None)()
         self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
         print(f"stepped {self.trainer.global_step}", flush=True)
 

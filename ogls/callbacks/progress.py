@@ -92,7 +92,8 @@ def phases(values: dict[str, float]) -> str:
 
 
 def _quieten_lightning() -> None:
-    """Which accelerators are absent and which products could be installed is no news of a run."""
+    """Absent accelerators and products to install are no news of a run; advice on loaders of fixed data does not apply
+    to a stream of rollouts, whose order and seeds follow from the step."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated")
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    for message in (".*LeafSpec.* is deprecated", ".*does not have many workers", ".*your dataloader is not resumable"):
+        warnings.filterwarnings("ignore", message=message)

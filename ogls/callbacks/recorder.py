@@ -28,10 +28,12 @@ class RunRecorder(Callback):
         """A run that goes on keeps its MLflow run, and its folder where the checkpoint lies in one."""
         if trainer.state.fn != TrainerFn.FITTING or not isinstance(trainer.logger, Tracker):
             return
-        trainer.logger.resume(checkpoint["mlflow_run_id"])
         folder = Path(str(trainer.ckpt_path)).parent
-        if folder.name == CHECKPOINTS and isinstance(trainer.checkpoint_callback, BestCheckpoint):
-            trainer.logger.move(folder.parent)
+        if folder.name != CHECKPOINTS:
+            trainer.logger.resume(checkpoint["mlflow_run_id"], None)
+            return
+        trainer.logger.resume(checkpoint["mlflow_run_id"], folder.parent)
+        if isinstance(trainer.checkpoint_callback, BestCheckpoint):
             trainer.checkpoint_callback.dirpath = str(folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 _PARAM_LIMIT = 250  # MLflow cuts parameters; the whole configuration is an artifact
-_QUIET = ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.utils")
+_TABLES, _TABLES_LIMIT = "mlflow.loggedArtifacts", 100  # a tag holds 8,000 characters
+_QUIET = ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.utils", "urllib3.connectionpool")
 
 
 class MLflowRun:
@@ -26,14 +27,13 @@ class MLflowRun:
         name: of the run.
         tags: of the run.
         system_metrics: start MLflow's own monitor.
-        run_id: of a run to go on with.
     """
 
-    def __init__(
-        self, uri: str, experiment: str, name: str, tags: dict[str, str], system_metrics: bool, run_id: str | None
-    ) -> None:
+    def __init__(self, uri: str, experiment: str, name: str, tags: dict[str, str], system_metrics: bool) -> None:
         self.uri, self.experiment, self.name, self.tags = uri, experiment, name, tags
-        self.system_metrics, self.run_id = system_metrics, run_id
+        self.system_metrics = system_metrics
+        self.run_id: str | None = None
+        self.resumed = False  # goes on in the run of this id, or of this name where the id is not known
         self._client: MlflowClient | None = None
         self._monitor: SystemMetricsMonitor | None = None
 
@@ -45,13 +45,16 @@ class MLflowRun:
             os.environ.setdefault(f"MLFLOW_{name}", value)  # as they come: 120 s, seven times
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         for name in _QUIET:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR)  # what fails is counted and told at the end
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
 
         client = MlflowClient(self.uri)
+        experiment_id = self._experiment_id(client)
+        if self.resumed and self.run_id is None:
+            named = client.search_runs([experiment_id], f"run_name = '{self.name}'", max_results=1)
+            self.run_id = named[0].info.run_id if named else None
         if self.run_id is None:
-            experiment_id = self._experiment_id(client)
             run = client.create_run(experiment_id, tags=resolve_tags(self.tags), run_name=self.name)
             self.run_id = run.info.run_id
         else:
@@ -108,9 +111,12 @@ class MLflowRun:
         client, run_id = self.open()
         client.log_text(run_id, text, file)
 
-    def table(self, columns: Mapping[str, Sequence[Any]], file: str) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], file: str) -> None:
+        """A file in MLflow's format of tables, and the tag by which its pages find the newest ones."""
         client, run_id = self.open()
-        client.log_table(run_id, dict(columns), file)
+        client.log_dict(run_id, {"columns": list(columns), "data": [list(row) for row in rows]}, file)
+        shown = json.loads(client.get_run(run_id).data.tags.get(_TABLES, "[]"))[1 - _TABLES_LIMIT :]
+        client.set_tag(run_id, _TABLES, json.dumps([*shown, {"path": file, "type": "table"}]))
 
     def folder(self, folder: Path, name: str) -> None:
         client, run_id = self.open()

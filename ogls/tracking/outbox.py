@@ -20,6 +20,7 @@ class Outbox:
     def __init__(self, capacity: int = 10_000) -> None:
         self.lost = 0
         self.error: str | None = None
+        self._abandoned = False
         self._lock = threading.Lock()
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._work, name="ogls-outbox", daemon=True)
@@ -46,11 +47,11 @@ class Outbox:
         except queue.Full:
             pass  # the thread is still alive, which the next line counts
         if self._thread.is_alive():
-            waiting = self._calls.qsize()
-            self.lose(f"no answer within {timeout:.0f} s; {waiting} calls were waiting")
+            self._abandoned = True
+            self.lose(f"no answer within {timeout:.0f} s; about {self._calls.qsize()} calls were waiting")
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (call := self._calls.get()) is not None and not self._abandoned:
             try:
                 call()
             except Exception as error:  # whatever the other side does, the run goes on

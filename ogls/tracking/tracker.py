@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -25,6 +25,7 @@ from ogls.tracking.outbox import Outbox
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
+_PATIENCE_LOCAL, _PATIENCE_SERVER = 60.0, 10.0  # seconds that the end of a run waits for MLflow
 _ROWS_LIMIT = 100  # of a table of completions
 _DESCRIBED = 5  # problems shown of each split
 _DIGESTED = 100  # problems hashed of each split: procedural ones have no end
@@ -58,7 +59,7 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
-        run_name = run_name or f"{method}-s{seed}-{datetime.now():%m%d-%H%M%S}-{os.getpid() % 4096:03x}"
+        run_name = run_name or f"{method}-s{seed}-{datetime.now():%m%d-%H%M%S}-{token_hex(2)}"
         if not _SAFE_NAME.fullmatch(run_name):
             raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
         if "://" not in tracking_uri or tracking_uri.startswith("file:"):
@@ -70,7 +71,7 @@ class Tracker(Logger):
         tags = {"method": method, "seed": str(seed), **(tags or {})}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
-        self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics, run_id=None)
+        self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics)
         self._outbox: Outbox | None = None
         self._ending: str | None = None
         self._held = False
@@ -108,7 +109,7 @@ class Tracker(Logger):
         self._write({"step": at, "time": round(seconds, 3), **row})
         self._box.put(lambda: self._run.metrics(row, at, seconds))
 
-    def _write(self, line: Mapping[str, float]) -> None:
+    def _write(self, line: Mapping[str, float | int]) -> None:
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
             with (self.run_folder / "metrics.jsonl").open("a") as file:
@@ -131,7 +132,7 @@ class Tracker(Logger):
         state = "FINISHED" if status == "success" else self._ending or "FAILED"
         box, self._outbox = self._outbox, None
         box.put(lambda: self._run.end(state))
-        box.close(timeout=60.0 if self.tracking_uri.startswith("sqlite") else 10.0)
+        box.close(_PATIENCE_LOCAL if self.tracking_uri.startswith("sqlite") else _PATIENCE_SERVER)
         print(f"\nRun {self.run_name} {state}; every metric is in {self.run_folder / 'metrics.jsonl'}")
         if box.lost:
             print(f"MLflow at {self.tracking_uri} lacks {box.lost} of its entries. {box.error}")
@@ -157,14 +158,15 @@ class Tracker(Logger):
         program = str(beside) if beside.exists() and not shutil.which("mlflow") else "mlflow"
         return f"{program} ui --backend-store-uri {self.tracking_uri} --host 127.0.0.1"
 
-    def resume(self, run_id: str | None) -> None:
-        """Goes on in an MLflow run that was begun before. To be called before anything is logged."""
-        assert self._outbox is None, "this run has begun already"
-        self._run.run_id = run_id
+    def resume(self, run_id: str | None, run_folder: Path | None) -> None:
+        """Goes on in a run that was begun before, in its folder. To be called before anything is logged.
 
-    def move(self, run_folder: Path) -> None:
-        """Goes on in this folder."""
-        self.folder, self.run_name = run_folder.parent, run_folder.name
+        In MLflow it is the run of this id or, where the id is not known, of the folder's name.
+        """
+        assert self._outbox is None, "this run has begun already"
+        if run_folder is not None:
+            self.folder, self.run_name = run_folder.parent, run_folder.name
+        self._run.run_id, self._run.name, self._run.resumed = run_id, self.run_name, True
 
     def end_as(self, state: Literal["FAILED", "KILLED"]) -> None:
         """What an unsuccessful end will be called."""
@@ -204,8 +206,9 @@ class Tracker(Logger):
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """One table of at most 100 rows, in a file of its own: appending to a table would write it anew each time."""
         if rows:
-            columns = {name: [row[name] for row in rows[:_ROWS_LIMIT]] for name in rows[0]}
-            self._box.put(lambda: self._run.table(columns, f"completions/step-{step:06d}.json"))
+            columns = list(rows[0])
+            cells = [[row[column] for column in columns] for row in rows[:_ROWS_LIMIT]]
+            self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:

@@ -1,0 +1,161 @@
+"""How a run ends and goes on, and what a person sees of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tiny import STEPS, Tiny, TinyData, trainer
+
+from ogls.callbacks import RichProgress
+from ogls.callbacks.progress import describe, phases
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making MLflow's tables takes seconds."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with an empty database, and the signal handlers as they were."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def client() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+
+
+def runs() -> list[Run]:
+    return client().search_runs([e.experiment_id for e in client().search_experiments()])
+
+
+def rows() -> list[dict[str, float]]:
+    (folder,) = Path("runs").iterdir()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
+    stopped = Tiny(during={2: lambda: signal.raise_signal(signal.SIGTERM)})
+    with pytest.raises(SystemExit) as caught:
+        trainer(2, method="tiny", system_metrics=False).fit(stopped, TinyData())
+    assert caught.value.code == 143
+    assert [run.info.status for run in runs()] == ["KILLED"]
+    assert [row["step"] for row in rows()] == [1, 2]
+
+    model = Tiny()
+    trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
+    assert model.policy.weight.item() == sum(range(1, 2 * STEPS + 1))  # no step skipped, none made twice
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    history = client().get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 2 * STEPS + 1))
+    assert [row["step"] for row in rows() if "train/loss" in row] == list(range(1, 2 * STEPS + 1))
+    assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
+
+
+def test_ctrl_c_makes_the_validation_that_is_due(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = Tiny(during={STEPS: lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(SystemExit) as caught:
+        trainer(2, method="tiny", system_metrics=False).fit(stopped, TinyData())
+    assert caught.value.code == 130
+    assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS]
+    assert "--ckpt_path last" in capsys.readouterr().err
+
+    model = Tiny()
+    trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
+    assert model.policy.weight.item() == sum(range(1, 2 * STEPS + 1))
+    assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
+
+
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exit(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise Exit(code)
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(os, "_exit", leave)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Exit, match="130"):
+        trainer(1, method="tiny", system_metrics=False).fit(Tiny(during={2: twice}), TinyData())
+
+
+def test_after_a_run_ctrl_c_is_what_it_was() -> None:
+    trainer(1, method="tiny", system_metrics=False).fit(Tiny(), TinyData())
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_error_ends_the_run_as_failed() -> None:
+    def fail() -> None:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        trainer(1, method="tiny", system_metrics=False).fit(Tiny(during={2: fail}), TinyData())
+    assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+@pytest.mark.slow
+def test_exit_code_of_a_process(place: Path) -> None:
+    script = Path(__file__).with_name("tiny.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(script), "2", "0.5"]
+    process = subprocess.Popen(command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert any("stepped 2" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+
+
+def test_last_is_an_error_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match=r"there is no .*tiny-s7-"):
+        trainer(1, method="tiny", seed=7).fit(Tiny(), TinyData(), ckpt_path="last")
+
+
+def test_last_is_of_the_same_method_and_seed() -> None:
+    for run in ("tiny-s0-1", "tiny-s1-1", "other-s0-1"):
+        folder = Path("runs") / run / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").touch()
+    made = trainer(1, method="tiny", seed=1)
+    checkpoint = made.checkpoint_callback
+    assert checkpoint is not None
+    assert checkpoint._find_last_checkpoints(made) == {"runs/tiny-s1-1/checkpoints/last.ckpt"}
+
+
+def test_lines_of_progress() -> None:
+    assert describe({"train/loss": 0.01234567, "train/accuracy": 0.5}) == "loss 0.01235  accuracy 0.5"
+    assert describe({}) == ""
+    assert phases({"time/student": 1.26, "time/generate": 4.0, "time/total": 9.0}) == "generate 4.0 student 1.3"
+
+
+def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    made = trainer(1, method="tiny", system_metrics=False)
+    assert isinstance(made.progress_bar_callback, RichProgress)
+    made.fit(Tiny(), TinyData())
+    printed = capsys.readouterr().out
+    assert f"step {STEPS}/{STEPS}  loss 0.25  accuracy 0.5" in printed
+    assert f"after step {STEPS}: val/avg_at_4 0.500" in printed
+    assert "\x1b" not in printed
