@@ -1,0 +1,131 @@
+"""Who may import whom, and which calls nobody may make: read from the syntax trees, without importing anything."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRODUCT = sorted((ROOT / "ogls").rglob("*.py"))
+
+TEXT = {
+    *{"prompts", "problems", "chains", "verifiers", "grading", "grading_worker", "privilege", "lessons"},
+    *{"selection", "evaluation"},
+}
+TORCH_ONLY = {"steering", "divergence", "kernels", "objective"}
+TENSOR = {"model", "lora", "attention", "policy", "packing", "scoring", "teacher", *TORCH_ONLY}
+WITH_LIGHTNING = {"module", "data", "callbacks", "checkpoint", "cli", "sweep", "tracking"}
+LAZY = {"vllm", "mlflow", "transformers", "peft", "datasets", "reasoning_gym", "math_verify"}  # slow to import
+ONLY_IN = {"vllm": {"engine.vllm"}, "mlflow": {"tracking.mlflow_run"}, "optuna": {"sweep"}}
+
+
+def name(path: Path) -> str:
+    """`ogls/engine/base.py` -> `engine.base`; a package's `__init__.py` -> the package."""
+    return ".".join(path.relative_to(ROOT / "ogls").with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path, lazy: bool) -> set[str]:
+    """Modules imported by a file, those for type checkers aside; with `lazy`, also those imported inside functions."""
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if for_types or (not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            skipped |= set(ast.walk(node))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path, lazy: bool = True) -> set[str]:
+    """The project's modules that a file imports."""
+    known = {name(p) for p in PRODUCT}
+    wanted = {i.removeprefix("ogls.") for i in imports(path, lazy) if i.startswith("ogls.")}
+    return {i if i in known else i.rpartition(".")[0] for i in wanted}
+
+
+def others(path: Path, lazy: bool = True) -> set[str]:
+    return {i.partition(".")[0] for i in imports(path, lazy)}
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_halves_meet_in_module_and_data_only(path: Path) -> None:
+    used = {top(module) for module in ours(path)}
+    if name(path) == "records":
+        assert not used
+    if top(name(path)) in TEXT:
+        assert not used & TENSOR
+    if top(name(path)) in TENSOR:
+        assert not used & TEXT
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_each_library_has_its_place(path: Path) -> None:
+    used, module = others(path), name(path)
+    if top(module) in TEXT:
+        assert "torch" not in used
+    if module in TORCH_ONLY:
+        assert not used & {"lightning", "transformers", "peft", "mlflow", "vllm", "numpy"}
+    if "lightning" in used:
+        assert top(module) in WITH_LIGHTNING
+    for library, places in ONLY_IN.items():
+        if library in used:
+            assert module in places
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_slow_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    assert not others(path, lazy=False) & LAZY
+
+
+def test_no_cyclic_imports() -> None:
+    TopologicalSorter({name(path): ours(path, lazy=False) - {name(path)} for path in PRODUCT}).prepare()
+
+
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}
+FORBIDDEN |= {
+    "sympify",
+    "sympy.sympify",
+    "parse_expr",
+    "sympy.parse_expr",
+    "os.system",
+    "torch.jit.load",
+    "joblib.load",
+}
+
+
+# The verifier that the parent process itself sends down a socket pair before any text is graded.
+EXCEPTIONS = {("ogls/grading_worker.py", "pickle.load")}
+SOURCES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("ogls", "experiments", "analysis", "sweeps")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_nothing_runs_or_unpickles_what_it_reads(file: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called, where = ast.unparse(node.func), f"{file}:{node.lineno}"
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert called not in FORBIDDEN or (file, called) in EXCEPTIONS, f"{where}: {called}"
+        assert options.get("shell") != "True", f"{where}: a shell"
+        assert options.get("trust_remote_code", "False") == "False", f"{where}: code from a model's repository"
+        if called == "torch.load":
+            assert options.get("weights_only") == "True", f"{where}: torch.load without weights_only=True"

