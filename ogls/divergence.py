@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 # exp(u) overflows fp32 beyond 88; above this, log(1 - b + b e^u) = log b + u to the last digit.
-_LARGE = 80.0
+LARGE = 80.0
 
 
 def log_mixture_ratio(u: Tensor, weight: float) -> Tensor:
-    """log m - log p_S with m = (1 - weight) p_S + weight p_T. Exactly 0 at u = 0, finite for every finite u."""
-    low = u.clamp(max=_LARGE)
-    return torch.log1p(weight * torch.expm1(low)) + (u - low)
+    """log m - log p_S = log(1 - weight + weight e^u), m = (1 - weight) p_S + weight p_T. Exactly 0 at u = 0.
+
+    By exp and log: expm1 and log1p are several times as slow on a CPU, for digits that the sums over v do not keep.
+    """
+    low = u.clamp(max=LARGE)
+    mixture = torch.lerp(u.new_ones(()), low.exp(), weight)
+    return mixture.log_().add_(u - low)
 
 
 class Divergence(ABC):

@@ -6,27 +6,24 @@ gradient. That gradient with respect to the student's states is taken in the for
 
     z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three GEMMs a chunk
 
-Two levels of blocking. A *chunk* of tokens is as large as two logits buffers allow: each GEMM reads all of W, so few
-large chunks are quick. Inside it a *tile* of a few rows goes through all row passes (softmax, divergence, gradient)
-while it lies in the cache; its gradient overwrites its logits. Row statistics are fp32 (fp64 under a fp64 head).
+The GEMMs run on chunks of tokens, the row passes (softmax, divergence, gradient) on tiles of a few rows that stay in
+the cache (see `blocking`); the gradient overwrites the logits. Row statistics are fp32 (fp64 under a fp64 head).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ogls.blocking import chunks, for_each_tile
 from ogls.divergence import Divergence, clip_terms
 
-# Bytes of all logits buffers of a chunk, and of one fp32 tile. On a CPU a tile and the handful of like tensors beside
-# it have to fit into the caches; on a GPU it has to be large enough to be worth its launches (not measured yet).
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-TILE_BYTES = {"cpu": 3 << 18, "cuda": 1 << 28}
+DIAGNOSTIC_ROWS = 32  # tokens at a time; about ten fp32 rows of the vocabulary are alive for each
 
 
 def chunked_divergence(
@@ -41,40 +38,36 @@ def chunked_divergence(
     one_sided: bool = False,
     token_ids: Tensor | None = None,
     chunk_rows: int | None = None,
-    compile: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """D(softmax(z_T / temperature), softmax(z_S / temperature)) of every token, differentiable in `hidden_student`.
 
     hidden_student, hidden_target [tokens, hidden]; weight [vocab, hidden] and bias [vocab] of the frozen head. No
     gradient flows to the target. `clip` bounds each vocabulary summand (see `clip_terms`). `chunk_rows` overrides the
-    byte budget. `compile` fuses the row passes with torch.compile; it needs a C++ compiler on a CPU, and where it fails
-    that is an error, never a quiet fall-back.
+    byte budget.
 
     Returns the divergences [tokens] and, when `token_ids` [tokens] are given, the student's detached log-probs of those
     tokens at the same temperature.
     """
     check_states(hidden_student, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden_student.requires_grad
-    num_tokens, accurate = len(hidden_student), accumulation_dtype(weight)
-    values = torch.empty(num_tokens, dtype=accurate, device=weight.device)
-    logprobs = None if token_ids is None else torch.empty_like(values)
     gradient = torch.empty_like(hidden_student, dtype=weight.dtype) if wants_gradient else None
-    tile_pass = compiled(divergence_tile) if compile else divergence_tile
-
+    values = torch.empty(len(hidden_student), dtype=accumulation_dtype(weight), device=weight.device)
+    logprobs = None if token_ids is None else torch.empty_like(values)
+    tile_pass = partial(
+        divergence_tile,
+        divergence=divergence,
+        temperature=temperature,
+        clip=clip,
+        one_sided=one_sided,
+        wants_gradient=wants_gradient,
+    )
     with torch.no_grad():
-        for rows, (logits, gaps) in chunks(num_tokens, weight, 2, chunk_rows):
+        for rows, (logits, gaps) in chunks(len(values), weight, 2, chunk_rows):
             student = hidden_student[rows]
-            gap = hidden_target[rows].to(accurate) - student.to(accurate)
             apply_head(student, weight, bias, out=logits)
-            apply_head(gap, weight, None, out=gaps)
-            for tile in tiles(logits):
-                where = slice(rows.start + tile.start, rows.start + tile.stop)
-                ids = None if token_ids is None else token_ids[where, None]
-                values[where], logprob = tile_pass(
-                    logits[tile], gaps[tile], ids, divergence, temperature, clip, one_sided, wants_gradient
-                )
-                if logprobs is not None and logprob is not None:
-                    logprobs[where] = logprob
+            apply_head(hidden_target[rows].to(values.dtype) - student.to(values.dtype), weight, None, out=gaps)
+            ids = (None, None) if token_ids is None or logprobs is None else (token_ids[rows], logprobs[rows])
+            for_each_tile(tile_pass, logits, gaps, values[rows], *ids)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
     return attach(hidden_student, values, gradient, temperature), logprobs
@@ -83,31 +76,37 @@ def chunked_divergence(
 def divergence_tile(
     logits: Tensor,
     gaps: Tensor,
+    values: Tensor,
     ids: Tensor | None,
+    logprobs: Tensor | None,
+    *,
     divergence: Divergence,
     temperature: float,
     clip: float | None,
     one_sided: bool,
     wants_gradient: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """All row passes over a few tokens. Uses up `gaps` and leaves dD/dz, z = logits / temperature, in `logits`."""
-    accurate = accumulation_dtype(logits)
-    z, u = logits.to(accurate), gaps.to(accurate)
+) -> None:
+    """All row passes over a few tokens: fills `values` and `logprobs` [rows], and leaves dD/dz in `logits`.
+
+    logits = z_S and gaps = z_T - z_S [rows, vocab], both used up; z = logits / temperature.
+    """
+    z, u = logits.to(values.dtype), gaps.to(values.dtype)
     if temperature != 1.0:
         z, u = z / temperature, u / temperature
     # Largest logit 0: where the mass sits, z + u then rounds to the last bit of u and not of the logits.
     z -= z.amax(-1, keepdim=True)
     ps, student_normaliser = softmax_with_normaliser(z)
-    logprob = None if ids is None else (z.gather(-1, ids) - student_normaliser).squeeze(-1)
+    if ids is not None and logprobs is not None:
+        logprobs.copy_((z.gather(-1, ids[:, None]) - student_normaliser).squeeze(-1))
     z += u
     pt, target_normaliser = softmax_with_normaliser(z)
     u -= target_normaliser - student_normaliser
     summand, ph = divergence.terms(ps, pt, u)
     if clip is not None:
         clip_terms(summand, ph, clip, one_sided)
+    values.copy_(summand.sum(-1))
     if wants_gradient:
         logits.copy_(ph.addcmul_(ps, ph.sum(-1, keepdim=True), value=-1.0))
-    return summand.sum(-1), logprob
 
 
 def chunked_logprobs(
@@ -122,19 +121,20 @@ def chunked_logprobs(
     """log softmax(z / temperature)[token_ids] of every token [tokens], differentiable in `hidden` [tokens, hidden]."""
     check_states(hidden, weight, bias, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
-    values = torch.empty(len(hidden), dtype=accumulation_dtype(weight), device=weight.device)
     gradient = torch.empty_like(hidden, dtype=weight.dtype) if wants_gradient else None
+    values = torch.empty(len(hidden), dtype=accumulation_dtype(weight), device=weight.device)
+
+    def tile_pass(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+        z = logits.to(values.dtype) / temperature
+        probs, normaliser = softmax_with_normaliser(z)
+        values.copy_((z.gather(-1, ids[:, None]) - normaliser).squeeze(-1))
+        if wants_gradient:  # d logprob / dz = one-hot - p
+            logits.copy_(probs.neg_().scatter_add_(-1, ids[:, None], torch.ones_like(probs[:, :1])))
+
     with torch.no_grad():
-        for rows, (logits,) in chunks(len(hidden), weight, 1, chunk_rows):
+        for rows, (logits,) in chunks(len(values), weight, 1, chunk_rows):
             apply_head(hidden[rows], weight, bias, out=logits)
-            for tile in tiles(logits):
-                where = slice(rows.start + tile.start, rows.start + tile.stop)
-                ids = token_ids[where, None]
-                z = logits[tile].to(values.dtype) / temperature
-                probs, normaliser = softmax_with_normaliser(z)
-                values[where] = (z.gather(-1, ids) - normaliser).squeeze(-1)
-                if wants_gradient:  # d logprob / dz = one-hot - p
-                    logits[tile] = probs.neg_().scatter_add_(-1, ids, torch.ones_like(probs[:, :1]))
+            for_each_tile(tile_pass, logits, token_ids[rows], values[rows])
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
     return attach(hidden, values, gradient, temperature)
@@ -158,35 +158,34 @@ def diagnostics(
     `hoeffding_bound` = alpha² range² / 8 >= KL(target || anchor). In nats; masses and `tv_target_anchor` in [0, 1].
     """
     check_states(hidden_student, weight, bias, hidden_target=hidden_anchor)
-    total: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     accurate = accumulation_dtype(weight)
-    for rows, (student, gap, steer) in chunks(len(hidden_student), weight, 3, None):
+    for rows, (student, gap, steer) in chunks(len(hidden_student), weight, 3, DIAGNOSTIC_ROWS):
         apply_head(hidden_student[rows], weight, bias, out=student)
         apply_head(hidden_anchor[rows].to(accurate) - hidden_student[rows].to(accurate), weight, None, out=gap)
         apply_head(hidden_direction[rows], weight, None, out=steer)
-        for tile in tiles(student):
-            z, delta = student[tile].to(accurate) / temperature, steer[tile].to(accurate) / temperature
-            z0 = z + gap[tile].to(accurate) / temperature
-            log_student, log_anchor, log_target = (x.log_softmax(-1) for x in (z, z0, z0 + alpha * delta))
-            student_p, anchor_p, target_p = log_student.exp(), log_anchor.exp(), log_target.exp()
-            spread = delta.amax(-1) - delta.amin(-1)
-            centred = delta - (anchor_p * delta).sum(-1, keepdim=True)
-            values = {
-                "kl_target_student": (target_p * (log_target - log_student)).sum(-1),
-                "kl_target_anchor": (target_p * (log_target - log_anchor)).sum(-1),
-                "hoeffding_bound": (alpha * spread) ** 2 / 8,
-                "tv_target_anchor": (target_p - anchor_p).abs().sum(-1) / 2,
-                "target_entropy": -(target_p * log_target).sum(-1),
-                "student_entropy": -(student_p * log_student).sum(-1),
-                "delta_std": (anchor_p * centred**2).sum(-1).sqrt(),
-                "delta_range": spread,
-            }
-            if marker_ids:
-                values["marker_mass_target"] = target_p[:, list(marker_ids)].sum(-1)
-                values["marker_mass_student"] = student_p[:, list(marker_ids)].sum(-1)
-            for name, value in values.items():
-                total[name] = total.get(name, value.new_zeros(())) + value.sum()
-    return {name: value.item() / len(hidden_student) for name, value in total.items()}
+        z, delta = student.to(accurate) / temperature, steer.to(accurate) / temperature
+        z0 = z + gap.to(accurate) / temperature
+        log_student, log_anchor, log_target = (x.log_softmax(-1) for x in (z, z0, z0 + alpha * delta))
+        student_p, anchor_p, target_p = log_student.exp(), log_anchor.exp(), log_target.exp()
+        spread = delta.amax(-1) - delta.amin(-1)
+        centred = delta - (anchor_p * delta).sum(-1, keepdim=True)
+        values = {
+            "kl_target_student": (target_p * (log_target - log_student)).sum(-1),
+            "kl_target_anchor": (target_p * (log_target - log_anchor)).sum(-1),
+            "hoeffding_bound": (alpha * spread) ** 2 / 8,
+            "tv_target_anchor": (target_p - anchor_p).abs().sum(-1) / 2,
+            "target_entropy": -(target_p * log_target).sum(-1),
+            "student_entropy": -(student_p * log_student).sum(-1),
+            "delta_std": (anchor_p * centred**2).sum(-1).sqrt(),
+            "delta_range": spread,
+        }
+        if marker_ids:
+            values["marker_mass_target"] = target_p[:, list(marker_ids)].sum(-1)
+            values["marker_mass_student"] = student_p[:, list(marker_ids)].sum(-1)
+        for name, value in values.items():
+            found[name] = found.get(name, value.new_zeros(())) + value.sum()
+    return {name: total.item() / len(hidden_student) for name, total in found.items()}
 
 
 class GradientInForward(torch.autograd.Function):
@@ -225,36 +224,6 @@ def apply_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor)
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def chunks(
-    num_tokens: int, weight: Tensor, num_buffers: int, chunk_rows: int | None
-) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Slices of tokens, nearly equal in length, with the same `num_buffers` logits buffers [rows, vocab] each time."""
-    fits = CHUNK_BYTES[weight.device.type] // (num_buffers * len(weight) * weight.element_size())
-    rows = even_rows(num_tokens, fits if chunk_rows is None else chunk_rows)
-    buffers = [weight.new_empty(rows, len(weight)) for _ in range(num_buffers)]
-    for start in range(0, num_tokens, rows):
-        stop = min(start + rows, num_tokens)
-        yield slice(start, stop), tuple(buffer[: stop - start] for buffer in buffers)
-
-
-def tiles(logits: Tensor) -> Iterator[slice]:
-    fits = TILE_BYTES[logits.device.type] // (logits.shape[-1] * accumulation_dtype(logits).itemsize)
-    rows = even_rows(len(logits), fits)
-    for start in range(0, len(logits), rows):
-        yield slice(start, min(start + rows, len(logits)))
-
-
-def even_rows(num_rows: int, at_most: int) -> int:
-    """Rows of a block, so that blocks of at most `at_most` rows are as even as they can be."""
-    num_blocks = -(-num_rows // max(1, at_most))
-    return max(1, -(-num_rows // max(1, num_blocks)))
-
-
-@cache
-def compiled(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
 
 
 def check_states(

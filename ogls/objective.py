@@ -56,8 +56,7 @@ class Distillation(Objective):
     `temperature` divides the logits of both sides. `clip` bounds each vocabulary summand of D: to ±clip (OGLS-SD:
     0.05), or with `one_sided` to at most clip (OPSD's released code). `importance_cap` multiplies w_t by
     min(pi_student / pi_sampler, cap) of the sampled token, taken as a constant (SDPO, ROSD: 2); the sampler's log-probs
-    have to be at the same temperature. `compile` fuses the row passes: quicker for JensenShannon and SkewKL after some
-    seconds of start-up, not for the KLs.
+    have to be at the same temperature.
 
     Extras: `divergence`, unweighted, and `logprob`, the student's for the sampled token at `temperature`.
     """
@@ -67,7 +66,6 @@ class Distillation(Objective):
     clip: float | None = None
     one_sided: bool = False
     importance_cap: float | None = None
-    compile: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
@@ -96,7 +94,6 @@ class Distillation(Objective):
             clip=self.clip,
             one_sided=self.one_sided,
             token_ids=states.token_ids,
-            compile=self.compile,
         )
         assert logprob is not None
         weights = states.token_weights.to(divergence.dtype)
