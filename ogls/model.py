@@ -47,6 +47,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def quiet_transformers() -> None:
+    """No progress bars for reading files: the run has one of its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def cache_folder() -> Path:
     return Path(os.environ.get("OGLS_CACHE") or Path.home() / ".cache" / "ogls")
 
@@ -92,6 +99,7 @@ def _embedded() -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+        quiet_transformers()
         name = {"gguf_file": source.name}
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, **name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -114,6 +122,7 @@ def _merged(base: Path, adapter: Path) -> Path:
         from peft import PeftModel
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        quiet_transformers()
         dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)

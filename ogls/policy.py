@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ogls.attention import ATTENTION, register_attention
 from ogls.lora import Lora, adapted_layers, add_adapter, read_adapter, save_adapter
+from ogls.model import quiet_transformers
 from ogls.packing import pack
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Policy(nn.Module):
         from transformers import AutoModelForCausalLM
 
         super().__init__()
+        quiet_transformers()
         register_attention()
         self.path, self.lora, self.dtype = Path(path), lora, dtype
         self._autocast = lora is None and dtype == "bfloat16"

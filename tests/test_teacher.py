@@ -27,7 +27,9 @@ def taught(teacher: Teacher, policy: Policy) -> Tensor:
 
 
 def sha256(tensors: list[Tensor]) -> str:
-    return hashlib.sha256(b"".join(t.detach().contiguous().view(torch.uint8).numpy().tobytes() for t in tensors)).hexdigest()
+    return hashlib.sha256(
+        b"".join(t.detach().contiguous().view(torch.uint8).numpy().tobytes() for t in tensors)
+    ).hexdigest()
 
 
 def train(policy: Policy, teacher: Teacher, steps: int) -> None:

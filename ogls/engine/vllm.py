@@ -27,7 +27,7 @@ _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 class VllmEngine(RolloutEngine):
     """vLLM with merged weights or with a hot-swapped adapter.
 
-    `sync` "merged" gives vLLM base + B A (any policy; the fast way on a CPU, where an adapter halves the throughput);
+    `sync` "merged" gives vLLM base + B A (any policy; the way on a CPU, where an adapter costs most of the throughput);
     "adapter" gives it the adapter alone (only policies with one, of rank up to `max_lora_rank`); "auto" is "merged" on
     a CPU and "adapter" on a GPU. `memory_gib` is the space for keys and values.
     """
@@ -80,6 +80,7 @@ class VllmEngine(RolloutEngine):
             enforce_eager=self.enforce_eager,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             seed=0,
             **lora,
         )
