@@ -30,9 +30,9 @@ class RunRecorder(Callback):
             return
         folder = Path(str(trainer.ckpt_path)).parent
         if folder.name != CHECKPOINTS:
-            trainer.logger.resume(checkpoint["mlflow_run_id"], None)
+            trainer.logger.resume(checkpoint.get("mlflow_run_id"), None)
             return
-        trainer.logger.resume(checkpoint["mlflow_run_id"], folder.parent)
+        trainer.logger.resume(checkpoint.get("mlflow_run_id"), folder.parent)
         if isinstance(trainer.checkpoint_callback, BestCheckpoint):
             trainer.checkpoint_callback.dirpath = str(folder)
 
