@@ -1,0 +1,258 @@
+"""Time and peak memory of the loss against autograd over all logits, TRL's chunked divergence, and three bare GEMMs.
+
+    python analysis/benchmarks/loss.py                      # T=512, V=49152, d=576, K=8, bf16
+    python analysis/benchmarks/loss.py --tokens 1024 --vocab 151936 --hidden 2048 --rounds 7
+
+Every side starts from the same final-norm states of K + 1 views and of the student, and ends with the gradient of the
+student's states. Agreement with autograd in fp64 is asserted before anything is timed. Sides are interleaved (each
+round runs all of them forwards and backwards, ABBA), two rounds warm up, ratios are taken within a round, and their
+median is given with a 95 % bootstrap interval. Peak memory is that of a fresh process over what it held before.
+`--clock cpu` counts processor time instead of wall time: less disturbed by what else runs on the machine.
+TRL is optional: `pip install trl==1.16.0`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ogls.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
+from ogls.kernels import chunked_divergence
+from ogls.records import Role
+from ogls.steering import OutcomeSteering
+
+WARM_UP = 2
+ALPHA = 1.0
+
+
+@dataclass
+class Inputs:
+    """States [tokens, hidden] of the student and of K + 1 views: plain, successes, failures; head [vocab, hidden]."""
+
+    student: Tensor
+    views: list[Tensor]
+    weight: Tensor
+
+    def __post_init__(self) -> None:
+        half = (len(self.views) - 1) // 2
+        success: Role = "success"
+        failure: Role = "failure"
+        roles: list[Role] = ["plain", *[success] * half, *[failure] * (len(self.views) - 1 - half)]
+        self.anchor, self.direction = OutcomeSteering(alpha=ALPHA).mixture(roles)
+
+    def combined(self) -> Tensor:
+        """The target's states, accumulated in fp32 (fp64 for fp64 states)."""
+        total = torch.zeros_like(self.student, dtype=torch.promote_types(self.student.dtype, torch.float32))
+        for view, a, d in zip(self.views, self.anchor, self.direction, strict=True):
+            total.add_(view, alpha=a + ALPHA * d)
+        return total
+
+
+def make_inputs(tokens: int, vocab: int, hidden: int, views: int, dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(tokens, hidden, generator=generator)
+    near = [student + 0.1 * torch.randn(tokens, hidden, generator=generator) for _ in range(views + 1)]
+    weight = torch.randn(vocab, hidden, generator=generator) * hidden**-0.5
+    return Inputs(student.to(dtype), [view.to(dtype) for view in near], weight.to(dtype))
+
+
+def ours(inputs: Inputs, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    student = inputs.student.detach().requires_grad_()
+    values, _ = chunked_divergence(student, inputs.combined(), inputs.weight, None, divergence)
+    values.mean().backward()
+    assert student.grad is not None
+    return values.detach(), student.grad
+
+
+def by_autograd(student: Tensor, target_logits: Tensor, weight: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The obvious code: log_softmax of both sides, the formula, backward. beta = 0 is the forward KL."""
+    student = student.detach().requires_grad_()
+    logits = student @ weight.T
+    log_p = logits.to(target_logits.dtype).log_softmax(-1)
+    log_q = target_logits.log_softmax(-1)
+    q = log_q.exp()
+    if beta:
+        log_m = torch.logaddexp(log_p + np.log(1 - beta), log_q + np.log(beta))
+        values = (beta * q * (log_q - log_m) + (1 - beta) * log_p.exp() * (log_p - log_m)).sum(-1)
+    else:
+        values = (q * (log_q - log_p)).sum(-1)
+    values.mean().backward()
+    assert student.grad is not None
+    return values.detach(), student.grad
+
+
+def naive_steered(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
+    """A head for every view: the target's logits are the steered sum of K + 1 logits."""
+    with torch.no_grad():
+        target: Tensor | None = None
+        for view, a, d in zip(inputs.views, inputs.anchor, inputs.direction, strict=True):
+            logits = view @ inputs.weight.T
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            target = (a + ALPHA * d) * logits if target is None else target.add_(logits, alpha=a + ALPHA * d)
+    assert target is not None
+    return by_autograd(inputs.student, target, inputs.weight, beta)
+
+
+def naive_combined(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
+    """One head for the combined states, then autograd over all logits."""
+    with torch.no_grad():
+        states = inputs.combined()
+        logits = states.to(inputs.weight.dtype) @ inputs.weight.T
+    return by_autograd(inputs.student, logits.to(states.dtype), inputs.weight, beta)
+
+
+def trl(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
+
+    student = inputs.student.detach().requires_grad_()
+    target = inputs.combined().to(inputs.weight.dtype)
+    head = inputs.weight
+    values, _ = ChunkedDivergenceFunction.apply(
+        student, head, None, target, head, None, beta, 1.0, 1.0, None, 1.0, None
+    )
+    values.mean().backward()
+    assert student.grad is not None
+    return values.detach(), student.grad
+
+
+def three_gemms(inputs: Inputs, buffers: dict[str, Tensor]) -> None:
+    """What no loss with two heads and a gradient can do without; outputs are allocated once."""
+    shape = len(inputs.student), len(inputs.weight)
+    logits = buffers.setdefault("logits", inputs.weight.new_empty(shape))
+    gaps = buffers.setdefault("gaps", inputs.weight.new_empty(shape))
+    torch.mm(inputs.student, inputs.weight.T, out=logits)
+    torch.mm(inputs.views[0], inputs.weight.T, out=gaps)
+    torch.mm(logits, inputs.weight, out=buffers.setdefault("gradient", torch.empty_like(inputs.student)))
+
+
+def sides(inputs: Inputs) -> dict[str, Callable[[], object]]:
+    one_view = Inputs(inputs.student, inputs.views[:2] + inputs.views[-1:], inputs.weight)
+    table: dict[str, Callable[[], object]] = {
+        "three bare GEMMs": functools.partial(three_gemms, inputs, {}),
+        "ours, forward KL": functools.partial(ours, inputs, ForwardKL()),
+        "ours, forward KL, one view a pool": functools.partial(ours, one_view, ForwardKL()),
+        "ours, reverse KL": functools.partial(ours, inputs, ReverseKL()),
+        "ours, JSD(0.5)": functools.partial(ours, inputs, JensenShannon()),
+        "ours, skew KL(0.1)": functools.partial(ours, inputs, SkewKL()),
+        "naive, K + 1 heads, forward KL": functools.partial(naive_steered, inputs, 0.0),
+        "naive, combined states, forward KL": functools.partial(naive_combined, inputs, 0.0),
+        "naive, combined states, JSD(0.5)": functools.partial(naive_combined, inputs, 0.5),
+    }
+    if trl_version():
+        table["TRL, combined states, forward KL"] = functools.partial(trl, inputs, 0.0)
+        table["TRL, combined states, JSD(0.5)"] = functools.partial(trl, inputs, 0.5)
+    return table
+
+
+def trl_version() -> str | None:
+    try:
+        import trl  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return trl.__version__
+
+
+def assert_agreement(views: int) -> None:
+    """In fp64, values and gradients of every side that has them equal those of K + 1 heads and autograd."""
+    small = make_inputs(37, 211, 16, views, torch.float64)
+    for divergence, beta in ((ForwardKL(), 0.0), (JensenShannon(), 0.5)):
+        truth = naive_steered(small, beta)
+        tried = {"ours": ours(small, divergence), "naive, combined": naive_combined(small, beta)}
+        if trl_version():
+            tried["TRL"] = trl(small, beta)
+        for name, found in tried.items():
+            tolerance = 1e-4 if name == "TRL" else 1e-10  # TRL's statistics are fp32 whatever it is given
+            for a, b in zip(found, truth, strict=True):
+                torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+    print("agreement with K + 1 heads and autograd in fp64: values and gradients to 1e-10 (TRL: 1e-4)")
+
+
+def status_kib(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field))
+
+
+def peak_mib(side: Callable[[], object]) -> float:
+    """Highest resident memory during a second call, over what was held before it (Linux)."""
+    side()
+    before = status_kib("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the old high-water mark
+    side()
+    return (status_kib("VmHWM") - before) / 1024
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float, float]:
+    draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def time_sides(
+    table: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[str, np.ndarray]:
+    """Seconds a round [rounds] of each side: the mean of its run on the way there and its run on the way back."""
+    seconds = {name: np.zeros(rounds) for name in table}
+    for number in range(-WARM_UP, rounds):
+        for name in [*table, *reversed(table)]:
+            start = clock()
+            table[name]()
+            if number >= 0:
+                seconds[name][number] += (clock() - start) / 2
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--vocab", type=int, default=49152)
+    parser.add_argument("--hidden", type=int, default=576)
+    parser.add_argument("--views", type=int, default=8, help="K: views beside the plain one, half of them failures")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--only", nargs="*", default=[""], help="sides whose name contains one of these; GEMMs always")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    inputs = make_inputs(args.tokens, args.vocab, args.hidden, args.views, getattr(torch, args.dtype))
+    table = sides(inputs)
+    if args.peak_of:
+        print(peak_mib(table[args.peak_of]))
+        return
+
+    floor = "three bare GEMMs"
+    table = {name: side for name, side in table.items() if name == floor or any(part in name for part in args.only)}
+    peer = trl_version() or "not installed, its rows are left out"
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, TRL {peer}")
+    print(f"T={args.tokens} V={args.vocab} d={args.hidden} K={args.views} {args.dtype}")
+    print(f"threads {args.threads} of {os.cpu_count()} CPUs, {args.clock} clock, load before {os.getloadavg()[0]:.1f}")
+    assert_agreement(args.views)
+    clock = time.perf_counter if args.clock == "wall" else time.process_time
+    seconds = time_sides(table, args.rounds, clock)
+    print(f"load after {os.getloadavg()[0]:.1f}, {args.rounds} rounds\n")
+    print(f"{'':36}{'ms':>8}{'x GEMMs':>10}{'95 % interval':>18}{'peak MiB':>10}")
+    for name, taken in seconds.items():
+        ratio, low, high = interval(taken / seconds[floor])
+        command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(
+            f"{name:36}{1e3 * np.median(taken):8.0f}{ratio:10.2f}{f'{low:.2f} .. {high:.2f}':>18}{peak:10.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
