@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,7 +31,7 @@ def packed_attention(
     scaling: float | None = None,
     packing: Packing | None = None,
     sliding_window: int | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a row: [1, heads, tokens, d] -> [1, tokens, heads, d]. Without a packing it is transformers' sdpa.
 
@@ -51,7 +53,7 @@ def packed_attention(
     out = _from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)
     if packing.branches is not None:
         qb, kb, vb = (_to_grid(x[n:], packing.branches) for x in (q, k, v))
-        kb, vb = (torch.cat([x[packing.owners], b], dim=1) for x, b in ((ks, kb), (vs, vb)))
+        kb, vb = (torch.cat([x.index_select(0, packing.owners), b], dim=1) for x, b in ((ks, kb), (vs, vb)))
         branch_out = _attend(qb, kb, vb, packing.mask, scaling)
         out = torch.cat([out, _from_grid(branch_out, packing.branches)])
     return out[None], None
@@ -71,8 +73,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
         return out.transpose(1, 2)
     if mask is None:
         mask = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
-    scaling = q.shape[3] ** -0.5 if scaling is None else scaling
-    grouped = (q * scaling).reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # query heads of a key head side by side
+    scale = q.shape[3] ** -0.5 if scaling is None else scaling
+    grouped = (q * scale).reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # query heads of a key head side by side
     scores = (grouped @ k.mT).view(*q.shape[:3], -1) + mask
     out = scores.softmax(-1).view(*grouped.shape[:3], -1) @ v
     return out.reshape(q.shape).transpose(1, 2)
@@ -82,13 +84,13 @@ class _Select(torch.autograd.Function):
     """Rows `index` of x, each wanted once and else only as padding, so that the gradient is a selection too."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        _, inverse = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,6 @@ from ogls.attention import ATTENTION, register_attention
 from ogls.lora import Lora, adapted_layers, add_adapter, read_adapter, save_adapter
 from ogls.model import quiet_transformers
 from ogls.packing import pack
-
-if TYPE_CHECKING:
-    from transformers.modeling_outputs import BaseModelOutputWithPast
 
 Dtype = Literal["bfloat16", "float32"]
 
@@ -52,8 +49,8 @@ class Policy(nn.Module):
         self.model.eval()
         if lora is not None:
             add_adapter(self.model, lora)
-        for embedding in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
-            embedding.requires_grad_(False)
+        self.model.get_input_embeddings().requires_grad_(False)
+        self._head.requires_grad_(False)
         if gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._refuse_non_linear_head()
@@ -89,16 +86,22 @@ class Policy(nn.Module):
         ).last_hidden_state[0]
         return states.index_select(0, packing.predicting)
 
-    def trunk(self, **inputs: object) -> BaseModelOutputWithPast:
-        """The model without its head, called as transformers calls it, in the policy's arithmetic."""
+    def trunk(self, **inputs: Any) -> Any:
+        """The model without its head, in the policy's arithmetic; arguments and output are transformers' own."""
         with torch.autocast(self.head[0].device.type, torch.bfloat16, enabled=self._autocast):
             return self.model.base_model(**inputs)
 
     @property
     def head(self) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
         """Weight and bias of the frozen output head: logits = states @ weight.T + bias."""
+        return self._head.weight, self._head.bias
+
+    @property
+    def _head(self) -> nn.Linear:
         head = self.model.get_output_embeddings()
-        return head.weight, head.bias
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"{self.model.config.model_type} has no linear output head: got {type(head).__name__}")
+        return head
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The weights that training changes, by the model's own names; always the same set in the same order."""
@@ -132,11 +135,17 @@ class Policy(nn.Module):
                 p.data = kept[name]
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What can have changed, named as in the folder's safetensors, in `dtype`. The base stays as it is."""
-        if self.lora is not None:
-            yield from ((f"{name}.weight", layer.merged()) for name, layer in adapted_layers(self.model))
-        else:
-            yield from ((name, p.detach().to(_TORCH[self.dtype])) for name, p in self.trainable().items())
+        """What can have changed, named as in the folder's safetensors, in `dtype`. The base stays as it is.
+
+        With an adapter, what stands beside an adapted layer comes along: engines fuse q, k, v and cannot take q alone.
+        """
+        layers = {f"{name}.weight": layer for name, layer in adapted_layers(self.model)}
+        blocks = {name.rsplit(".", 2)[0] for name in layers}
+        for name, p in self.model.named_parameters():
+            if name in layers:
+                yield name, layers[name].merged()
+            elif p.requires_grad if self.lora is None else name.rsplit(".", 2)[0] in blocks:
+                yield name, p.detach().to(_TORCH[self.dtype])
 
     def folder_weights(self) -> dict[str, Tensor]:
         """The values that the trainable weights have in the folder; only for full weights."""
@@ -186,7 +195,7 @@ class Policy(nn.Module):
         ids = [(i + 1) * (config.vocab_size // 14) for i in range(12)]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
             expected = self.model(input_ids=torch.tensor([ids])).logits[0, 3:-1]
-            got = self.model.get_output_embeddings()(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8])
+            got = self._head(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8])
         off = float((got - expected).abs().mean() / expected.abs().mean())
         if off > 0.1:
             raise ValueError(f"the logits of {config.model_type} are {off:.0%} off head(last states): not supported")
@@ -195,7 +204,7 @@ class Policy(nn.Module):
 _TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def _checkpoint_layers(model: nn.Module) -> None:
+def _checkpoint_layers(model: Any) -> None:
     """Recompute each layer in the backward pass. transformers does so only in layers that believe they are training."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -47,7 +47,7 @@ class VllmEngine(RolloutEngine):
         self.memory_gib = memory_gib
         self.max_num_seqs = max_num_seqs
         self.max_lora_rank = max_lora_rank
-        self.dtype = dtype
+        self.dtype: Literal["bfloat16", "float32"] = dtype
         self.enforce_eager = enforce_eager
         self._llm: Any = None
         self._version: int | None = None

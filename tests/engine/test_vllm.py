@@ -90,20 +90,23 @@ def test_seed_decides_and_the_trainers_generator_is_left_alone(engine: VllmEngin
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=8, targets=("q_proj", "up_proj"))], ids=["full", "two targets"])
+def test_what_does_not_fit_is_refused(engine: VllmEngine, policy: Policy) -> None:
+    engine.load(policy, 0)
+    with pytest.raises(ValueError, match="prompt 2 does not fit"):
+        engine.generate(PROMPTS, Sampling(max_tokens=220), n=1, seed=0)
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=8, targets=("q_proj", "up_proj")), None], ids=["two targets", "full"])
 def test_other_trainable_sets_are_synced_too(engine: VllmEngine, tiny_model: Path, lora: Lora | None) -> None:
-    """vLLM fuses q, k, v and gate, up: giving it one of them must not spoil the others."""
+    """vLLM fuses q, k, v and gate, up: giving it one of them must not spoil the others.
+
+    Full weights come last: what they change (norms, say) no later adapter would put back.
+    """
     engine.load(Policy(tiny_model, lora=lora), 0)
     policy = Policy(tiny_model, lora=lora)
     shift(policy, 0.05 if lora is None else 0.1)
     engine.load(policy, 1)
     assert mismatch(policy, engine.generate(PROMPTS, SAMPLING, n=8, seed=0)) <= 0.03
-
-
-def test_what_does_not_fit_is_refused(engine: VllmEngine, policy: Policy) -> None:
-    engine.load(policy, 0)
-    with pytest.raises(ValueError, match="prompt 2 does not fit"):
-        engine.generate(PROMPTS, Sampling(max_tokens=220), n=1, seed=0)
 
 
 @pytest.mark.slow
