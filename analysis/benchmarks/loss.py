@@ -6,7 +6,8 @@
 Every side starts from the same final-norm states of K + 1 views and of the student, and ends with the gradient of the
 student's states. Agreement with autograd in fp64 is asserted before anything is timed. Sides are interleaved (each
 round runs all of them forwards and backwards, ABBA), two rounds warm up, ratios are taken within a round, and their
-median is given with a 95 % bootstrap interval. Peak memory is that of a fresh process over what it held before.
+median is given with a 95 % bootstrap interval. Peak memory is that of a second call
+in a fresh process over what the first one left.
 `--clock cpu` counts processor time instead of wall time: less disturbed by what else runs on the machine.
 TRL is optional: `pip install trl==1.16.0`.
 """
@@ -46,9 +47,8 @@ class Inputs:
 
     def __post_init__(self) -> None:
         half = (len(self.views) - 1) // 2
-        success: Role = "success"
-        failure: Role = "failure"
-        roles: list[Role] = ["plain", *[success] * half, *[failure] * (len(self.views) - 1 - half)]
+        roles: list[Role] = ["plain"]
+        roles.extend("success" if view < half else "failure" for view in range(len(self.views) - 1))
         self.anchor, self.direction = OutcomeSteering(alpha=ALPHA).mixture(roles)
 
     def combined(self) -> Tensor:
