@@ -1,4 +1,4 @@
-"""``python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--model.key value]``"""
+"""``python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--key value]``"""
 
 from ogls.cli import main
 

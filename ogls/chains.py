@@ -4,8 +4,8 @@
                              20-9=11
                              \\boxed{11}
 
-The embedded model is no reasoner as it comes; `WorkedAttempts` teaches it this format, a habit of slipping now and then,
-and to make use of an attempt that it reads. From there on, methods can be compared on a laptop.
+The embedded model is no reasoner as it comes; `WorkedAttempts` teaches it this format, a habit of slipping now
+and then, and to make use of an attempt that it reads. From there on, methods can be compared on a laptop.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ class ChainErrors(ErrorLocator):
 
 
 def _first_difference(start: int, got: str, expected: str) -> Span:
-    same = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
+    )
     return start + same, max(start + len(got), start + same + 1)
 
 

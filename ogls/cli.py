@@ -72,11 +72,14 @@ def _complain(message: str) -> int:
 
 def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
     """Parse `args` (default: the command line) and, with `run`, carry out the subcommand."""
+    sys.path.append(str(Path.cwd()))  # a variant of your own may lie beside you
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    if args is None:
+        sys.argv[1:] = find_configs(sys.argv[1:])
     return OglsCLI(
         SelfDistillation,
         RolloutDataModule,
-        args=find_configs(sys.argv[1:] if args is None else args),
+        args=None if args is None else find_configs(args),
         run=run,
         seed_everything_default=0,
         auto_configure_optimizers=False,

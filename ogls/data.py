@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from ogls.engine.base import RolloutEngine, Sampling
 from ogls.grading import GradingPool
 from ogls.lessons import LessonBuilder
-from ogls.privilege import Hint, PeerOutcomes, Privilege
+from ogls.privilege import PeerOutcomes, Privilege
 from ogls.problems import ProblemSource
 from ogls.prompts import PromptEncoder, Prompts, count_reflection_markers
 from ogls.records import Batch, Problem, Rollout, RolloutGroup
@@ -106,13 +106,14 @@ class RolloutDataModule(LightningDataModule):
         predict_file: str = "rollouts.jsonl",
     ) -> None:
         super().__init__()
-        for name, value in dict(
-            group_size=group_size,
-            problems_per_step=problems_per_step,
-            steps_per_epoch=steps_per_epoch,
-            updates_per_rollout=updates_per_rollout,
-            grading_workers=grading_workers,
-        ).items():
+        counts = {
+            "group_size": group_size,
+            "problems_per_step": problems_per_step,
+            "steps_per_epoch": steps_per_epoch,
+            "updates_per_rollout": updates_per_rollout,
+            "grading_workers": grading_workers,
+        }
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")
         if group_size < privilege.min_group_size:
@@ -154,7 +155,7 @@ class RolloutDataModule(LightningDataModule):
         verify_gold(problems, self.pool)
         room = self.context_length - (self.sampling if name == "train" else self.evaluation.sampling).max_tokens
         for problem in problems:
-            length = len(self.encoder.student(problem))
+            length = len(self.encoder.student(problem) if name == "train" else self.encoder.evaluated(problem))
             if length > room:
                 raise ValueError(
                     f"data.{name}: the prompt of problem {problem.id!r} has {length} tokens, but context_length "
@@ -172,7 +173,8 @@ class RolloutDataModule(LightningDataModule):
         return _Sized(self.steps_per_epoch, self._training_batches)
 
     def _training_batches(self) -> Iterator[Batch]:
-        for _ in range(self.steps_per_epoch):
+        # After a stop in mid-epoch Lightning asks for the rest of the epoch only.
+        for _ in range(self._module.policy_version % self.steps_per_epoch, self.steps_per_epoch):
             version = self._module.policy_version
             if self._last is None or version - self._last.policy_version >= self.updates_per_rollout:
                 self._last = self.make_batch(version - version % self.updates_per_rollout)
@@ -183,7 +185,9 @@ class RolloutDataModule(LightningDataModule):
         start = time.perf_counter()
         problems = self._problems_of(version // self.updates_per_rollout)
         if self.privilege.samples_rollouts:
-            groups, metrics = self.sample(problems, self.group_size, self.sampling, version, derive(self.seed, version))
+            prompts = [self.encoder.student(problem) for problem in problems]
+            seed = derive(self.seed, "rollouts", version)
+            groups, metrics = self.sample(problems, prompts, self.group_size, self.sampling, seed)
         else:
             groups = [self._unsampled(problem, version) for problem in problems]
             metrics = {}
@@ -220,24 +224,17 @@ class RolloutDataModule(LightningDataModule):
     def sample(
         self,
         problems: Sequence[Problem],
+        prompts: Sequence[tuple[int, ...]],
         n: int,
         sampling: Sampling,
-        version: int,
         seed: int,
-        hints: Sequence[Hint] | None = None,
     ) -> tuple[list[RolloutGroup], dict[str, float]]:
-        """`n` graded rollouts of every problem from the current weights, and the time each phase took in seconds.
-
-        With `hints`, one a problem, the prompt is the privileged view that shows it.
-        """
+        """`n` graded rollouts of every prompt from the current weights, and the seconds that each phase took."""
+        version = self._module.policy_version
         times = {}
         start = time.perf_counter()
         engine = self._ready_engine(version)
         times["time/sync"] = time.perf_counter() - start
-        if hints is None:
-            prompts = [self.encoder.student(problem) for problem in problems]
-        else:
-            prompts = [self.encoder.attempt(p, hint.text) for p, hint in zip(problems, hints, strict=True)]
         start = time.perf_counter()
         completions = engine.generate(prompts, sampling, n, seed)
         times["time/generate"] = time.perf_counter() - start
@@ -291,14 +288,14 @@ class RolloutDataModule(LightningDataModule):
 
     def _evaluate(self, name: str, source: ProblemSource, with_solution: bool) -> Iterator[list[RolloutGroup]]:
         problems = [source[i] for i in range(len(source))]
-        hints = None
         if with_solution:
+            prompts = [self.encoder.attempt(p, p.solution) for p in problems if p.solution is not None]
             problems = [p for p in problems if p.solution is not None]
-            hints = [Hint(role="success", text=p.solution or "") for p in problems]
+        else:
+            prompts = [self.encoder.evaluated(problem) for problem in problems]
         # The same seed at every validation: what differs between two of them is the policy.
         seed = derive(self.seed, name, int(with_solution))
-        version = self._module.policy_version
-        groups, _ = self.sample(problems, self.evaluation.samples, self.evaluation.sampling, version, seed, hints)
+        groups, _ = self.sample(problems, prompts, self.evaluation.samples, self.evaluation.sampling, seed)
         yield groups
 
     def close(self) -> None:

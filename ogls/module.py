@@ -46,7 +46,7 @@ class SelfDistillation(LightningModule):
         lora: what is trained; null trains all weights but embeddings and output head.
         dtype: of the weights that are not trained, and of the computation.
         gradient_checkpointing: recompute activations in the backward pass; gives up shared prefixes there.
-        teacher: which weights teach.
+        teacher: which weights teach; null is `Frozen`.
         steering: how the teacher's views become a target.
         objective: what is minimised.
         learning_rate, weight_decay, betas: of AdamW.
@@ -62,7 +62,7 @@ class SelfDistillation(LightningModule):
         lora: Lora | None = Lora(),
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         gradient_checkpointing: bool = False,
-        teacher: Teacher = Frozen(),
+        teacher: Teacher | None = None,
         steering: Steering = OutcomeSteering(),
         objective: Objective = Distillation(),
         learning_rate: float = 1e-4,
@@ -82,7 +82,7 @@ class SelfDistillation(LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained, not the base weights
         self.model_name, self.adapter, self.lora, self.dtype_name = model, adapter, lora, dtype
         self.gradient_checkpointing = gradient_checkpointing
-        self.teacher, self.steering, self.objective = teacher, steering, objective
+        self.teacher, self.steering, self.objective = teacher or Frozen(), steering, objective
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule, self.warmup_steps, self.max_grad_norm = schedule, warmup_steps, max_grad_norm
         self.tokens_per_micro_batch = tokens_per_micro_batch
@@ -104,6 +104,26 @@ class SelfDistillation(LightningModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.folder)
+
+    def setup(self, stage: str) -> None:
+        """Do the parts fit together? Asked before any weights are loaded."""
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if self.objective.needs_teacher:
+            roles = sorted(data.privilege.roles)
+            try:
+                self.steering.mixture(["plain", *roles])
+            except ValueError as error:
+                names = f"{type(self.steering).__name__} and {type(data.privilege).__name__}"
+                raise ValueError(f"model.steering and data.privilege do not fit, {names}: {error}") from error
+            if not data.privilege.samples_rollouts:
+                raise ValueError(f"{type(data.privilege).__name__} gives no views to distil from: set model.objective")
+        if data.updates_per_rollout > 1 and not self.objective.corrects_staleness:
+            raise ValueError(
+                f"data.updates_per_rollout is {data.updates_per_rollout}, so rollouts are off-policy: "
+                "set model.objective.importance_cap"
+            )
 
     def configure_model(self) -> None:
         if "policy" in self._modules:
@@ -195,7 +215,9 @@ class SelfDistillation(LightningModule):
                     hidden_target=target,
                     weight=weight,
                     bias=bias,
-                    token_ids=self._tensor([t for lesson, n in learned for t in lesson.token_ids[:n]], torch.long)[keep],
+                    token_ids=self._tensor([t for lesson, n in learned for t in lesson.token_ids[:n]], torch.long)[
+                        keep
+                    ],
                     token_weights=weights[keep],
                     old_logprobs=old,
                     advantages=self._tensor([lesson.advantage for lesson, n in learned for _ in range(n)])[keep],
@@ -203,6 +225,8 @@ class SelfDistillation(LightningModule):
             )
         for name, values in extras.items():
             meter.mean(name, values)
+        if old is not None:  # how far engine and trainer disagree on the tokens that were sampled
+            meter.mean("engine_logprob_gap", (extras["logprob"] - old).abs())
         if anchor is not None and direction is not None:
             with meter.time("diagnostics"):
                 self._diagnose(student.detach(), anchor, direction, meter)

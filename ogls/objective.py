@@ -45,6 +45,11 @@ class Objective(ABC):
     def needs_teacher(self) -> bool:
         """Whether `hidden_target` has to be made."""
 
+    @property
+    def corrects_staleness(self) -> bool:
+        """Whether tokens that an older policy sampled are weighted by an importance ratio."""
+        return False
+
     @abstractmethod
     def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -80,6 +85,10 @@ class Distillation(Objective):
     @property
     def needs_teacher(self) -> bool:
         return True
+
+    @property
+    def corrects_staleness(self) -> bool:
+        return self.importance_cap is not None
 
     def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
         if states.hidden_target is None:

@@ -31,6 +31,7 @@ class Prompts:
         chat: apply the tokenizer's chat template; false sends the bare text, for base models without one.
         student_options: further arguments of the student's chat template, e.g. ``{enable_thinking: false}``.
         teacher_options: the same for privileged views.
+        evaluation_options: the same for the student's prompt at evaluation; null takes `student_options`.
     """
 
     student: str = "{problem}\n\nReason step by step, and put your final answer in \\boxed{}."
@@ -46,6 +47,7 @@ class Prompts:
     chat: bool = True
     student_options: dict[str, Any] = field(default_factory=dict)
     teacher_options: dict[str, Any] = field(default_factory=dict)
+    evaluation_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, slots in _SLOTS.items():
@@ -71,6 +73,12 @@ class PromptEncoder:
     def student(self, problem: Problem) -> tuple[int, ...]:
         """The student's prompt, which is the teacher's plain view too."""
         return self._encode(problem, _fill(self.prompts.student, problem=problem.text), self.prompts.student_options)
+
+    def evaluated(self, problem: Problem) -> tuple[int, ...]:
+        """The student's prompt at evaluation."""
+        options = self.prompts.evaluation_options
+        text = _fill(self.prompts.student, problem=problem.text)
+        return self._encode(problem, text, self.prompts.student_options if options is None else options)
 
     def attempt(self, problem: Problem, attempt: str) -> tuple[int, ...]:
         """The privileged view that shows one attempt, right or wrong."""

@@ -4,7 +4,8 @@
 
 A worked example with one problem and G = 2::
 
-    problem = Problem(id="chain-7", text="What is 12+8-9?", answer="11", solution="12+8=20\\n20-9=11\\n\\\\boxed{11}")
+    problem = Problem(id="chain-7", text="What is 12+8-9?", answer="11",
+                      solution="12+8=20\\n20-9=11\\n\\\\boxed{11}")
     right = Rollout(completion=Completion(token_ids=(33, 34, 2), logprobs=(-.1, -.2, 0.), finish_reason="stop"),
                     text="\\\\boxed{11}", verdict=Verdict(correct=True, status="graded", answer="11"))
     wrong = Rollout(...)
@@ -25,7 +26,7 @@ Role = Literal["plain", "success", "failure", "idea"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A question with a verifiable answer. `kind` picks the verifier; `solution` is the reference s, if there is one."""
+    """A question with a verifiable answer. `kind` picks the verifier; `solution` is the reference s, if any."""
 
     id: str
     text: str

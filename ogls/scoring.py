@@ -1,4 +1,4 @@
-"""Teacher states: every distinct view runs once, is shared by all rollouts that use it, and leaves only a sum behind."""
+"""Teacher states: every distinct view runs once, shared by all rollouts that use it, and only a sum is kept."""
 
 from __future__ import annotations
 

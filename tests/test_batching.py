@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ def test_runs_keep_the_order_and_the_budget(costs: list[int], budget: int):
     runs = list(budgeted(costs, lambda cost: cost, budget))
     assert [cost for run in runs for cost in run] == costs
     assert all(sum(run) <= budget or len(run) == 1 for run in runs)
-    assert all(sum(run) + following[0] > budget for run, following in zip(runs, runs[1:], strict=False))
+    assert all(sum(run) + following[0] > budget for run, following in itertools.pairwise(runs))
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), max_size=30), st.integers(1, 60))

@@ -26,7 +26,9 @@ def pools(privilege: PeerOutcomes, of: RolloutGroup) -> dict[str, tuple[list[str
     }
 
 
-MIXED = group(rollout("r1", True), rollout("w1", False), rollout("r2", True), rollout("w2", False), rollout("w3", False))
+MIXED = group(
+    rollout("r1", True), rollout("w1", False), rollout("r2", True), rollout("w2", False), rollout("w3", False)
+)
 
 
 def test_published_pools_hold_the_solution_all_right_and_all_wrong_rollouts_with_the_rollout_itself():
@@ -88,7 +90,7 @@ def test_reference_solution_reads_the_solution_for_all_rollouts_or_for_the_wrong
 def test_limited_pools_use_all_members_evenly(outcomes: list[bool], most: int, exclude_self: bool):
     of = group(*(rollout(f"{'r' if ok else 'w'}{i}", ok) for i, ok in enumerate(outcomes)))
     found = pools(PeerOutcomes(max_peers=most, exclude_self=exclude_self), of)
-    uses = {text: 0 for text in (r.text for r in of.failures)}
+    uses = dict.fromkeys((r.text for r in of.failures), 0)
     for own, (success, failure) in found.items():
         assert 1 <= len(success) <= most
         assert 1 <= len(failure) <= most

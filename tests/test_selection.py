@@ -33,7 +33,10 @@ def test_a_right_rollout_has_no_error_and_is_learned_whole(chosen: selection.Tok
 def test_up_to_and_from_the_error_cover_the_rollout_and_share_the_error(length: int, data: st.DataObject):
     first = data.draw(st.integers(0, length - 1))
     last = data.draw(st.integers(first + 1, length))
-    up_to, since = selection.UpToError().weights(length, (first, last)), selection.FromError().weights(length, (first, last))
+    up_to, since = (
+        selection.UpToError().weights(length, (first, last)),
+        selection.FromError().weights(length, (first, last)),
+    )
     assert [a + b for a, b in zip(up_to, since, strict=True)] == [2 if first <= t < last else 1 for t in range(length)]
 
 

@@ -95,5 +95,13 @@ def _quieten_lightning() -> None:
     """Absent accelerators and products to install are no news of a run; advice on loaders of fixed data does not apply
     to a stream of rollouts, whose order and seeds follow from the step."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*LeafSpec.* is deprecated", ".*does not have many workers", ".*your dataloader is not resumable"):
+    for message in (
+        ".*LeafSpec.* is deprecated",
+        ".*does not have many workers",
+        ".*your dataloader is not resumable",
+        ".*sync_dist=True",  # vLLM in this process has set up torch.distributed for itself
+        ".*module\\(s\\) in eval mode",  # the policy has no dropout: there is no mode to be in
+        ".*overridden `transfer_batch_to_device`",
+        "Total length of `list`",
+    ):
         warnings.filterwarnings("ignore", message=message)

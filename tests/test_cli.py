@@ -1,0 +1,123 @@
+"""The command line as a user meets it; the end-to-end run samples from a tiny model with the transformers engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ogls.cli import build, find_configs, main
+
+RUN = Path(__file__).resolve().parents[1] / "experiments" / "run.py"
+EXPERIMENTS = RUN.parent
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run([sys.executable, str(RUN), *args], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def small(tiny_model: Path) -> list[str]:
+    """math.yaml cut down to seconds."""
+    return [
+        *("--config", "math.yaml", "--model.model", str(tiny_model), "--model.adapter", "null"),
+        *("--model.dtype", "float32", "--data.engine", "ogls.engine.transformers.TransformersEngine"),
+        *("--data.train.size", "20", "--data.val.size", "5", "--data.problems_per_step", "3"),
+        *("--data.steps_per_epoch", "2", "--trainer.max_epochs", "2", "--data.sampling.max_tokens", "12"),
+        *("--data.evaluation.sampling.max_tokens", "12", "--data.selection", "ogls.selection.AllTokens"),
+        *("--trainer.logger.init_args.system_metrics", "false", "--trainer.accelerator", "cpu"),
+    ]
+
+
+def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(tiny_model: Path, tmp_path: Path):
+    first = run("fit", *small(tiny_model), "--trainer.max_epochs", "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "after step 0: val/avg_at_4" in first.stdout
+    assert "after step 2: val/avg_at_4" in first.stdout
+    assert "mlflow ui --backend-store-uri sqlite:///" in first.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert (folder / "best_adapter" / "adapter_model.safetensors").is_file()
+
+    second = run("fit", *small(tiny_model), "--ckpt_path", "last", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name], "the same run goes on"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert steps == [1, 2, 3, 4]
+    assert all("train/engine_logprob_gap" in row for row in rows if "train/loss" in row)
+    assert max(row["train/engine_logprob_gap"] for row in rows if "train/loss" in row) < 1e-4
+
+    third = run("predict", *small(tiny_model), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), cwd=tmp_path)
+    assert third.returncode == 0, third.stderr[-3000:]
+    rollouts = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 5 * 4
+    assert {"problem", "prompt_ids", "completion", "text", "verdict", "correct"} <= rollouts[0].keys()
+    assert len(rollouts[0]["completion"]["token_ids"]) == len(rollouts[0]["completion"]["logprobs"]) <= 12
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--model.learning_rat", "1"], "learning_rat"),
+        (["--data.sampling.max_token", "5"], "max_token"),
+        (["--model.steering.init_args.alpa", "1"], "alpa"),
+        (["--data.group_size", "many"], "group_size"),
+        (["--model.steering", "ogls.steering.NoSuch"], "NoSuch"),
+    ],
+)
+def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        build(["fit", "--config", "math.yaml", *args])
+    assert stopped.value.code == 2
+    assert complaint in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--config", "nowhere.yaml"], "error: --config nowhere.yaml: no such file; looked for nowhere.yaml and "),
+        (["--config", "math.yaml", "--data.group_size", "1"], "data.group_size must be at least 2, got 1"),
+        (["--config", "math.yaml", "--data.prompts.student", "Solve."], "prompts.student needs the slot {problem}"),
+        (["--config", "math.yaml", "--config", "gsm8k.yaml"], "data/gsm8k/train.jsonl"),
+        (["--config", "math.yaml", "--model.model", "no such model"], "unknown model 'no such model'"),
+        (["--config", "math.yaml", "--model.adapter", "nowhere"], "model.adapter: no folder 'nowhere'"),
+        (["--config", "math.yaml", "--trainer.callbacks.init_args.monitor", "val/avg_at_9"], "val/avg_at_9"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_clear_line(
+    args: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "fit", *args])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert complaint in capfd.readouterr().err
+
+
+def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_configs(["fit", "--config", "math.yaml"]) == ["fit", "--config", str(EXPERIMENTS / "math.yaml")]
+    (tmp_path / "math.yaml").write_text("")
+    assert find_configs(["fit", "--config=math.yaml"]) == ["fit", "--config=math.yaml"]
+
+
+@pytest.mark.parametrize("overlay", sorted(p.name for p in EXPERIMENTS.glob("*.yaml") if p.name not in ("math.yaml",)))
+def test_every_configuration_parses(overlay: str, capfd: pytest.CaptureFixture[str]):
+    """Values only: data sets and models of the Hub are not loaded."""
+    own = ["--config", overlay] if overlay == "qwen3_1.7b.yaml" else ["--config", "math.yaml", "--config", overlay]
+    with pytest.raises(SystemExit) as stopped:
+        build(["fit", *own, "--data.seed", "7", "--print_config"])
+    assert stopped.value.code == 0
+    assert "seed: 7" in capfd.readouterr().out
+
+
+def test_interpolation_follows_the_command_line(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        build(["fit", "--config", "math.yaml", "--seed_everything", "5", "--print_config"])
+    assert capfd.readouterr().out.count("seed: 5") >= 2

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ogls.chains import Chain, ChainErrors, Chains
+from ogls.data import Evaluation, RolloutDataModule
+from ogls.engine.base import Sampling
+from ogls.model import load_tokenizer
+from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
+from ogls.problems import ProblemSource
+from ogls.prompts import Prompts
+from ogls.records import Problem
+from ogls.selection import UpToError
+from tests.scripted import ScriptedEngine
+
+
+class Given(ProblemSource):
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self.problems[index]
+
+
+@pytest.fixture
+def make(tiny_model: Path) -> Iterator[Any]:
+    made = []
+    tokenizer = load_tokenizer(tiny_model)
+
+    def work(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+        chain = Chain.parse(tokenizer.decode(prompt))
+        return [*tokenizer(chain.work(rng, 0.3)[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+    def make(**arguments: Any) -> RolloutDataModule:
+        settings: dict[str, Any] = {
+            "train": Chains(size=40),
+            "val": Chains(size=10, split="heldout"),
+            "prompts": Prompts(system="", student="{problem}"),
+            "engine": ScriptedEngine(work),
+            "sampling": Sampling(max_tokens=60),
+            "evaluation": Evaluation(samples=3, sampling=Sampling(max_tokens=60)),
+            "group_size": 4,
+            "problems_per_step": 6,
+            "steps_per_epoch": 3,
+            "context_length": 400,
+        }
+        data = RolloutDataModule(**(settings | arguments))
+        module = SimpleNamespace(policy_version=0, policy=None, tokenizer=tokenizer, folder=tiny_model)
+        data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
+        made.append(data)
+        return data
+
+    yield make
+    for data in made:
+        data.close()
+
+
+def train(data: RolloutDataModule, epochs: int = 1) -> list[Any]:
+    """What a trainer would be given, one update a batch."""
+    batches = []
+    for _ in range(epochs):
+        for batch in data.train_dataloader():
+            batches.append(batch)
+            data.trainer.lightning_module.policy_version += 1
+    return batches
+
+
+def test_every_batch_is_sampled_by_the_weights_that_it_updates(make: Any):
+    data = make()
+    data.setup("fit")
+    batches = train(data, epochs=2)
+    assert [batch.policy_version for batch in batches] == [0, 1, 2, 3, 4, 5]
+    assert data.engine.loads == [0, 1, 2, 3, 4, 5]
+    assert len(data.train_dataloader()) == 3
+    assert all(lesson.num_learned for batch in batches for lesson in batch.lessons)
+
+
+def test_a_resumed_stream_makes_the_same_batches(make: Any):
+    whole, resumed = make(), make()
+    whole.setup("fit")
+    resumed.setup("fit")
+    expected = train(whole, epochs=2)[4:]
+    resumed.trainer.lightning_module.policy_version = 4
+    for a, b in zip(train(resumed), expected, strict=True):
+        assert a.lessons == b.lessons
+        assert [g.problem.id for g in a.groups] == [g.problem.id for g in b.groups]
+
+
+def test_one_pass_shows_every_problem_once_and_the_next_in_another_order(make: Any):
+    data = make(problems_per_step=8, steps_per_epoch=10)
+    data.setup("fit")
+    seen = [group.problem.id for batch in train(data) for group in batch.groups]
+    assert sorted(seen[:40]) == sorted(seen[40:]) == sorted(data.train_problems[i].id for i in range(40))
+    assert seen[:40] != seen[40:]
+
+
+def test_several_updates_share_their_rollouts(make: Any):
+    data = make(updates_per_rollout=2, steps_per_epoch=4)
+    data.setup("fit")
+    batches = train(data)
+    assert [batch.policy_version for batch in batches] == [0, 0, 2, 2]
+    assert batches[0] is batches[1]
+    assert data.engine.loads == [0, 2]
+
+
+def test_metrics_of_a_batch_are_those_of_its_rollouts(make: Any):
+    data = make(selection=UpToError(), locator=ChainErrors())
+    data.setup("fit")
+    (batch, *_) = train(data)
+    rollouts = [r for g in batch.groups for r in g.rollouts]
+    assert len(rollouts) == 24
+    assert batch.metrics["train/accuracy"] == pytest.approx(sum(r.correct for r in rollouts) / 24)
+    assert batch.metrics["train/lessons"] == sum(not r.correct for r in rollouts)
+    assert batch.metrics["train/dropped_unlocated"] == 0
+    assert 0 < batch.metrics["train/accuracy"] < 1
+
+
+def test_validation_samples_every_problem_from_the_same_seed(make: Any):
+    data = make(evaluation=Evaluation(samples=3, sampling=Sampling(max_tokens=60), with_solution=True))
+    data.setup("validate")
+    plain, reading = data.val_dataloader()
+    (groups,), (again,), (read,) = list(plain), list(plain), list(reading)
+    assert groups == again
+    assert [len(group.rollouts) for group in groups] == [3] * 10
+    assert all(
+        a.problem == b.problem and len(b.prompt_ids) > len(a.prompt_ids) for a, b in zip(groups, read, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group_size": 1}, r"PeerOutcomes contrasts rollouts of one group: data.group_size must be at least 2, got 1"),
+        ({"selection": UpToError()}, "UpToError needs an error locator: set data.locator"),
+        ({"engine": None, "privilege": ReferenceSolution()}, "ReferenceSolution learns from rollouts: set data.engine"),
+        ({"steps_per_epoch": 0}, "data.steps_per_epoch must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(make: Any, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train": Given()}, "data.train has no problems"),
+        ({"context_length": 70}, "data.train: the prompt of problem 'chain-.*' has .* tokens, but context_length 70"),
+        ({"train": Given(Problem(id="odd", text="What is 1+1?", answer=""))}, "odd"),
+    ],
+)
+def test_data_that_cannot_work_is_refused_before_anything_is_sampled(
+    make: Any, arguments: dict[str, Any], message: str
+):
+    data = make(**arguments)
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")
+    assert data.engine.loads == []
+
+
+def test_demonstrations_need_no_engine(make: Any):
+    data = make(engine=None, privilege=Demonstration())
+    data.setup("fit")
+    (batch, *_) = train(data)
+    assert len(batch.lessons) == 6
+    assert "time/generate" not in batch.metrics
+    assert data.val_dataloader() == []
+
+
+def test_no_pool_of_one_gets_by(make: Any):
+    data = make(privilege=PeerOutcomes(exclude_self=True), group_size=2)
+    data.setup("fit")
+    for batch in train(data):
+        assert all({view.role for view in lesson.views} == {"plain", "success", "failure"} for lesson in batch.lessons)

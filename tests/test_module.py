@@ -1,0 +1,224 @@
+"""The whole step on a tiny model in fp32, held against a computation that shares none of its code."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from transformers import AutoModelForCausalLM
+
+from ogls.chains import Chain, ChainErrors, Chains
+from ogls.data import Evaluation, RolloutDataModule
+from ogls.divergence import JensenShannon
+from ogls.engine.base import Sampling
+from ogls.lora import Lora
+from ogls.model import load_tokenizer
+from ogls.module import SelfDistillation
+from ogls.objective import Distillation, Likelihood
+from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
+from ogls.prompts import Prompts
+from ogls.records import Batch
+from ogls.selection import UpToError
+from ogls.steering import OutcomeSteering, Unsteered
+from ogls.teacher import EMA, Live
+from tests.scripted import ScriptedEngine
+
+
+def data_module(folder: Path, **arguments: Any) -> RolloutDataModule:
+    tokenizer = load_tokenizer(folder)
+
+    def work(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+        text = Chain.parse(tokenizer.decode(prompt)).work(rng, 0.4)[0]
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+    settings: dict[str, Any] = {
+        "train": Chains(size=30),
+        "val": Chains(size=6, split="heldout"),
+        "prompts": Prompts(system="", student="{problem}", attempt="{problem} Not {attempt}?"),
+        "engine": ScriptedEngine(work),
+        "privilege": PeerOutcomes(max_peers=2),
+        "selection": UpToError(),
+        "locator": ChainErrors(),
+        "sampling": Sampling(max_tokens=60),
+        "evaluation": Evaluation(samples=2, sampling=Sampling(max_tokens=60)),
+        "group_size": 3,
+        "problems_per_step": 3,
+        "steps_per_epoch": 2,
+        "context_length": 300,
+    }
+    return RolloutDataModule(**(settings | arguments))
+
+
+def module(folder: Path, **arguments: Any) -> SelfDistillation:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"lora": Lora(rank=4, alpha=8), "learning_rate": 1e-3}
+    return SelfDistillation(model=str(folder), dtype="float32", **(settings | arguments))
+
+
+def trainer(tmp_path: Path, epochs: int = 1, **arguments: Any) -> Trainer:
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+        **arguments,
+    )
+
+
+def fit(folder: Path, tmp_path: Path, model: SelfDistillation, epochs: int = 1, **data: Any) -> list[float]:
+    """Losses of the steps."""
+    losses: list[float] = []
+    log_dict = model.log_dict
+
+    def keep(values: dict[str, float], **options: Any) -> None:
+        losses.append(values["train/loss"])
+        log_dict(values, **options)
+
+    model.log_dict = keep  # pyright: ignore[reportAttributeAccessIssue]
+    made = data_module(folder, **data)
+    trainer(tmp_path, epochs).fit(model, made)
+    made.close()
+    return losses
+
+
+def weights(model: SelfDistillation) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.policy.trainable().items()}
+
+
+def dense_loss(folder: Path, batch: Batch, alpha: float) -> float:
+    """OGLS-SD from full logits, one forward pass a view, by the printed formulas."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def logits(prefix: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([[*prefix, *ids]])).logits[0, len(prefix) - 1 : -1].double()
+
+    total = count = 0.0
+    for lesson in batch.lessons:
+        by_role = {
+            role: torch.stack([logits(v.prefix_ids, lesson.token_ids) for v in lesson.views if v.role == role]).mean(0)
+            for role in ("plain", "success", "failure")
+        }
+        target = (by_role["plain"] + alpha * (by_role["success"] - by_role["failure"])).softmax(-1)
+        student = logits(lesson.prompt_ids, lesson.token_ids).softmax(-1)
+        kl = (target * (target / student).log()).sum(-1)
+        total += float((kl * torch.tensor(lesson.weights)).sum())
+        count += sum(lesson.weights)
+    return total / count
+
+
+def test_the_loss_of_the_first_step_is_the_papers(tiny_model: Path, tmp_path: Path):
+    data = data_module(tiny_model)
+    model = module(tiny_model, steering=OutcomeSteering(alpha=0.7))
+    seen: list[tuple[Batch, float]] = []
+    step = model.training_step
+    model.training_step = lambda batch, index: seen.append((batch, step(batch, index)))  # pyright: ignore
+    losses: list[float] = []
+    model.log_dict = lambda values, **_: losses.append(values["train/loss"])  # pyright: ignore
+    trainer(tmp_path).fit(model, data)
+    data.close()
+    batch = seen[0][0]
+    assert len(batch.lessons) >= 3
+    assert losses[0] == pytest.approx(dense_loss(tiny_model, batch, alpha=0.7), rel=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 60, 100_000])
+def test_micro_batches_change_nothing(tiny_model: Path, tmp_path: Path, budget: int):
+    whole, cut = module(tiny_model), module(tiny_model, tokens_per_micro_batch=budget)
+    expected, got = fit(tiny_model, tmp_path, whole), fit(tiny_model, tmp_path, cut)
+    assert got == pytest.approx(expected, rel=1e-5)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_alpha_zero_has_no_loss_and_moves_nothing(tiny_model: Path, tmp_path: Path):
+    model = module(tiny_model, steering=OutcomeSteering(alpha=0.0))
+    model.configure_model()
+    before = weights(model)
+    losses = fit(tiny_model, tmp_path, model)
+    assert max(map(abs, losses)) <= 1e-12
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_training_moves_the_student_and_neither_the_base_nor_the_frozen_teacher(tiny_model: Path, tmp_path: Path):
+    model = module(tiny_model)
+    model.configure_model()
+    before, base = weights(model), {n: p.detach().clone() for n, p in model.policy.model.named_parameters()}
+    fit(tiny_model, tmp_path, model)
+    assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+    for name, p in model.policy.model.named_parameters():
+        assert p.requires_grad or torch.equal(p, base[name])
+
+
+def test_distillation_brings_the_student_to_its_teacher(tiny_model: Path, tmp_path: Path):
+    model = module(tiny_model, steering=Unsteered(), learning_rate=1e-2)
+    losses = fit(tiny_model, tmp_path, model, epochs=10, privilege=ReferenceSolution())
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+
+
+def test_a_stopped_run_goes_on_bitwise(tiny_model: Path, tmp_path: Path):
+    whole = module(tiny_model, teacher=EMA(0.5))
+    expected = fit(tiny_model, tmp_path, whole, epochs=3)
+
+    data, first = data_module(tiny_model), module(tiny_model, teacher=EMA(0.5))
+    stopped = trainer(tmp_path, epochs=3, max_steps=3)
+    stopped.fit(first, data)
+    stopped.save_checkpoint(tmp_path / "last.ckpt")
+    data.close()
+
+    data, second = data_module(tiny_model), module(tiny_model, teacher=EMA(0.5))
+    losses: list[float] = []
+    log_dict = second.log_dict
+    second.log_dict = lambda values, **o: (losses.append(values["train/loss"]), log_dict(values, **o))  # pyright: ignore
+    trainer(tmp_path, epochs=3).fit(second, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    data.close()
+    assert losses == expected[3:]
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(second)[name], value), name
+
+
+def test_two_updates_on_the_same_rollouts_need_the_importance_ratio(tiny_model: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"rollouts are off-policy: set model.objective.importance_cap"):
+        fit(tiny_model, tmp_path, module(tiny_model), updates_per_rollout=2)
+    model = module(tiny_model, objective=Distillation(importance_cap=2.0))
+    losses = fit(tiny_model, tmp_path, model, epochs=2, updates_per_rollout=2)
+    assert len(losses) == 4
+
+
+def test_steering_and_privilege_have_to_fit(tiny_model: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"OutcomeSteering and ReferenceSolution: .* role 'failure'"):
+        fit(tiny_model, tmp_path, module(tiny_model), privilege=ReferenceSolution())
+
+
+def test_likelihood_learns_demonstrations_without_an_engine(tiny_model: Path, tmp_path: Path):
+    model = module(tiny_model, objective=Likelihood(), learning_rate=1e-2)
+    losses = fit(tiny_model, tmp_path, model, epochs=8, privilege=Demonstration(), engine=None)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("arguments", [{"lora": None}, {"teacher": Live()}, {"teacher": EMA(0.9)}], ids=str)
+def test_other_weights_teach_and_learn(tiny_model: Path, tmp_path: Path, arguments: dict[str, Any]):
+    objective = Distillation(divergence=JensenShannon(0.5))
+    losses = fit(tiny_model, tmp_path, module(tiny_model, objective=objective, **arguments))
+    assert all(0 < loss < 0.7 for loss in losses)
+
+
+def test_a_step_without_lessons_has_a_loss_of_zero(tiny_model: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(tiny_model)
+
+    def right(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+        text = Chain.parse(tokenizer.decode(prompt)).work()[0]
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+    assert fit(tiny_model, tmp_path, module(tiny_model), engine=ScriptedEngine(right)) == [0.0, 0.0]
