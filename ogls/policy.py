@@ -159,8 +159,9 @@ class Policy(nn.Module):
         return found
 
     def save_adapter(self, folder: Path | str) -> None:
-        """Write the adapter in peft's format."""
-        save_adapter(Path(folder), self._needs_lora(), dict(self.trainable()))
+        """Write the adapter in peft's format, in the policy's dtype: a merge rounds to it anyway."""
+        weights = {name: p.detach().to(_TORCH[self.dtype]) for name, p in self.trainable().items()}
+        save_adapter(Path(folder), self._needs_lora(), weights)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Take the weights of an adapter of the same shape, written by `save_adapter` or by peft."""
