@@ -1,25 +1,28 @@
 """Low-rank adapters: W + (alpha / rank) B A, with W frozen (Hu et al. 2021, arXiv 2106.09685).
 
-Files are in peft's format, so that peft and vLLM read them. The layer is our own because of speed: A and B are cast to
-the activations' dtype (a few MB a pass), where a peft layer casts every activation to fp32 and back.
+All of it is peft's but the layer's forward pass, for speed: A and B are cast to the activations' dtype (a few MB a
+pass), where peft casts every activation to fp32 and back.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FROZEN = ("lm_head", "embed_tokens", "wte", "embed_out", "embed_in")
-_PEFT_PREFIX = "base_model.model."
+_ADAPTER = "default"  # peft's own name of the only adapter
+_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,83 +42,70 @@ class Lora:
             raise ValueError(f"{frozen} cannot be adapted: student and teacher share embeddings and output head")
 
 
-class LoraLinear(nn.Linear):
-    """A frozen linear layer that keeps its weight's name and gains `lora_A` [rank, in] and `lora_B` [out, rank], fp32.
+@cache
+def _layer() -> type[Linear]:
+    """peft's layer with the fast forward pass; made when it is needed, because peft is slow to import."""
+    from peft.tuners.lora import Linear
 
-    B starts at zero, so the layer starts as it was. `enabled` False is the layer without its adapter.
-    """
+    class FastLinear(Linear):
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if self.disable_adapters:
+                return self.base_layer(x)
+            rows = x.flatten(0, -2)
+            a: Any = self.lora_A[_ADAPTER].weight.to(x.dtype)
+            b = (self.lora_B[_ADAPTER].weight * self.scaling[_ADAPTER]).to(x.dtype)
+            return torch.addmm(self.base_layer(rows), linear(rows, a), b.T).unflatten(0, x.shape[:-1])
 
-    def __init__(self, layer: nn.Linear, lora: Lora) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
-        fp32 = {"bias": False, "dtype": torch.float32, "device": layer.weight.device}
-        self.lora_A = nn.Linear(layer.in_features, lora.rank, **fp32)
-        self.lora_B = nn.Linear(lora.rank, layer.out_features, **fp32)
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B.weight)
-        self.scale = lora.alpha / lora.rank
-        self.enabled = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled:
-            return linear(x, self.weight, self.bias)
-        rows = x.flatten(0, -2)
-        a, b = self.lora_A.weight.to(x.dtype), (self.lora_B.weight * self.scale).to(x.dtype)
-        out = torch.addmm(linear(rows, self.weight, self.bias), linear(rows, a), b.T)
-        return out.unflatten(0, x.shape[:-1])
-
-    def merged(self) -> Tensor:
-        """W + scale B A, computed in fp32 and cast to W's dtype. W itself is not touched."""
-        with torch.no_grad():
-            delta = self.lora_B.weight @ self.lora_A.weight
-            return (self.weight.float() + self.scale * delta).to(self.weight.dtype)
+    return FastLinear
 
 
 def add_adapter(model: nn.Module, lora: Lora) -> None:
-    """Freeze `model` and put an adapter beside every linear layer that a target names."""
-    model.requires_grad_(False)
-    found = {name: layer for name, layer in model.named_modules() if name.rpartition(".")[2] in lora.targets}
-    if missing := set(lora.targets) - {name.rpartition(".")[2] for name in found}:
-        names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    """Freeze `model` and put an adapter, in fp32 and without effect, beside every linear layer that a target names."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    if missing := set(lora.targets) - names:  # peft is content when one of them matches
         raise ValueError(
             f"targets {sorted(missing)} match no layer of the model; its linear layers are {sorted(names)}"
         )
-    for name, layer in found.items():
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"target {name} is a {type(layer).__name__}; only linear layers can be adapted")
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, LoraLinear(layer, lora))
+    alpha: Any = lora.alpha  # an int to peft's type, any number to its code
+    config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
+    config._register_custom_module({nn.Linear: _layer()})
+    inject_adapter_in_model(config, model, _ADAPTER)
+    cast_adapter_dtype(model, _ADAPTER)
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLinear))
+def adapted_layers(model: nn.Module) -> dict[str, Linear]:
+    """By the names that they have without an adapter."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _layer())}
 
 
-def save_adapter(folder: Path, lora: Lora, weights: dict[str, Tensor]) -> None:
-    """Write `weights` (named as the model names them) as peft's adapter_model.safetensors and adapter_config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    named = {_PEFT_PREFIX + name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+def merged(layer: Linear) -> Tensor:
+    """W + scale B A, computed in fp32 and cast to W's dtype. W itself is not touched."""
+    with torch.no_grad():
+        return (layer.weight.float() + layer.get_delta_weight(_ADAPTER)).to(layer.weight.dtype)
+
+
+def save_adapter(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write the adapter as peft's adapter_model.safetensors and adapter_config.json."""
+    from peft import get_peft_model_state_dict
+
+    model.peft_config[_ADAPTER].save_pretrained(folder)
+    weights = get_peft_model_state_dict(model).items()
+    named = {_PREFIX + name: weight.to("cpu", dtype).contiguous() for name, weight in weights}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "target_modules": list(lora.targets),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_adapter(folder: Path, lora: Lora) -> dict[str, Tensor]:
-    """The weights of an adapter of the shape `lora`, named as the model names them."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    got = (config["r"], config["lora_alpha"], sorted(config["target_modules"]))
-    if got != (lora.rank, lora.alpha, sorted(lora.targets)):
-        raise ValueError(f"the adapter in {folder} has (rank, alpha, targets) {got}, expected {lora}")
-    return {
-        name.removeprefix(_PEFT_PREFIX): weight
-        for name, weight in load_file(folder / "adapter_model.safetensors").items()
-    }
+def load_adapter(model: Any, folder: Path) -> None:
+    """Take the weights of an adapter of the same shape."""
+    from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
+
+    configs: tuple[Any, Any] = LoraConfig.from_pretrained(str(folder)), model.peft_config[_ADAPTER]
+    got, expected = ((c.r, c.lora_alpha, sorted(c.target_modules)) for c in configs)
+    if got != expected:
+        raise ValueError(f"the adapter in {folder} has (rank, alpha, targets) {got}, expected {expected}")
+    weights = load_peft_weights(str(folder), device="cpu")
+    loaded = set_peft_model_state_dict(model, {name.removeprefix(_PREFIX): w for name, w in weights.items()})
+    if odd := [*loaded.unexpected_keys, *(name for name in loaded.missing_keys if ".lora_" in name)]:
+        raise ValueError(f"the adapter in {folder} is of another model: not in both: {odd[:4]}")

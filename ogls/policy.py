@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ogls.attention import ATTENTION, register_attention
-from ogls.lora import Lora, adapted_layers, add_adapter, read_adapter, save_adapter
+from ogls.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
 from ogls.model import quiet_transformers
 from ogls.packing import pack
 
@@ -112,14 +112,14 @@ class Policy(nn.Module):
         """Inside, the policy is the model it was started from. Needs an adapter."""
         if self.lora is None:
             raise ValueError("without_adapter needs a policy with an adapter; this one trains full weights")
-        layers = [layer for _, layer in adapted_layers(self.model)]
+        layers = adapted_layers(self.model).values()
         for layer in layers:
-            layer.enabled = False
+            layer._disable_adapters = True  # the flag alone: peft's own ways of setting it change requires_grad too
         try:
             yield
         finally:
             for layer in layers:
-                layer.enabled = True
+                layer._disable_adapters = False
 
     @contextmanager
     def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
@@ -139,11 +139,13 @@ class Policy(nn.Module):
 
         With an adapter, what stands beside an adapted layer comes along: engines fuse q, k, v and cannot take q alone.
         """
-        layers = {f"{name}.weight": layer for name, layer in adapted_layers(self.model)}
+        adapted = adapted_layers(self.model) if self.lora else {}
+        layers = {f"{name}.weight": layer for name, layer in adapted.items()}
         blocks = {name.rsplit(".", 2)[0] for name in layers}
         for name, p in self.model.named_parameters():
+            name = name.replace(".base_layer.", ".")
             if name in layers:
-                yield name, layers[name].merged()
+                yield name, merged(layers[name])
             elif p.requires_grad if self.lora is None else name.rsplit(".", 2)[0] in blocks:
                 yield name, p.detach().to(_TORCH[self.dtype])
 
@@ -160,12 +162,13 @@ class Policy(nn.Module):
 
     def save_adapter(self, folder: Path | str) -> None:
         """Write the adapter in peft's format, in the policy's dtype: a merge rounds to it anyway."""
-        weights = {name: p.detach().to(_TORCH[self.dtype]) for name, p in self.trainable().items()}
-        save_adapter(Path(folder), self._needs_lora(), weights)
+        self._refuse_full_weights()
+        save_adapter(self.model, Path(folder), _TORCH[self.dtype])
 
     def load_adapter(self, folder: Path | str) -> None:
         """Take the weights of an adapter of the same shape, written by `save_adapter` or by peft."""
-        self.load_trainable(read_adapter(Path(folder), self._needs_lora()))
+        self._refuse_full_weights()
+        load_adapter(self.model, Path(folder))
 
     def load_trainable(self, weights: dict[str, Tensor]) -> None:
         """Copy `weights` into the trainable weights; names and shapes must be the same."""
@@ -183,10 +186,9 @@ class Policy(nn.Module):
         """Nothing to switch: the policy has no dropout, whoever calls `train` or `eval` on a module around it."""
         return self
 
-    def _needs_lora(self) -> Lora:
+    def _refuse_full_weights(self) -> None:
         if self.lora is None:
             raise ValueError("this policy trains full weights and has no adapter to save or load")
-        return self.lora
 
     def _refuse_non_linear_head(self) -> None:
         """Compare the model's own logits with head(hidden): soft-capping, scaling or another attention would show."""

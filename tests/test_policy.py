@@ -10,6 +10,7 @@ import torch
 from conftest import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ogls.lora import Lora
@@ -142,7 +143,6 @@ def test_peft_reads_the_adapter_and_computes_the_same(tiny_model: Path, tmp_path
 
 
 def test_merged_weights_are_the_policy_and_leave_the_base_alone(tiny_model: Path) -> None:
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     policy = any_policy(tiny_model)
@@ -160,6 +160,11 @@ def test_merged_weights_are_the_policy_and_leave_the_base_alone(tiny_model: Path
 
 def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     policy = any_policy(tiny_model)
+    stray, rank4 = tmp_path / "stray", tmp_path / "rank4"
+    policy.save_adapter(stray)
+    policy.save_adapter(rank4)
+    file = stray / "adapter_model.safetensors"
+    save_file({name.replace("layers.1.", "layers.7."): w for name, w in load_file(file).items()}, file)
     cases: list[tuple[str, Callable[[], object]]] = [
         ("share embeddings and output head", lambda: Lora(targets=("q_proj", "lm_head"))),
         ("rank >= 1", lambda: Lora(rank=0)),
@@ -169,6 +174,8 @@ def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path) -> None:
         ("need a token each: got 0 and 1", lambda: policy.hidden([[1]], [[]], [0])),
         ("not in both", lambda: policy.load_trainable({})),
         ("no adapter to save", lambda: Policy(tiny_model).save_adapter(tmp_path)),
+        ("expected", lambda: Policy(tiny_model, lora=Lora(rank=8)).load_adapter(rank4)),
+        ("of another model", lambda: Policy(tiny_model, lora=Lora(rank=4)).load_adapter(stray)),
     ]
     for message, attempt in cases:
         with pytest.raises(ValueError, match=message):
