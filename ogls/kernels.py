@@ -65,9 +65,15 @@ def chunked_divergence(
         for rows, (logits, gaps) in chunks(len(values), weight, 2, chunk_rows):
             student = hidden_student[rows]
             apply_head(student, weight, bias, out=logits)
-            apply_head(hidden_target[rows].to(values.dtype) - student.to(values.dtype), weight, None, out=gaps)
+            states_gap = hidden_target[rows].to(values.dtype) - student.to(values.dtype)
+            apply_head(states_gap, weight, None, out=gaps)
             ids = (None, None) if token_ids is None or logprobs is None else (token_ids[rows], logprobs[rows])
             for_each_tile(tile_pass, logits, gaps, values[rows], *ids)
+            # Where the student is its target all is 0, and rounding is all there would be: an optimiser that divides
+            # by the gradient's size would make full steps of it.
+            reached = (states_gap == 0).all(-1)
+            values[rows].masked_fill_(reached, 0.0)
+            logits.masked_fill_(reached[:, None], 0.0)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
     return attach(hidden_student, values, gradient, temperature), logprobs

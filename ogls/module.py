@@ -21,7 +21,7 @@ from ogls.objective import Distillation, Objective, States
 from ogls.policy import Lora, Policy
 from ogls.prompts import REFLECTION_MARKERS
 from ogls.records import Batch, Lesson, RolloutGroup
-from ogls.scoring import score_views
+from ogls.scoring import prompt_states, score_views
 from ogls.seeds import derive
 from ogls.steering import OutcomeSteering, Steering
 from ogls.teacher import Frozen, Teacher
@@ -206,9 +206,7 @@ class SelfDistillation(LightningModule):
         if all(lesson.logprobs is not None for lesson in lessons):
             old = self._tensor([p for lesson, n in learned for p in (lesson.logprobs or ())[:n]])[keep]
         with meter.time("student"):
-            prompts = list(dict.fromkeys(lesson.prompt_ids for lesson in lessons))
-            owners = [prompts.index(lesson.prompt_ids) for lesson in lessons]
-            student = self.policy.hidden(prompts, [lesson.token_ids[:n] for lesson, n in learned], owners)[keep]
+            student = prompt_states(self.policy, lessons)[keep]
             loss, extras = self.objective(
                 States(
                     hidden_student=student,

@@ -21,7 +21,9 @@ def score_views(policy: Policy, steering: Steering, lessons: Sequence[Lesson], b
         anchor_t = sum_c a_c h_c,t        direction_t = sum_c d_c h_c,t
 
     over the views c, with the coefficients of `steering.mixture`; h_c,t is the final-norm hidden state that predicts
-    token t under view c. Views with two zeros are not run.
+    token t under view c. Views with two zeros are not run. The plain view is laid out exactly as the student's own
+    pass (`prompt_states`), so that equal weights give equal states to the last bit, and alpha = 0 a loss of exactly 0:
+    an optimiser that divides by the gradient's size would make full steps of mere rounding.
 
     Returns:
         Two tensors [tokens, d] in fp32, the lessons' tokens one after the other. Memory does not grow with the number
@@ -29,11 +31,13 @@ def score_views(policy: Policy, steering: Steering, lessons: Sequence[Lesson], b
     """
     suffixes = [lesson.token_ids[: lesson.num_learned] for lesson in lessons]
     users: dict[tuple[int, ...], list[tuple[int, float, float]]] = defaultdict(list)
+    plain: list[tuple[int, float, float]] = []
     for index, lesson in enumerate(lessons):
         coefficients = steering.mixture([view.role for view in lesson.views])
         for view, to_anchor, to_direction in zip(lesson.views, *coefficients, strict=True):
             if to_anchor or to_direction:
-                users[view.prefix_ids].append((index, to_anchor, to_direction))
+                to = plain if view.role == "plain" else users[view.prefix_ids]
+                to.append((index, to_anchor, to_direction))
 
     def cost(prefix: tuple[int, ...]) -> int:
         return len(prefix) + sum(len(suffixes[index]) for index, _, _ in users[prefix])
@@ -43,11 +47,24 @@ def score_views(policy: Policy, steering: Steering, lessons: Sequence[Lesson], b
     anchor = torch.zeros(sum(lengths), weight.shape[1], device=weight.device)
     direction = torch.zeros_like(anchor)
     anchors, directions = anchor.split(lengths), direction.split(lengths)
-    for prefixes in budgeted(sorted(users, key=len), cost, budget):
-        uses = [(owner, *use) for owner, prefix in enumerate(prefixes) for use in users[prefix]]
-        states = policy.hidden(prefixes, [suffixes[index] for _, index, _, _ in uses], [use[0] for use in uses])
-        pieces = states.split([lengths[index] for _, index, _, _ in uses])
-        for piece, (_, index, to_anchor, to_direction) in zip(pieces, uses, strict=True):
+
+    def add(states: Tensor, uses: Sequence[tuple[int, float, float]]) -> None:
+        pieces = states.split([lengths[index] for index, _, _ in uses])
+        for piece, (index, to_anchor, to_direction) in zip(pieces, uses, strict=True):
             anchors[index].add_(piece, alpha=to_anchor)
             directions[index].add_(piece, alpha=to_direction)
+
+    if plain:
+        add(prompt_states(policy, lessons), plain)
+    for prefixes in budgeted(sorted(users, key=len), cost, budget):
+        uses = [use for prefix in prefixes for use in users[prefix]]
+        owners = [owner for owner, prefix in enumerate(prefixes) for _ in users[prefix]]
+        add(policy.hidden(prefixes, [suffixes[index] for index, _, _ in uses], owners), uses)
     return anchor, direction
+
+
+def prompt_states(policy: Policy, lessons: Sequence[Lesson]) -> Tensor:
+    """States [tokens, d] of the learned tokens after the student's own prompts: its own pass and the plain view."""
+    prompts = list(dict.fromkeys(lesson.prompt_ids for lesson in lessons))
+    owners = [prompts.index(lesson.prompt_ids) for lesson in lessons]
+    return policy.hidden(prompts, [lesson.token_ids[: lesson.num_learned] for lesson in lessons], owners)
