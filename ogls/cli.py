@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningCLI
 
-from ogls.callbacks import GracefulStop, RichProgress, RunRecorder
+from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder
 from ogls.data import RolloutDataModule
 from ogls.module import SelfDistillation
 from ogls.tracking import SaveConfig, Tracker
@@ -30,17 +27,6 @@ class OglsCLI(LightningCLI):
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             with self.trainer.logger.kept_open():
                 self.trainer.validate(self.model, self.datamodule, verbose=False)
-
-    def predict(self, **options: Any) -> None:
-        """Sample from a checkpoint and write one JSON object a rollout."""
-        file = Path(self.datamodule.predict_file)
-        batches = self.trainer.predict(**options) or []
-        with file.open("w") as out:
-            for group in (group for batch in batches for group in batch):
-                for rollout in group.rollouts:
-                    row = {"problem": asdict(group.problem), "prompt_ids": group.prompt_ids, **asdict(rollout)}
-                    out.write(json.dumps(row | {"correct": rollout.correct}, ensure_ascii=False) + "\n")
-        print(f"rollouts written to {file}")
 
 
 def find_configs(args: list[str]) -> list[str]:
@@ -85,10 +71,10 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         save_config_callback=SaveConfig,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
-            "callbacks": [RunRecorder(), RichProgress(), GracefulStop()],
+            "callbacks": [RunRecorder(), RichProgress(), GracefulStop(), RolloutWriter()],
             "log_every_n_steps": 1,
             "num_sanity_val_steps": 0,
             "inference_mode": False,  # an engine started during validation is updated during training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +120,14 @@ class SelfDistillation(LightningModule):
                 raise ValueError(f"model.steering and data.privilege do not fit, {names}: {error}") from error
             if not data.privilege.samples_rollouts:
                 raise ValueError(f"{type(data.privilege).__name__} gives no views to distil from: set model.objective")
+        samples = data.evaluation.samples
+        for callback in self.trainer.checkpoint_callbacks:
+            asked = re.fullmatch(r"val\w*/(avg|pass|maj)_at_(\d+)", callback.monitor or "")  # pyright: ignore
+            if asked and (int(asked[2]) > samples or (asked[1] == "avg" and int(asked[2]) != samples)):
+                raise ValueError(
+                    f"a checkpoint waits for {asked[0]}, but data.evaluation.samples is {samples}: "
+                    f"expected val/avg_at_{samples}"
+                )
         if data.updates_per_rollout > 1 and not self.objective.corrects_staleness:
             raise ValueError(
                 f"data.updates_per_rollout is {data.updates_per_rollout}, so rollouts are off-policy: "
@@ -259,8 +268,8 @@ class SelfDistillation(LightningModule):
     def test_step(self, groups: list[RolloutGroup], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._log_evaluation("test" if dataloader_idx == 0 else "test_with_solution", groups)
 
-    def predict_step(self, groups: list[RolloutGroup], batch_idx: int) -> list[RolloutGroup]:
-        return groups
+    def predict_step(self, groups: list[RolloutGroup], batch_idx: int) -> None:
+        """Nothing to compute: the rollouts are the batch, and `RolloutWriter` keeps them."""
 
     def _log_evaluation(self, name: str, groups: list[RolloutGroup]) -> None:
         values = {f"{name}/{key}": value for key, value in evaluate(groups).items()}

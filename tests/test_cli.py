@@ -16,6 +16,11 @@ RUN = Path(__file__).resolve().parents[1] / "experiments" / "run.py"
 EXPERIMENTS = RUN.parent
 
 
+@pytest.fixture(autouse=True)
+def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+
+
 def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run([sys.executable, str(RUN), *args], cwd=cwd, env=environment, capture_output=True, text=True)

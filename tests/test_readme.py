@@ -20,6 +20,11 @@ COMMANDS = [
 VARIANT = re.search(r"```python\n# (\w+)\.py\n(.*?)```", README, re.S)
 
 
+@pytest.fixture(autouse=True)
+def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py"])
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python experiments/run.py")])
 def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert VARIANT is not None

@@ -3,6 +3,7 @@
 from ogls.callbacks.best import BestCheckpoint
 from ogls.callbacks.progress import RichProgress
 from ogls.callbacks.recorder import RunRecorder
+from ogls.callbacks.rollouts import RolloutWriter
 from ogls.callbacks.stop import GracefulStop
 
-__all__ = ["BestCheckpoint", "GracefulStop", "RichProgress", "RunRecorder"]
+__all__ = ["BestCheckpoint", "GracefulStop", "RichProgress", "RolloutWriter", "RunRecorder"]

@@ -1,0 +1,40 @@
+"""What `predict` leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from ogls.records import RolloutGroup
+
+
+class RolloutWriter(Callback):
+    """Writes one JSON object a rollout to `data.predict_file`: problem, prompt ids, completion, text, verdict."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._file = Path(data.predict_file)
+        self._file.write_text("")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Sequence[RolloutGroup],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        with self._file.open("a", encoding="utf-8", errors="backslashreplace") as out:
+            for group in batch:
+                for rollout in group.rollouts:
+                    row = {"problem": asdict(group.problem), "prompt_ids": group.prompt_ids, **asdict(rollout)}
+                    out.write(json.dumps(row | {"correct": rollout.correct}, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        print(f"rollouts written to {self._file}")
