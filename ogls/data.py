@@ -132,6 +132,7 @@ class RolloutDataModule(LightningDataModule):
         self.updates_per_rollout, self.context_length, self.seed = updates_per_rollout, context_length, seed
         self.predict_file = predict_file
         self.pool = GradingPool(verifier, workers=grading_workers)
+        self.fit_follows = False  # a validation that comes before training checks for both
         self._checked: set[str] = set()
         self._last: Batch | None = None
         self._loaded: int | None = None  # version of the weights in the engine; None before it is started
@@ -140,7 +141,7 @@ class RolloutDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.encoder = PromptEncoder(self.prompts, self._module.tokenizer)
-        sources = {"train": self.train_problems} if stage == "fit" else {}
+        sources = {"train": self.train_problems} if stage == "fit" or self.fit_follows else {}
         if self.engine is not None:
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
         for name, source in sources.items():

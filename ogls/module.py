@@ -108,9 +108,9 @@ class SelfDistillation(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Do the parts fit together? Asked before any weights are loaded."""
-        if stage != "fit":
-            return
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if stage != "fit" and not data.fit_follows:
+            return
         if self.objective.needs_teacher:
             roles = sorted(data.privilege.roles)
             try:
