@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,3 +225,16 @@ def test_outbox_loses_what_raises_and_what_does_not_fit() -> None:
     assert made == [-1, 1]  # i = 1 divides by zero, i = 3 does not fit
     assert box.lost == 2
     assert box.error is not None
+
+
+def test_two_runs_that_begin_a_new_database_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from ogls.tracking.mlflow_run import MLflowRun; "
+        f"run = MLflowRun('sqlite:///{tmp_path}/new.db', 'ogls', sys.argv[1], {{}}, system_metrics=False); "
+        "run.params({'a': 1}); run.metrics({'b': 2.0}, 0, 0.0); run.end('FINISHED')"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path) for name in ("one", "two", "three")]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    found = MlflowClient(f"sqlite:///{tmp_path}/new.db").search_runs(["1"])
+    assert sorted(run.info.run_name for run in found) == ["one", "three", "two"]
+    assert all(run.data.params == {"a": "1"} and run.data.metrics == {"b": 2.0} for run in found)

@@ -6,8 +6,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,8 +52,9 @@ class MLflowRun:
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
 
-        client = MlflowClient(self.uri)
-        experiment_id = self._experiment_id(client)
+        with self._alone():
+            client = MlflowClient(self.uri)
+            experiment_id = self._experiment_id(client)
         if self.resumed and self.run_id is None:
             named = client.search_runs([experiment_id], f"run_name = '{self.name}'", max_results=1)
             self.run_id = named[0].info.run_id if named else None
@@ -66,6 +70,12 @@ class MLflowRun:
             self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
             self._monitor.start()
         return client, self.run_id
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Two runs that begin the same new database at once would break each other's migrations of it."""
+        if not self.uri.startswith("sqlite:///"):
+            return nullcontext()
+        return FileLock(f"{self.uri.removeprefix('sqlite:///')}.lock", timeout=300)
 
     def _experiment_id(self, client: MlflowClient) -> str:
         known = client.get_experiment_by_name(self.experiment)
