@@ -102,9 +102,11 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_after_a_run_ctrl_c_is_what_it_was() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     trainer(1, method="tiny", system_metrics=False).fit(Tiny(), TinyData())
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_error_ends_the_run_as_failed() -> None:

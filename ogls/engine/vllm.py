@@ -68,6 +68,7 @@ class VllmEngine(RolloutEngine):
         self._context_length = context_length
         self._end_token_ids = list(end_token_ids(folder))
         lora = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if self._adapter else {}
+        set_num_threads = torch.set_num_threads
         self._llm = LLM(
             model=str(folder),
             skip_tokenizer_init=True,
@@ -84,6 +85,7 @@ class VllmEngine(RolloutEngine):
             seed=0,
             **lora,
         )
+        torch.set_num_threads = set_num_threads  # vLLM on a CPU makes it do nothing, for the trainer too
 
     def load(self, policy: Policy, version: int) -> None:
         self._num_loads += 1
