@@ -281,13 +281,7 @@ class SelfDistillation(LightningModule):
         return {f"policy.{name}": value.detach() for name, value in self.policy.trainable().items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        own = {f"policy.{name}": value for name, value in self.policy.trainable().items()}
-        if own.keys() != state_dict.keys():
-            differ = sorted(own.keys() ^ state_dict.keys())
-            raise ValueError(f"the checkpoint trains other weights than this configuration, e.g. {differ[0]}")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state_dict[name])
+        self.policy.load_trainable({name.removeprefix("policy."): value for name, value in state_dict.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ogls"] = {"policy_version": self.policy_version, "teacher": self.teacher.state_dict()}
