@@ -1,76 +1,116 @@
 """Chains of additions and subtractions: procedural problems whose every step can be recomputed.
 
-    What is 12+8-9?          12+8=20
-                             20-9=11
-                             \\boxed{11}
+    What is 20-(9-4)+7?      9-4=5
+                             20-5=15
+                             15+7=22
+                             \\boxed{22}
 
-The embedded model is no reasoner as it comes; `WorkedAttempts` teaches it this format, a habit of slipping now
-and then, and to make use of an attempt that it reads. From there on, methods can be compared on a laptop.
+Two things go wrong in them: a slip of the pen in any step, and a wrong idea, which is to read from left to right as if
+there were no parentheses. The embedded model is no reasoner as it comes; `ogls.cold_start` teaches it this format, both
+kinds of error, and to make use of what it reads. From there on, methods can be compared on a laptop.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
-from ogls.privilege import Draft, Hint, Privilege
 from ogls.problems import ProblemSource
-from ogls.records import Problem, RolloutGroup
+from ogls.records import Problem
 from ogls.seeds import derive
 from ogls.selection import ErrorLocator, Span
 
+_CHAIN = re.compile(r"\(?\d+(?:[+-]\(?\d+\)?)+")
 _STEP = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
+
+Step = tuple[int, str, int, int]
+"""left, operation, right, result."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """start op number op number ...; every intermediate value is at least 0."""
+    """start op number op number ...; the number at place `inner` and the one after it may stand in parentheses.
+
+    Places count from 1, the first number after `start`; an opening parenthesis always follows a minus, so that it
+    matters. `inner` None: no parentheses.
+    """
 
     start: int
-    steps: tuple[tuple[str, int], ...]
+    terms: tuple[tuple[str, int], ...]
+    inner: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Chain:
-        found = re.search(r"(\d+)((?:[+-]\d+)+)", text)
-        if not found:
-            raise ValueError(f"expected a chain such as 12+8-9, got: {text!r}")
-        steps = re.findall(r"([+-])(\d+)", found[2])
-        return cls(int(found[1]), tuple((op, int(number)) for op, number in steps))
+        found = _CHAIN.search(text)
+        flat = found and re.fullmatch(r"(\d+)((?:[+-]\d+)+)", re.sub(r"[()]", "", found[0]))
+        if not found or not flat:
+            raise ValueError(f"expected a chain such as 20-(9-4)+7, got: {text!r}")
+        terms = tuple((op, int(number)) for op, number in re.findall(r"([+-])(\d+)", flat[2]))
+        before, opened, _ = found[0].partition("(")
+        chain = cls(int(flat[1]), terms, len(re.findall(r"\d+", before)) if opened else None)
+        if str(chain) != found[0]:
+            raise ValueError(f"expected a chain such as 20-(9-4)+7, got: {text!r}")
+        return chain
 
     def __str__(self) -> str:
-        return f"{self.start}" + "".join(f"{op}{number}" for op, number in self.steps)
+        text = str(self.start)
+        for place, (op, number) in enumerate(self.terms, start=1):
+            opened = "(" if place == self.inner else ""
+            closed = ")" if self.inner is not None and place == self.inner + 1 else ""
+            text += f"{op}{opened}{number}{closed}"
+        return text
 
-    def work(self, rng: random.Random | None = None, slip: float = 0.0) -> tuple[str, int]:
-        """A worked solution and its answer; each step slips with probability `slip` and the next goes on from there."""
-        value, lines = self.start, []
-        for op, number in self.steps:
-            result = value + number if op == "+" else value - number
+    def steps(self, rng: random.Random | None = None, slip: float = 0.0, left_to_right: bool = False) -> list[Step]:
+        """What is calculated, line by line; each result is off with probability `slip` and the rest goes on from it.
+
+        `left_to_right` ignores the parentheses: the wrong idea.
+        """
+        steps: list[Step] = []
+
+        def calculate(left: int, op: str, right: int) -> int:
+            result = left + right if op == "+" else left - right
             if rng is not None and rng.random() < slip:
-                result = rng.choice([result + by for by in _SLIPS if result + by >= 0])
-            lines.append(f"{value}{op}{number}={result}")
-            value = result
-        return "\n".join([*lines, f"\\boxed{{{value}}}"]), value
+                result = rng.choice([result + by for by in _SLIPS if result + by >= 0] or [result])
+            steps.append((left, op, right, result))
+            return result
+
+        terms = list(self.terms)
+        if self.inner is not None and not left_to_right:
+            at = self.inner - 1
+            terms[at : at + 2] = [(terms[at][0], calculate(terms[at][1], *terms[at + 1]))]
+        value = self.start
+        for op, number in terms:
+            value = calculate(value, op, number)
+        return steps
 
     @property
-    def values(self) -> list[int]:
-        """The right result of each step."""
-        value, values = self.start, []
-        for op, number in self.steps:
-            value = value + number if op == "+" else value - number
-            values.append(value)
-        return values
+    def answer(self) -> int:
+        return self.steps()[-1][3]
 
-    def wrong_work(self, rng: random.Random, slip: float = 0.4) -> str:
-        """A worked attempt that ends in a wrong answer."""
+    @property
+    def never_negative(self) -> bool:
+        """Whether every value is at least 0, in the right order and from left to right."""
+        return all(step[3] >= 0 for order in (False, True) for step in self.steps(left_to_right=order))
+
+    def work(self, rng: random.Random | None = None, slip: float = 0.0, left_to_right: bool = False) -> str:
+        """`steps` as a worked solution; without arguments the right one."""
+        return write(self.steps(rng, slip, left_to_right))
+
+    def wrong_work(self, rng: random.Random, slip: float = 0.4, wrong_idea: float = 0.5) -> str:
+        """A worked attempt that ends in a wrong answer, with parentheses from left to right at rate `wrong_idea`."""
         while True:
-            text, value = self.work(rng, slip)
-            if value != self.values[-1]:
-                return text
+            steps = self.steps(rng, slip, self.inner is not None and rng.random() < wrong_idea)
+            if steps[-1][3] != self.answer and min(step[3] for step in steps) >= 0:
+                return write(steps)
+
+
+def write(steps: list[Step]) -> str:
+    lines = [f"{left}{op}{right}={result}" for left, op, right, result in steps]
+    return "\n".join([*lines, f"\\boxed{{{steps[-1][3]}}}"])
 
 
 @dataclass(frozen=True)
@@ -82,6 +122,7 @@ class Chains(ProblemSource):
         split: ``train`` and ``heldout`` never share a chain: its hash decides where it belongs (a fifth is held out).
         min_steps, max_steps: operations in a chain.
         low, high: range of the numbers, both ends included.
+        parentheses: share of chains with a pair of parentheses, which needs two steps at least.
         seed: another seed, another selection.
     """
 
@@ -91,6 +132,7 @@ class Chains(ProblemSource):
     max_steps: int = 3
     low: int = 2
     high: int = 20
+    parentheses: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +140,11 @@ class Chains(ProblemSource):
             raise ValueError(f"expected 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}")
         if not 0 <= self.low < self.high:
             raise ValueError(f"expected 0 <= low < high, got {self.low} and {self.high}")
+        if not 0 <= self.parentheses <= 1 or (self.parentheses and self.min_steps < 2):
+            raise ValueError(
+                f"parentheses is a share between 0 and 1 of chains of two steps or more, got {self.parentheses} "
+                f"with min_steps {self.min_steps}"
+            )
         possible = (self.high - self.low + 1) ** (self.max_steps + 1)
         if not 0 < self.size <= possible // 10:
             raise ValueError(f"size must be between 1 and {possible // 10} for these numbers, got {self.size}")
@@ -107,43 +154,74 @@ class Chains(ProblemSource):
         rng = random.Random(derive(self.seed, "chains", self.split))
         chains: dict[str, Chain] = {}
         while len(chains) < self.size:
-            count = rng.randint(self.min_steps, self.max_steps)
-            numbers = [rng.randint(self.low, self.high) for _ in range(count + 1)]
-            chain = Chain(numbers[0], tuple((rng.choice("+-"), number) for number in numbers[1:]))
-            heldout = derive("chain", str(chain)) % 5 == 0
-            if heldout == (self.split == "heldout") and min(chain.values) >= 0:
-                chains.setdefault(str(chain), chain)
+            chain = self._draw(rng, rng.random() < self.parentheses)
+            chains.setdefault(str(chain), chain)
         return list(chains.values())
+
+    def _draw(self, rng: random.Random, parentheses: bool) -> Chain:
+        while True:
+            count = rng.randint(self.min_steps, self.max_steps)
+            start, *numbers = [rng.randint(self.low, self.high) for _ in range(count + 1)]
+            ops = [rng.choice("+-") for _ in numbers]
+            inner = rng.randint(1, count - 1) if parentheses else None
+            if inner is not None:
+                ops[inner - 1] = "-"
+            chain = Chain(start, tuple(zip(ops, numbers, strict=True)), inner)
+            heldout = derive("chain", str(chain)) % 5 == 0
+            if heldout == (self.split == "heldout") and chain.never_negative:
+                return chain
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Problem:
         chain = self.chains[index]
-        text, answer = chain.work()
-        return Problem(id=f"chain-{chain}", text=f"What is {chain}?", answer=str(answer), solution=text)
+        return Problem(
+            id=f"chain-{chain}", text=f"What is {chain}?", answer=str(chain.answer), solution=chain.work()
+        )
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """The first error of an attempt: its characters, the line that holds it, and what to do instead."""
+
+    span: Span
+    quote: str
+    idea: str
+
+
+def first_mistake(problem: Problem, text: str) -> Mistake | None:
+    """Recompute a chain and find the first number that should have been another. Exact on the format above."""
+    chain, position = Chain.parse(problem.text), 0
+    right = chain.steps()
+    for step in right:
+        found = _STEP.search(text, position)
+        if not found:
+            return None
+        for group, expected in enumerate(step, start=1):
+            if found[group] != str(expected):
+                idea = f"Calculate {step[0]}{step[1]}{step[2]} again." if group == 4 else "Copy the numbers with care."
+                if chain.inner is not None and group < 4 and step is right[0]:
+                    idea = PARENTHESES_FIRST
+                return Mistake(_first_difference(found.start(group), found[group], str(expected)), found[0], idea)
+        position = found.end()
+    boxed = re.compile(r"\\boxed\{([^{}]*)\}").search(text, position)
+    if boxed and boxed[1] != str(chain.answer):
+        span = _first_difference(boxed.start(1), boxed[1], str(chain.answer))
+        return Mistake(span, boxed[0], "The answer is the last result.")
+    return None
+
+
+PARENTHESES_FIRST = "Start with the parentheses."
 
 
 @dataclass(frozen=True)
 class ChainErrors(ErrorLocator):
-    """Recomputes a chain and finds the first number that should have been another. Exact on the format above."""
+    """The first wrong number of a chain (`first_mistake`)."""
 
     def locate(self, problem: Problem, text: str) -> Span | None:
-        chain = Chain.parse(problem.text)
-        value, position = chain.start, 0
-        for (op, number), result in zip(chain.steps, chain.values, strict=True):
-            found = _STEP.search(text, position)
-            if not found:
-                break
-            for group, expected in enumerate((str(value), op, str(number), str(result)), start=1):
-                if found[group] != expected:
-                    return _first_difference(found.start(group), found[group], expected)
-            value, position = result, found.end()
-        else:
-            boxed = re.compile(r"\\boxed\{([^{}]*)\}").search(text, position)
-            if boxed and boxed[1] != str(value):
-                return _first_difference(boxed.start(1), boxed[1], str(value))
-        return None
+        mistake = first_mistake(problem, text)
+        return None if mistake is None else mistake.span
 
 
 def _first_difference(start: int, got: str, expected: str) -> Span:
@@ -151,30 +229,3 @@ def _first_difference(start: int, got: str, expected: str) -> Span:
         (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
     )
     return start + same, max(start + len(got), start + same + 1)
-
-
-@dataclass(frozen=True)
-class WorkedAttempts(Privilege):
-    """Demonstrations for the cold start: likelihood on worked solutions, with and without an attempt to read.
-
-    Args:
-        with_attempt: share of demonstrations that read an attempt, right or wrong with equal odds, and follow it.
-        own_way: share of those that do not follow what they read and work on their own.
-        slip: probability that a step of one's own work is wrong.
-    """
-
-    with_attempt: float = 0.5
-    own_way: float = 0.1
-    slip: float = 0.1
-    samples_rollouts: ClassVar[bool] = False
-
-    def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
-        rng = random.Random(derive("attempt", group.problem.id, group.policy_version))
-        chain = Chain.parse(group.problem.text)
-        own = chain.work(rng, self.slip)[0]
-        if rng.random() >= self.with_attempt:
-            yield Draft(demonstration=own)
-            return
-        read = chain.work()[0] if rng.random() < 0.5 else chain.wrong_work(rng)
-        followed = own if rng.random() < self.own_way else read
-        yield Draft(demonstration=followed, prompt=Hint(role="success", text=read))

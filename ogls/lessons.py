@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ogls.privilege import Draft, Hint, Privilege
+from ogls.privilege import Draft, Hint, Privilege, Task
 from ogls.prompts import PromptEncoder
 from ogls.records import Lesson, Problem, RolloutGroup, View
 from ogls.selection import ErrorLocator, Span, TokenSelection, token_span
@@ -81,7 +81,9 @@ class LessonBuilder:
             return None
         return replace(lesson, views=(View(role="plain", prefix_ids=lesson.prompt_ids), *views) if views else ())
 
-    def _view(self, problem: Problem, hint: Hint) -> tuple[int, ...]:
+    def _view(self, problem: Problem, hint: Hint | Task) -> tuple[int, ...]:
+        if isinstance(hint, Task):
+            return self.encoder.reflect(problem, hint.attempt, hint.correct, hint.solution)
         encode = self.encoder.idea if hint.role == "idea" else self.encoder.attempt
         return encode(problem, hint.text)
 

@@ -23,17 +23,27 @@ class Hint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a reflector is asked: where does this wrong attempt go wrong, or why is this right one right?"""
+
+    attempt: str
+    correct: bool
+    solution: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
     """A lesson before it has token ids.
 
     Exactly one of `rollout` (sampled) and `demonstration` (written) is what is learned. `hints` are the teacher's
-    privileged views beside the plain one. `prompt` is a hint that the student itself reads (cold start only).
+    privileged views beside the plain one. `prompt` is what the student itself reads instead of the plain problem (cold
+    start only).
     """
 
     rollout: Rollout | None = None
     demonstration: str | None = None
     hints: tuple[Hint, ...] = ()
-    prompt: Hint | None = None
+    prompt: Hint | Task | None = None
 
 
 class Privilege(ABC):

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
 """What counts as a sign of reflection (OGLS-SD, figure 5)."""
 
-_SLOTS = {"student": ("problem",), "attempt": ("problem", "attempt"), "idea": ("problem", "idea")}
+_SLOTS = {
+    "student": ("problem",),
+    "attempt": ("problem", "attempt"),
+    "idea": ("problem", "idea"),
+    "reflect_wrong": ("problem", "attempt"),
+    "reflect_right": ("problem", "attempt"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,9 @@ class Prompts:
         attempt: what the teacher reads in success and failure views alike, so that what the wording itself does to the
             logits cancels in their difference. Slots ``{problem}``, ``{attempt}``.
         idea: what the teacher reads together with a corrective idea. Slots ``{problem}``, ``{idea}``.
+        reflect_wrong: what the reflector reads about a wrong rollout, to answer with JSON that has a ``quote`` and an
+            ``idea``. Slots ``{problem}``, ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
+        reflect_right: the same for a right rollout; the JSON has an ``idea``.
         system: system message; null leaves the chat template's own. A problem's own system message comes before it.
         chat: apply the tokenizer's chat template; false sends the bare text, for base models without one.
         student_options: further arguments of the student's chat template, e.g. ``{enable_thinking: false}``.
@@ -42,6 +51,18 @@ class Prompts:
     idea: str = (
         "{problem}\n\nKeep this in mind:\n{idea}\n\n"
         "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
+    )
+    reflect_wrong: str = (
+        "Problem:\n{problem}\n\nA correct solution:\n{solution}\n\nThe correct answer is {answer}.\n\n"
+        "An attempt whose answer is wrong:\n{attempt}\n\n"
+        "Find the first place where the attempt goes wrong. Copy that place word for word, a sentence or an equation. "
+        "Then give the idea that would have led on from there, in one or two sentences, without telling the answer. "
+        'Reply with nothing but JSON: {"quote": "...", "idea": "..."}'
+    )
+    reflect_right: str = (
+        "Problem:\n{problem}\n\nAn attempt whose answer is correct:\n{attempt}\n\n"
+        "Give the idea that makes this attempt work, in one or two sentences, without telling the answer. "
+        'Reply with nothing but JSON: {"idea": "..."}'
     )
     system: str | None = None
     chat: bool = True
@@ -89,6 +110,12 @@ class PromptEncoder:
         """The privileged view that shows a corrective idea and no solution."""
         text = _fill(self.prompts.idea, problem=problem.text, idea=idea)
         return self._encode(problem, text, self.prompts.teacher_options)
+
+    def reflect(self, problem: Problem, attempt: str, correct: bool, solution: str = "") -> tuple[int, ...]:
+        """What the reflector reads about an attempt."""
+        template = self.prompts.reflect_right if correct else self.prompts.reflect_wrong
+        slots = {"problem": problem.text, "attempt": attempt, "solution": solution, "answer": problem.answer}
+        return self._encode(problem, _fill(template, **slots), self.prompts.teacher_options)
 
     def completion(self, text: str) -> tuple[int, ...]:
         """Ids of a text that was written, not sampled, with the end token (likelihood on demonstrations)."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ogls.chains import Chain, ChainErrors, Chains, WorkedAttempts
-from ogls.records import Problem, RolloutGroup
+from ogls.chains import PARENTHESES_FIRST, Chain, ChainErrors, Chains, first_mistake
+from ogls.records import Problem
 
 PROBLEM = Problem(id="c", text="What is 12+8-9?", answer="11")
 
@@ -18,7 +18,39 @@ def located(text: str) -> str | None:
 
 
 def test_a_chain_works_out_as_by_hand():
-    assert Chain.parse("What is 12+8-9?").work() == ("12+8=20\n20-9=11\n\\boxed{11}", 11)
+    assert Chain.parse("What is 12+8-9?").work() == "12+8=20\n20-9=11\n\\boxed{11}"
+    chain = Chain.parse("What is 20-(9-4)+7?")
+    assert (chain.start, chain.terms, chain.inner) == (20, (("-", 9), ("-", 4), ("+", 7)), 1)
+    assert chain.work() == "9-4=5\n20-5=15\n15+7=22\n\\boxed{22}"
+    assert chain.work(left_to_right=True) == "20-9=11\n11-4=7\n7+7=14\n\\boxed{14}"
+
+
+@given(st.integers(0, 10_000))
+def test_a_chain_reads_back_what_it_writes_and_its_answer_is_pythons_own(seed: int):
+    chain = Chains(size=50, parentheses=0.5, seed=seed % 5).chains[seed % 50]
+    assert Chain.parse(f"What is {chain}?") == chain
+    assert chain.answer == eval(str(chain))  # noqa: S307 - digits, signs and parentheses of our own making
+
+
+@pytest.mark.parametrize("text", ["no chain", "20-(9-4", "20-(9-4-1)", "(20-9)-4"])
+def test_what_is_no_chain_is_refused(text: str):
+    with pytest.raises(ValueError, match="expected a chain"):
+        Chain.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "quote", "idea"),
+    [
+        ("20-9=11\n11-4=7\n7+7=14\n\\boxed{14}", "20-9=11", PARENTHESES_FIRST),
+        ("9-4=5\n20-5=14\n14+7=21\n\\boxed{21}", "20-5=14", "Calculate 20-5 again."),
+        ("9-4=5\n20-5=15\n16+7=23\n\\boxed{23}", "16+7=23", "Copy the numbers with care."),
+        ("9-4=5\n20-5=15\n15+7=22\n\\boxed{23}", "\\boxed{23}", "The answer is the last result."),
+    ],
+)
+def test_a_mistake_is_quoted_and_an_idea_named(text: str, quote: str, idea: str):
+    mistake = first_mistake(Problem(id="c", text="What is 20-(9-4)+7?", answer="22"), text)
+    assert mistake is not None
+    assert (mistake.quote, mistake.idea) == (quote, idea)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +74,8 @@ def test_the_first_wrong_number_is_located(text: str, expected: str | None):
 @given(st.integers(0, 10_000))
 def test_a_slip_is_always_located_and_everything_before_it_is_right(seed: int):
     rng = random.Random(seed)
-    chain = Chains(size=50, seed=seed % 7).chains[seed % 50]
-    right, wrong = chain.work()[0], chain.wrong_work(rng)
+    chain = Chains(size=50, parentheses=0.5, seed=seed % 7).chains[seed % 50]
+    right, wrong = chain.work(), chain.wrong_work(rng)
     span = ChainErrors().locate(Problem(id="c", text=f"What is {chain}?", answer="0"), wrong)
     assert span is not None
     assert wrong[: span[0]] == right[: span[0]]
@@ -55,28 +87,22 @@ def test_problems_are_reproducible_and_splits_never_meet():
     assert [train[i] for i in range(300)] == [Chains(size=300)[i] for i in range(300)]
     texts = {train[i].text for i in range(300)} | {heldout[i].text for i in range(300)}
     assert len(texts) == 600
-    assert all(min(chain.values) >= 0 for chain in train.chains)
+    assert all(step[3] >= 0 for chain in train.chains for step in chain.steps())
+
+
+def test_parentheses_come_at_their_rate_and_always_matter():
+    chains = Chains(size=400, parentheses=0.7).chains
+    inner = [chain for chain in chains if chain.inner is not None]
+    assert len(inner) / len(chains) == pytest.approx(0.7, abs=0.07)
+    assert all(chain.steps() != chain.steps(left_to_right=True) for chain in inner)
 
 
 def test_slips_come_at_their_rate():
     rng = random.Random(0)
     chain = Chain.parse("5+6+7+8+9")
-    works = [chain.work(rng, 0.2)[1] for _ in range(4000)]
-    right = sum(value == chain.values[-1] for value in works) / len(works)
+    answers = [chain.steps(rng, 0.2)[-1][3] for _ in range(4000)]
+    right = sum(answer == chain.answer for answer in answers) / len(answers)
     assert right == pytest.approx(0.8**4, abs=0.05)  # slips that cancel out add a little
-
-
-def test_demonstrations_are_half_plain_and_mostly_follow_what_they_read():
-    source = Chains(size=2000)
-    drafts = []
-    for i in range(len(source)):
-        group = RolloutGroup(problem=source[i], prompt_ids=(1,), rollouts=(), policy_version=0)
-        drafts += [(source[i], draft) for draft in WorkedAttempts().drafts(group)]
-    reading = [(p, d) for p, d in drafts if d.prompt is not None]
-    assert len(drafts) == 2000
-    assert len(reading) / 2000 == pytest.approx(0.5, abs=0.05)
-    assert sum(d.prompt.text == p.solution for p, d in reading) / len(reading) == pytest.approx(0.5, abs=0.05)
-    assert sum(d.prompt.text == d.demonstration for _, d in reading) / len(reading) == pytest.approx(0.93, abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +111,8 @@ def test_demonstrations_are_half_plain_and_mostly_follow_what_they_read():
         ({"size": 0}, "size must be between 1 and"),
         ({"size": 10, "min_steps": 3, "max_steps": 2}, "min_steps <= max_steps, got 3 and 2"),
         ({"size": 10, "low": 5, "high": 5}, "low < high, got 5 and 5"),
+        ({"size": 10, "parentheses": 1.5}, "parentheses is a share between 0 and 1"),
+        ({"size": 10, "parentheses": 0.5, "min_steps": 1}, "got 0.5 with min_steps 1"),
     ],
 )
 def test_impossible_chains_are_refused(arguments: dict, message: str):

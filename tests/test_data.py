@@ -38,7 +38,7 @@ def make(tiny_model: Path) -> Iterator[Any]:
 
     def work(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         chain = Chain.parse(tokenizer.decode(prompt))
-        return [*tokenizer(chain.work(rng, 0.3)[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return [*tokenizer(chain.work(rng, 0.3), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     def make(**arguments: Any) -> RolloutDataModule:
         settings: dict[str, Any] = {

@@ -33,7 +33,7 @@ def data_module(folder: Path, **arguments: Any) -> RolloutDataModule:
     tokenizer = load_tokenizer(folder)
 
     def work(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
-        text = Chain.parse(tokenizer.decode(prompt)).work(rng, 0.4)[0]
+        text = Chain.parse(tokenizer.decode(prompt)).work(rng, 0.4)
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     settings: dict[str, Any] = {
@@ -231,7 +231,7 @@ def test_a_step_without_lessons_has_a_loss_of_zero(tiny_model: Path, tmp_path: P
     tokenizer = load_tokenizer(tiny_model)
 
     def right(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
-        text = Chain.parse(tokenizer.decode(prompt)).work()[0]
+        text = Chain.parse(tokenizer.decode(prompt)).work()
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     assert fit(tiny_model, tmp_path, module(tiny_model), engine=ScriptedEngine(right)) == [0.0, 0.0]
