@@ -1,75 +1,31 @@
-"""Compare methods: MLflow runs -> a table (Markdown, CSV) and a figure of accuracy by step.
+"""Compare methods: MLflow runs -> tables (Markdown, CSV) and a figure of accuracy by step.
 
     python analysis/compare.py --experiment ogls --out results
-    python analysis/compare.py --runs 3f2a... 91bc... --metric val/pass_at_4
+    python analysis/compare.py --runs 3f2a... 91bc... --metric val/pass_at_4 --against opsd
 
-Writes NAME.md, NAME.csv and NAME.png. Two intervals stand beside each mean, both 95 %, since they answer two questions:
-over seeds (would another run of the method do the same? Student's t over the runs), and over problems (would other
-held-out problems say the same? the mean of the intervals that each run logged as METRIC_low and METRIC_high).
+Writes NAME.md, NAME.csv, NAME_paired.csv and NAME.png. Two intervals stand beside each mean, both 95 %, since they
+answer two questions: over seeds (would another run of the method do the same? Student's t over the runs), and over
+problems (would other held-out problems say the same? the mean of the intervals that each run logged as METRIC_low and
+METRIC_high). The second table has differences of two methods, paired in the same two ways: by seed, over the seeds that
+both have; and by problem, over the problems that both were judged on, each averaged over those seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
-from matplotlib import pyplot as plt
+from curves import draw, half_width
 from mlflow import MlflowClient
-from scipy.stats import t as student_t
+from runs import accuracy_by_problem, parser_of, read
 
-matplotlib.use("agg")
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")  # Okabe and Ito
+from ogls.evaluation import paired_difference
 
-
-def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str, metric: str) -> pd.DataFrame:
-    """One row a validation: method, seed, run, step, value, low, high (nan where no interval was logged).
-
-    Raises:
-        ValueError: no such experiment, or no run with this metric.
-    """
-    if runs:
-        chosen = [client.get_run(run) for run in runs]
-    else:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise ValueError(f"there is no experiment {experiment!r}")
-        chosen = client.search_runs([found.experiment_id], where, max_results=1000)
-    rows = []
-    for run in chosen:
-        named = {**run.data.tags, **run.data.params}
-        values, lows, highs = (
-            {m.step: m.value for m in client.get_metric_history(run.info.run_id, metric + end)}
-            for end in ("", "_low", "_high")
-        )
-        for step, value in sorted(values.items()):
-            rows.append(
-                {
-                    "method": named.get("method", "unnamed"),
-                    "seed": int(named.get("seed", 0)),
-                    "run": run.info.run_id,
-                    "step": step,
-                    "value": value,
-                    "low": lows.get(step, math.nan),
-                    "high": highs.get(step, math.nan),
-                }
-            )
-    if not rows:
-        raise ValueError(f"none of {len(chosen)} runs has the metric {metric!r}")
-    return pd.DataFrame(rows)
-
-
-def half_width(values: Sequence[float], level: float = 0.95) -> float:
-    """Of the interval for the mean of n independent values: t(n - 1) s / sqrt(n); nan for a single one."""
-    n = len(values)
-    if n < 2:
-        return math.nan
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return float(student_t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
+Problems = Mapping[str, Mapping[str, float]]
+"""By run, the accuracy of each problem at its last validation."""
 
 
 def summarise(history: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +52,63 @@ def summarise(history: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("after", ascending=False, ignore_index=True)
 
 
+def last_rows(history: pd.DataFrame) -> pd.DataFrame:
+    """The last validation of each run."""
+    return history.sort_values("step").groupby("run", as_index=False).last()
+
+
+def compare_pairs(history: pd.DataFrame, problems: Problems, against: str | None = None) -> pd.DataFrame:
+    """One row a pair of methods: their difference in the metric over common seeds, in accuracy over common problems.
+
+    Both are Student's paired t-tests (two-sided), the first of seeds, the second of problems. p is not corrected for
+    the number of pairs. Where a method has several runs of one seed, they are averaged.
+
+    Args:
+        history: what `read` gives.
+        problems: by run, the accuracy of each problem at the end.
+        against: compare all methods with this one; default: every pair, the better one first.
+    """
+    last = last_rows(history)
+    order = list(last.groupby("method")["value"].mean().sort_values(ascending=False).index)
+    if against is not None and against not in order:
+        raise ValueError(f"there is no method {against!r}; got {', '.join(order)}")
+    pairs = combinations(order, 2) if against is None else ((method, against) for method in order if method != against)
+    rows = []
+    for one, other in pairs:
+        values = [last[last["method"] == method].groupby("seed")["value"].mean() for method in (one, other)]
+        seeds = sorted(set(values[0].index) & set(values[1].index))
+        row: dict[str, object] = {"method": one, "against": other, "seeds": len(seeds)}
+        row |= _paired("seeds", *({str(seed): float(value[seed]) for seed in seeds} for value in values))
+        means = [
+            _mean_by_problem(last[(last["method"] == m) & last["seed"].isin(seeds)], problems) for m in (one, other)
+        ]
+        common = means[0].keys() & means[1].keys()
+        row["problems"] = len(common)
+        row |= _paired("problems", *({problem: mean[problem] for problem in common} for mean in means))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _paired(over: str, one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    if not one:
+        return {f"difference, {over}": math.nan, f"± {over}": math.nan, f"p, {over}": math.nan}
+    found = paired_difference(before=other, after=one)
+    alone = found.num_problems == 1
+    half, p_value = (math.nan, math.nan) if alone else (found.high - found.mean, found.p_value)
+    return {f"difference, {over}": found.mean, f"± {over}": half, f"p, {over}": p_value}
+
+
+def _mean_by_problem(runs: pd.DataFrame, problems: Problems) -> dict[str, float]:
+    """Mean over seeds of each problem's accuracy, for problems that all of these runs were judged on."""
+    by_seed = [
+        pd.DataFrame([problems.get(run, {}) for run in of_seed["run"]]).mean() for _, of_seed in runs.groupby("seed")
+    ]
+    if not by_seed:
+        return {}
+    table = pd.concat(by_seed, axis=1).dropna()
+    return {str(problem): float(mean) for problem, mean in table.mean(axis=1).items()}
+
+
 def markdown(table: pd.DataFrame) -> str:
     """The table as GitHub shows it; a dash where one run gives no interval."""
     cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
@@ -109,56 +122,32 @@ def _cell(value: object) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def draw(history: pd.DataFrame, metric: str, file: Path) -> None:
-    """Mean by step, one line a method, with the band over seeds; for a single run, the band over problems."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
-    order = summarise(history)["method"]
-    for method, color in zip(order, COLORS * (1 + len(order) // len(COLORS)), strict=False):
-        runs = history[history["method"] == method]
-        number = runs["run"].nunique()
-        by_step = runs.groupby("step")
-        mean = by_step["value"].mean()
-        if number > 1:
-            width = by_step["value"].apply(lambda values: half_width(list(values)))
-            low, high = mean - width, mean + width
-        else:
-            low, high = by_step["low"].mean(), by_step["high"].mean()
-        label = f"{method} ({number} {'seed' if number == 1 else 'seeds'})"
-        axes.plot(mean.index, mean, color=color, linewidth=2, marker="o", markersize=4, label=label)
-        axes.fill_between(mean.index, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(metric.removeprefix("val/").replace("_at_", "@"))
-    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]))
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    axes.set_title("bands: 95 % over seeds, or over problems where there is one seed", fontsize=9, color="#555555")
-    figure.savefig(file, dpi=200)
-    plt.close(figure)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
-    parser.add_argument("--experiment", default="ogls", help="default: %(default)s")
-    parser.add_argument("--runs", nargs="+", default=[], metavar="ID", help="these runs instead of an experiment's")
-    parser.add_argument("--filter", default="", help="as MLflow's search takes it: \"tags.method = 'opsd'\"")
+    parser = parser_of(__doc__)
     parser.add_argument("--metric", default="val/avg_at_4", help="default: %(default)s")
+    parser.add_argument("--against", metavar="METHOD", help="compare all methods with this one; default: all pairs")
     parser.add_argument("--out", type=Path, default=Path("compare"), metavar="NAME", help="default: %(default)s")
     options = parser.parse_args(arguments)
     client = MlflowClient(options.tracking_uri)
     try:
         history = read(client, options.experiment, options.runs, options.filter, options.metric)
+        last = last_rows(history)
+        problems = {
+            run: accuracy_by_problem(client, run, int(step))
+            for run, step in zip(last["run"], last["step"], strict=True)
+        }
+        pairs = compare_pairs(history, problems, options.against)
     except ValueError as error:
         parser.error(str(error))
     table = summarise(history)
+    text = markdown(table) + (f"\n{markdown(pairs)}" if len(pairs) else "")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".md").write_text(markdown(table))
+    options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     table.to_csv(options.out.with_suffix(".csv"), index=False)
+    pairs.to_csv(options.out.with_name(f"{options.out.name}_paired.csv"), index=False)
     draw(history, options.metric, options.out.with_suffix(".png"))
-    print(markdown(table))
-    print(f"written: {options.out}.md, .csv, .png")
+    print(text)
+    print(f"written: {options.out}.md, .csv, .png and {options.out}_paired.csv")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-import sys
 from pathlib import Path
 
+import compare
+import curves
 import pytest
+import runs
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analysis"))
-import compare
+from scipy.stats import ttest_rel
 
 AFTER = {"opsd": [0.40, 0.44, 0.48], "ogls_sd": [0.60]}
+PROBLEMS = {"opsd": [[0.0, 0.5, 1.0], [0.0, 0.5, 0.75], [0.0, 0.25, 1.0]], "ogls_sd": [[0.25, 1.0, 1.0]]}
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    client = MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('runs')}/mlflow.db")
-    experiment = client.create_experiment("ogls")
+    folder = tmp_path_factory.mktemp("runs")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.create_experiment("ogls", artifact_location=(folder / "artifacts").as_uri())
     for method, afters in AFTER.items():
         for seed, after in enumerate(afters):
             run = client.create_run(experiment).info.run_id
@@ -27,18 +30,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
             rows = {0: 0.3, 10: after - 0.02, 20: after}
             ends = {"": 0.0, "_low": -0.05, "_high": 0.05}
             metrics = [Metric(f"val/avg_at_4{e}", v + d, 0, s) for s, v in rows.items() for e, d in ends.items()]
+            metrics += [Metric("train/reflection_markers", float(step % 2), 0, step) for step in range(1, 7)]
             client.log_batch(run, metrics=metrics, params=params, tags=[RunTag("method", method)])
+            accuracy = dict(zip("abc", PROBLEMS[method][seed], strict=True))
+            client.log_text(run, json.dumps(accuracy), "problems/step-000020.json")
     return client
 
 
 def test_half_width_by_hand() -> None:
     # s = 0.04, t(0.975, 2) = 4.30265: 4.30265 * 0.04 / sqrt(3)
-    assert compare.half_width([0.40, 0.44, 0.48]) == pytest.approx(0.0993656, abs=1e-6)
-    assert math.isnan(compare.half_width([0.5]))
+    assert curves.half_width([0.40, 0.44, 0.48]) == pytest.approx(0.0993656, abs=1e-6)
+    assert math.isnan(curves.half_width([0.5]))
 
 
 def test_summary(client: MlflowClient) -> None:
-    table = compare.summarise(compare.read(client, "ogls", [], "", "val/avg_at_4")).set_index("method")
+    table = compare.summarise(runs.read(client, "ogls", [], "", "val/avg_at_4")).set_index("method")
     assert list(table.index) == ["ogls_sd", "opsd"]  # the best first
     opsd = table.loc["opsd"]
     assert (opsd["runs"], opsd["steps"]) == (3, 20)
@@ -50,21 +56,73 @@ def test_summary(client: MlflowClient) -> None:
     assert math.isnan(table.loc["ogls_sd", "after ± seeds"])
 
 
+def history(values: dict[tuple[str, int], float]):
+    rows = [
+        {"method": m, "seed": s, "run": f"{m}{s}", "step": 20, "value": v, "low": v, "high": v}
+        for (m, s), v in values.items()
+    ]
+    return compare.pd.DataFrame(rows)
+
+
+def test_pairs_are_paired_by_seed_and_by_problem() -> None:
+    one, other = {0: 0.5, 1: 0.7, 2: 0.6}, {0: 0.4, 1: 0.5, 2: 0.55, 9: 0.9}
+    values = {("a", s): v for s, v in one.items()} | {("b", s): v for s, v in other.items()}
+    problems = {
+        "a0": {"p": 1.0, "q": 0.5, "r": 0.0, "only a": 1.0},
+        "a1": {"p": 1.0, "q": 0.5, "r": 0.5},
+        "a2": {"p": 0.5, "q": 0.5, "r": 0.25},
+        "b0": {"p": 0.5, "q": 0.5, "r": 0.0},
+        "b1": {"p": 0.5, "q": 0.25, "r": 0.0},
+        "b2": {"p": 0.5, "q": 0.0, "r": 0.0},
+        "b9": {"p": 0.0, "q": 0.0, "r": 1.0},
+    }
+    table = compare.compare_pairs(history(values), problems, against="b")
+    (row,) = table.to_dict("records")
+    assert (row["method"], row["against"], row["seeds"], row["problems"]) == ("a", "b", 3, 3)
+    by_seed = ttest_rel([0.5, 0.7, 0.6], [0.4, 0.5, 0.55])
+    assert row["difference, seeds"] == pytest.approx(0.35 / 3)
+    assert row["p, seeds"] == pytest.approx(by_seed.pvalue)
+    assert row["± seeds"] == pytest.approx(by_seed.confidence_interval().high - 0.35 / 3)
+    by_problem = ttest_rel([2.5 / 3, 0.5, 0.25], [0.5, 0.25, 0.0])  # means over the common seeds 0, 1, 2
+    assert row["difference, problems"] == pytest.approx((2.5 / 3 + 0.75 - 0.75) / 3)
+    assert row["p, problems"] == pytest.approx(by_problem.pvalue)
+
+
+def test_without_common_seeds_or_problems_nothing_is_claimed() -> None:
+    (row,) = compare.compare_pairs(history({("a", 0): 0.5, ("b", 1): 0.4}), {}).to_dict("records")
+    assert (row["seeds"], row["problems"]) == (0, 0)
+    assert all(math.isnan(row[f"{name}, {over}"]) for name in ("difference", "p") for over in ("seeds", "problems"))
+    with pytest.raises(ValueError, match="there is no method 'c'; got a, b"):
+        compare.compare_pairs(history({("a", 0): 0.5, ("b", 1): 0.4}), {}, against="c")
+
+
 def test_filter_and_run_ids(client: MlflowClient) -> None:
-    history = compare.read(client, "ogls", [], "tags.method = 'opsd'", "val/avg_at_4")
-    assert set(history["method"]) == {"opsd"}
-    one = history["run"].iloc[0]
-    assert set(compare.read(client, "", [one], "", "val/avg_at_4")["run"]) == {one}
+    found = runs.read(client, "ogls", [], "tags.method = 'opsd'", "val/avg_at_4")
+    assert set(found["method"]) == {"opsd"}
+    one = found["run"].iloc[0]
+    assert set(runs.read(client, "", [one], "", "val/avg_at_4")["run"]) == {one}
 
 
 def test_files(client: MlflowClient, tmp_path: Path) -> None:
     out = tmp_path / "figures" / "methods"
     compare.main(["--tracking-uri", client.tracking_uri, "--out", str(out)])
-    assert out.with_suffix(".md").read_text().splitlines()[2] == (
-        "| ogls_sd | 1 | 20 | 0.300 | 0.600 | - | 0.050 | 0.300 | - |"
-    )
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert lines[2] == "| ogls_sd | 1 | 20 | 0.300 | 0.600 | - | 0.050 | 0.300 | - |"
+    # One common seed: no test over seeds. Over problems 0.25, 0.5, 0: t = 0.25 / (0.25 / sqrt 3), 2 degrees of freedom.
+    assert lines[-1] == "| ogls_sd | opsd | 1 | 0.200 | - | - | 3 | 0.250 | 0.621 | 0.225 |"
     assert out.with_suffix(".csv").read_text().startswith("method,runs,steps,before,after")
+    assert (tmp_path / "figures" / "methods_paired.csv").read_text().startswith("method,against,seeds")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_a_figure(client: MlflowClient, tmp_path: Path) -> None:
+    out = tmp_path / "markers"
+    options = ["--tracking-uri", client.tracking_uri, "--published", "--window", "2", "--out", str(out)]
+    curves.main(["markers", *options])
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    table = curves.pd.read_csv(out.with_suffix(".csv"))
+    assert list(table["mean"].round(3)) == ([1.0] + [0.5] * 5) * 2  # 1, 0, 1, 0 ... by windows of two
+    assert table[table["method"] == "ogls_sd"]["low"].isna().all()
 
 
 @pytest.mark.parametrize(
