@@ -65,7 +65,7 @@ def test_the_variant_of_ten_lines_trains(tiny_model: Path, tmp_path: Path):
 def test_the_tree_names_every_module_and_nothing_else():
     named = set(re.findall(r"^(?:│   |    )*[├└]── ([\w./]+\.(?:py|yaml))", README, re.M))
     there = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for folder in ("ogls", "experiments", "analysis"):
+    for folder in ("ogls", "experiments", "analysis", "sweeps"):
         files = {Path(f).name for f in there if f.startswith(folder + "/") and f.endswith((".py", ".yaml"))}
         missing = sorted(f for f in files if f not in named and f != "__init__.py")
         assert not missing, f"README's tree lacks {missing}"

@@ -1,0 +1,80 @@
+"""Which trials are still to be made: what was interrupted goes back into the queue, what is finished never does."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import optuna
+import psutil
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+RETRIES = 2  # of a trial whose process was killed
+_ORIGINAL, _KILLED, _WORKER = "original", "killed", "worker"
+
+
+def original(trial: FrozenTrial | optuna.Trial) -> int:
+    """Number of the trial that this one goes on with; its own for a new one. Names its folders."""
+    return trial.user_attrs.get(_ORIGINAL, trial.number)
+
+
+def latest(study: Study) -> list[FrozenTrial]:
+    """Of each trial the last attempt."""
+    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
+    return list({original(trial): trial for trial in trials}.values())
+
+
+def spent(study: Study) -> int:
+    """Trials that count towards `--n-trials`: all but those in the queue."""
+    return sum(trial.state != TrialState.WAITING for trial in latest(study))
+
+
+def goes_on(study: Study, trial: FrozenTrial) -> bool:
+    """Whether there is a later attempt at this trial."""
+    return any(original(t) == original(trial) and t.number > trial.number for t in study.get_trials(deepcopy=False))
+
+
+def requeue(study: Study, trial: FrozenTrial | optuna.Trial, killed: bool) -> bool:
+    """Puts a trial that did not come to its end back into the queue, with the same parameters.
+
+    Returns False when its process has been killed more than `RETRIES` times; an interruption is not counted.
+    """
+    kills = trial.user_attrs.get(_KILLED, 0) + killed
+    if kills > RETRIES:
+        return False
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={_ORIGINAL: original(trial), _KILLED: kills},
+        )
+    )
+    return True
+
+
+def died(study: Study, trial: FrozenTrial) -> None:
+    """What becomes of a trial whose worker is gone."""
+    requeue(study, trial, killed=True)
+
+
+def sign(trial: optuna.Trial) -> None:
+    """Leaves word who runs this trial: host, process, and when that began, since numbers of processes come again."""
+    trial.set_user_attr(_WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
+
+
+def reclaim(study: Study) -> None:
+    """Requeues trials whose worker ran on this host and is gone: no need to wait until their heartbeat is stale."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, pid, started = trial.user_attrs.get(_WORKER, ("", 0, 0.0))
+        if host == socket.gethostname() and not _runs(pid, started):
+            study.tell(trial.number, state=TrialState.FAIL)
+            requeue(study, trial, killed=True)
+
+
+def _runs(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1.0
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,159 @@
+"""What a sweep file says, and what the command line adds to it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+
+from ogls.sweep.run_numbers import RunNumbers
+
+Options = Mapping[str, object]  # of run.py: key -> value
+Point = Mapping[str, float | int | str | bool | None]  # of a search space: parameter -> value
+
+PROJECT = Path(__file__).resolve().parents[2]
+AGAINST: dict[str, Callable[[RunNumbers], float]] = {
+    "length": lambda run: run.last("val/length_mean"),
+    "kl": lambda run: run.recent("train/kl_target_student"),
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
+
+
+def override(class_path: str, **init_args: object) -> dict[str, object]:
+    """A part of the configuration by its class, as `run.py` takes it."""
+    return {"class_path": class_path, "init_args": init_args}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A search space and an objective.
+
+    Args:
+        name: of the study, unless `--study` says otherwise.
+        space: suggests values to a trial and returns the options of `run.py` that they stand for.
+        objective: what is maximised, from the numbers of one finished run; a trial's value is its mean over the seeds.
+        first: points that are tried before any other; what a point leaves open is sampled.
+        ladder: values of some parameters, all combinations of which `--grid` tries.
+        fixed: values of the other parameters on the ladder.
+    """
+
+    name: str
+    space: Callable[[optuna.Trial], Options]
+    objective: Callable[[RunNumbers], float]
+    first: Sequence[Point] = ()
+    ladder: Mapping[str, Sequence[float | int | str | bool]] = field(default_factory=dict)
+    fixed: Point = field(default_factory=dict)
+
+    def grid(self, rungs: Sequence[str]) -> list[Point]:
+        """The ladder's points; `rungs`, such as ``alpha=0,1,2``, replace its values.
+
+        Raises:
+            ValueError: a rung is not NAME=VALUE,VALUE or there is no ladder.
+        """
+        ladder = dict(self.ladder)
+        if rungs:
+            ladder = {}
+            for rung in rungs:
+                name, equals, values = rung.partition("=")
+                if not equals or not values:
+                    raise ValueError(f"--grid takes NAME=VALUE,VALUE..., got {rung!r}")
+                ladder[name] = [_value(text) for text in values.split(",")]
+        if not ladder:
+            raise ValueError(f"the sweep {self.name!r} has no ladder: say --grid NAME=VALUE,VALUE...")
+        fixed = {name: value for name, value in self.fixed.items() if name not in ladder}
+        return [fixed | dict(zip(ladder, values, strict=True)) for values in itertools.product(*ladder.values())]
+
+
+def _value(text: str) -> float | int | str | bool:
+    """A number or true or false where it reads as one, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One worker's share of a study; the fields are the command line's options."""
+
+    study: str
+    configs: tuple[str, ...]
+    further: tuple[str, ...]
+    n_trials: int | None
+    jobs: int
+    timeout: float | None
+    seeds: int
+    against: str | None
+    grid: tuple[str, ...] | None
+    storage: str
+    tracking_uri: str
+    experiment: str
+    folder: Path
+    script: Path
+
+    @property
+    def place(self) -> Path:
+        """Folder of the study on this machine."""
+        return self.folder / self.study
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What all trials of a study have in common. A worker that has it otherwise may not join."""
+        return {"configs": list(self.configs), "further": list(self.further), "seeds": self.seeds}
+
+
+def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | None = None) -> Settings:
+    """The command line of a sweep file; what follows ``--`` goes to every run.
+
+    Exits with 2 on a value that cannot be.
+    """
+    arguments = list(arguments)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False, epilog="What follows -- goes to every run.")
+    add = parser.add_argument
+    add("--config", action="append", metavar="FILE", help="of run.py; may be repeated (default: lab.yaml)")
+    add("--study", default=sweep.name, help="the same name goes on with the same study (default: %(default)s)")
+    add("--n-trials", type=int, help="of the whole study, however often it is gone on with (default: 24)")
+    add("--jobs", type=int, default=1, help="trials at a time on this machine (default: %(default)s)")
+    add("--timeout", type=float, metavar="SECONDS", help="then stop as Ctrl-C does")
+    add("--seeds", type=int, default=1, help="runs a trial, whose mean is its value (default: %(default)s)")
+    add("--against", choices=AGAINST, help="minimise this as a second objective; nothing is pruned then")
+    add("--grid", nargs="*", metavar="NAME=VALUE,...", help="try the sweep's ladder, or this one, and nothing else")
+    add("--storage", default="sqlite:///sweeps.db", help="of Optuna; grpc://host:port too (default: %(default)s)")
+    add("--tracking-uri", default="sqlite:///mlflow.db", help="of MLflow (default: %(default)s)")
+    add("--experiment", default="sweeps", help="in MLflow (default: %(default)s)")
+    add("--folder", type=Path, default=Path("runs"), help="holds one folder a study (default: %(default)s)")
+    given = parser.parse_args(arguments[:split])
+    for name in ("n_trials", "jobs", "seeds"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+    if not _NAME.fullmatch(given.study):
+        parser.error(f"--study becomes a folder: expected {_NAME.pattern}, got {given.study!r}")
+    if _file(given.storage) is not None and _file(given.storage) == _file(given.tracking_uri):
+        parser.error(f"Optuna and MLflow cannot share a file: --storage and --tracking-uri are both {given.storage}")
+    return Settings(
+        study=given.study,
+        configs=tuple(given.config or ["lab.yaml"]),
+        further=tuple(arguments[split + 1 :]),
+        n_trials=given.n_trials,
+        jobs=given.jobs,
+        timeout=given.timeout,
+        seeds=given.seeds,
+        against=given.against,
+        grid=None if given.grid is None else tuple(given.grid),
+        storage=given.storage,
+        tracking_uri=given.tracking_uri,
+        experiment=given.experiment,
+        folder=given.folder,
+        script=script or PROJECT / "experiments" / "run.py",
+    )
+
+
+def _file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None

@@ -1,0 +1,118 @@
+"""The command line of every sweep file."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna import Study
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.trial import TrialState
+
+from ogls.sweep import attempts
+from ogls.sweep.definition import Point, Settings, Sweep, parse
+from ogls.sweep.record import StudyRecord
+from ogls.sweep.report import resolve, write_report
+from ogls.sweep.storage import open_storage
+from ogls.sweep.worker import Worker
+
+_DEFAULT_TRIALS = 24
+_IDENTITY = "identity"
+
+
+def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path | None = None) -> None:
+    """Carries out a study, or a worker's share of it. Exit codes: 0 enough trials, 2 configuration, 130 stopped.
+
+    Args:
+        script: what a trial runs, in place of `experiments/run.py`.
+    """
+    given = sys.argv[1:] if command_line is None else command_line
+    settings = parse(sweep, f"Sweep {sweep.name}: see the README's section on sweeps.", given, script)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+    try:
+        points = None if settings.grid is None else sweep.grid(settings.grid)
+        study, created = open_study(sweep, settings, points)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    attempts.reclaim(study)
+    record = StudyRecord(settings, study, created)
+    worker = Worker(sweep, settings, study, record)
+    stopped = True
+    try:
+        worker.work(_wanted(settings, study))
+        stopped = worker.stopping.is_set()
+    finally:
+        for file in write_report(sweep, settings, study):
+            record.file(file)
+        others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        record.end(None if others else "KILLED" if stopped else "FINISHED")
+        _conclude(settings, study)
+    sys.exit(130 if stopped else 0)
+
+
+def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None) -> tuple[Study, bool]:
+    """The study, and whether it is new. A grid's points, or else the sweep's first ones, are put into its queue.
+
+    Raises:
+        ValueError: a study of this name has other settings, or run.py does not accept its first point.
+    """
+    storage = open_storage(settings.storage, attempts.died)
+    common = {
+        "storage": storage,
+        "study_name": settings.study,
+        # TPE is not seeded: workers that join with the same seed would try the same points.
+        "sampler": optuna.samplers.TPESampler(),
+        "pruner": optuna.pruners.MedianPruner(n_startup_trials=5),
+    }
+    directions = ["maximize"] if settings.against is None else ["maximize", "minimize"]
+    first = list(sweep.first if points is None else points)
+    known = settings.study in optuna.get_all_study_names(storage)
+    if not known:
+        asked = optuna.create_study(directions=directions)
+        if first:
+            asked.enqueue_trial(dict(first[0]))
+        resolve(settings, sweep.space(asked.ask()))
+    try:
+        study, created = optuna.create_study(directions=directions, **common), True
+        study.set_user_attr(_IDENTITY, settings.identity)
+    except DuplicatedStudyError:
+        study, created = optuna.load_study(**common), False
+        _check(study, settings, directions)
+    if created or points is not None:
+        for point in first:
+            study.enqueue_trial(dict(point), skip_if_exists=True)
+    return study, created
+
+
+def _check(study: Study, settings: Settings, directions: Sequence[str]) -> None:
+    deadline = time.monotonic() + 20  # its maker may be about to say
+    while _IDENTITY not in study.user_attrs and time.monotonic() < deadline:
+        time.sleep(0.1)
+    has = {"objectives": [d.name.lower() for d in study.directions], **study.user_attrs.get(_IDENTITY, {})}
+    asked = {"objectives": list(directions), **settings.identity}
+    wrong = [f"{name}: {has.get(name)} there, {value} here" for name, value in asked.items() if has.get(name) != value]
+    if wrong:
+        raise ValueError(f"the study {settings.study!r} exists with other settings ({'; '.join(wrong)}): say --study")
+
+
+def _wanted(settings: Settings, study: Study) -> int:
+    """How many trials the study is to have in all."""
+    if settings.n_trials is not None:
+        return settings.n_trials
+    return len(attempts.latest(study)) if settings.grid is not None else _DEFAULT_TRIALS
+
+
+def _conclude(settings: Settings, study: Study) -> None:
+    trials = attempts.latest(study)
+    counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+    print(f"\nStudy {settings.study}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    for trial in study.best_trials:
+        values = ", ".join(f"{value:.4f}" for value in trial.values)
+        print(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
+    print(f"{settings.place}/trials.csv, plots.html, best.yaml; {settings.storage} has the study", flush=True)

@@ -1,0 +1,168 @@
+"""One run of a trial: a process of its own, watched through the file of metrics that it writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ogls.exits import DiskFailed, EngineFailed, FolderInUse
+from ogls.run_lock import RunLock
+from ogls.sweep.definition import Options, Settings
+from ogls.sweep.run_numbers import RunNumbers
+
+_POLL = 0.5  # seconds
+_PATIENCE = 600.0  # for the step under way and the validation that may be due
+
+
+class Stopped(Exception):
+    """The sweep was asked to stop."""
+
+
+class Killed(Exception):
+    """Something else has killed the process."""
+
+
+class Failed(Exception):
+    """The run ended with an error, or its numbers are none."""
+
+
+def arguments(settings: Settings, options: Options) -> list[str]:
+    """Of run.py, for a point of the search space."""
+    configs = [word for config in settings.configs for word in ("--config", config)]
+    given = [word for name, value in options.items() for word in (f"--{name}", written(value))]
+    return [*configs, *settings.further, *given]
+
+
+def written(value: object) -> str:
+    """As run.py reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRun:
+    """A trial's run of one seed.
+
+    Args:
+        number: of the trial; a run that was interrupted is found by it.
+        stopping: set when the sweep has to end.
+    """
+
+    settings: Settings
+    number: int
+    seed: int
+    options: Options
+    parent_run_id: str | None
+    stopping: threading.Event
+
+    @property
+    def name(self) -> str:
+        return f"{self.settings.study}-{self.number:03d}-s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.place / self.name
+
+    @property
+    def command(self) -> list[str]:
+        tracker = {
+            "experiment": self.settings.experiment,
+            "tracking_uri": self.settings.tracking_uri,
+            "folder": str(self.settings.place),
+            "run_name": self.name,
+            "seed": self.seed,
+            "parent_run_id": self.parent_run_id,
+            "tags": {"study": self.settings.study, "trial": str(self.number)},
+        }
+        logger = [w for key, value in tracker.items() for w in (f"--trainer.logger.init_args.{key}", written(value))]
+        start = [sys.executable, str(Path(__file__).with_name("attached.py")), str(self.settings.script), "fit"]
+        seeds = ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
+        resume = ["--ckpt_path", "last"] if self._checkpoints.exists() else []
+        return [*start, *arguments(self.settings, self.options), *seeds, *logger, *resume]
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def watch(self) -> Iterator[RunNumbers]:
+        """Starts the run, or goes on with it, and yields its numbers whenever there are new ones.
+
+        A run that came to its end before is not made again. Leaving the iteration ends the run after the step under
+        way.
+
+        Raises:
+            Stopped, Killed, Failed: how it ended, if not well.
+        """
+        self._let_predecessor_end()
+        numbers = RunNumbers(self.folder / "metrics.jsonl").update()
+        if numbers.finished:
+            yield numbers
+            return
+        if not any(self._checkpoints.glob("*.ckpt")):  # begun, but nothing to go on from
+            shutil.rmtree(self.folder, ignore_errors=True)
+            numbers = RunNumbers(self.folder / "metrics.jsonl")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "output.log").open("ab") as log:
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                while process.poll() is None:
+                    if self.stopping.wait(_POLL):
+                        raise Stopped
+                    yield self._sound(numbers)
+            finally:
+                self._end(process)
+        yield self._sound(numbers)
+        code = process.returncode
+        if code < 0 or code > 128 or code == EngineFailed.exit_code:
+            raise Killed(f"{self.name} was killed (exit code {code}): see {self.folder}/output.log")
+        if code == DiskFailed.exit_code:
+            self.stopping.set()  # the other runs would fare no better
+            raise Stopped(self._complaint())
+        if code > 0:
+            raise Failed(f"{self.name} ended with {code}: {self._complaint()}")
+        if not numbers.finished:
+            raise Failed(f"{self.name} ended well but measured nothing: see {self.folder}/output.log")
+
+    def _let_predecessor_end(self) -> None:
+        """A run whose sweep was killed ends by itself, but after the step under way."""
+        lock = RunLock()
+        while not lock.held:
+            try:
+                lock.acquire(self.folder)
+            except FolderInUse:
+                if self.stopping.wait(_POLL):
+                    raise Stopped from None
+        lock.release()
+
+    def _sound(self, numbers: RunNumbers) -> RunNumbers:
+        wrong = numbers.update().not_finite()
+        if wrong is not None:
+            raise Failed(f"{self.name}: {wrong}")
+        return numbers
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """As Ctrl-C would: the step under way is finished and a checkpoint written."""
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+    def _complaint(self) -> str:
+        lines = (self.folder / "output.log").read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'it said nothing'} (all of it in {self.folder}/output.log)"
+
+    def tidy(self) -> None:
+        """Checkpoints of a finished trial are not gone on from; the adapter of the best stays."""
+        shutil.rmtree(self._checkpoints, ignore_errors=True)

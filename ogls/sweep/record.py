@@ -1,0 +1,106 @@
+"""The study in MLflow: a parent run, below which the trials' own runs stand."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+
+from ogls.sweep.definition import Settings
+from ogls.tracking.mlflow_run import MLflowRun
+from ogls.tracking.outbox import Outbox
+
+_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 20.0  # seconds that are waited for MLflow at begin and end
+
+
+class StudyRecord:
+    """The parent run. Its id is kept in the study, so that every worker and every later day finds it.
+
+    All calls go through an outbox: a server that is away costs the study nothing but entries, which are counted.
+
+    Args:
+        created: this worker made the study, so it makes the parent; others wait for its id.
+    """
+
+    def __init__(self, settings: Settings, study: Study, created: bool) -> None:
+        self._study, self._key = study, f"mlflow_run:{_identity(settings.tracking_uri)}"
+        self._patience = _PATIENCE_LOCAL if settings.tracking_uri.startswith("sqlite") else _PATIENCE_SERVER
+        tags = {"method": "sweep", "study": settings.study}
+        self._run = MLflowRun(settings.tracking_uri, settings.experiment, settings.study, tags, system_metrics=False)
+        self._run.run_id = self._kept() if created else _wait(self._kept, _PATIENCE_SERVER)
+        self._box = Outbox()
+        self._put(lambda: self._run.params({**settings.identity, "against": settings.against}))
+        _wait(lambda: self._run.run_id or self._box.lost, self._patience)
+
+    def _kept(self) -> str | None:
+        return self._study.user_attrs.get(self._key)
+
+    def _put(self, call: Callable[[], None]) -> None:
+        def after_begin() -> None:
+            _, run_id = self._run.open()
+            if self._kept() != run_id:
+                self._study.set_user_attr(self._key, run_id)
+            call()
+
+        self._box.put(after_begin)
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's; None while it cannot be reached, and the trials' runs then stand beside the parent."""
+        return self._run.run_id
+
+    def settle(self, run_name: str, number: int, state: str, outcome: str) -> None:
+        """What became of a trial: its run's `state` in MLflow, which a killed process could not say itself, its number
+        as a parameter, and Optuna's word for it as a tag."""
+
+        def call() -> None:
+            client, parent = self._run.open()
+            experiment = client.get_run(parent).info.experiment_id
+            where = f"tags.`mlflow.runName` = '{run_name}'"
+            for run in client.search_runs([experiment], where):
+                client.log_param(run.info.run_id, "trial", number)
+                client.set_tag(run.info.run_id, "outcome", outcome)
+                if run.info.status != state:
+                    client.set_terminated(run.info.run_id, state)
+
+        self._put(call)
+
+    def progress(self, values: dict[str, float], step: int) -> None:
+        seconds = time.time()
+        self._put(lambda: self._run.metrics(values, step, seconds))
+
+    def file(self, path: Path) -> None:
+        """An artifact."""
+
+        def call() -> None:
+            client, run_id = self._run.open()
+            client.log_artifact(run_id, str(path))
+
+        self._put(call)
+
+    def end(self, state: str | None) -> None:
+        """FINISHED or KILLED; None leaves the parent running, since other workers are."""
+        if state is not None:
+            self._put(lambda: self._run.end(state))
+        self._box.close(self._patience)
+        if self._box.lost:
+            print(f"MLflow lacks {self._box.lost} entries of the study. {self._box.error}")
+
+
+def _identity(uri: str) -> str:
+    """Of a tracking store: a local file is another one on every host. Hashed, since an address may hold a password."""
+    if uri.startswith("sqlite:///"):
+        uri = f"{socket.gethostname()}:{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return sha256(uri.encode()).hexdigest()[:12]
+
+
+def _wait(there: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := there()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found

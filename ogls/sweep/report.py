@@ -1,0 +1,101 @@
+"""What a study leaves behind: `trials.csv`, `plots.html`, and `best.yaml`, on which `run.py fit --config` trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pandas as pd
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import (
+    plot_intermediate_values,
+    plot_optimization_history,
+    plot_parallel_coordinate,
+    plot_param_importances,
+    plot_pareto_front,
+    plot_slice,
+    plot_timeline,
+)
+
+from ogls.sweep import attempts
+from ogls.sweep.definition import Options, Settings, Sweep
+from ogls.sweep.process import arguments
+from ogls.sweep.worker import SECONDS, VALUES, WHY
+
+_PLOTS = (plot_optimization_history, plot_slice, plot_parallel_coordinate)
+
+
+def write_report(sweep: Sweep, settings: Settings, study: Study) -> list[Path]:
+    """Returns the files written into the study's folder; `best.yaml` only once a trial is complete."""
+    settings.place.mkdir(parents=True, exist_ok=True)
+    files = [settings.place / "trials.csv", settings.place / "plots.html"]
+    table(study, settings).to_csv(files[0], index=False)
+    files[1].write_text(page(study, settings))
+    best = best_trial(study)
+    if best is not None:
+        files.append(settings.place / "best.yaml")
+        heading = f"# Trial {attempts.original(best)} of the study {settings.study}: accuracy {best.values[0]:.4f}\n"
+        if not files[-1].exists() or not files[-1].read_text().startswith(heading):
+            files[-1].write_text(heading + resolve(settings, options_of(sweep, best)))
+    return files
+
+
+def table(study: Study, settings: Settings) -> pd.DataFrame:
+    """One row a trial: its parameters, its values, those of each seed, what became of it and why."""
+    names = ["accuracy", settings.against] if settings.against else ["accuracy"]
+    rows = []
+    for trial in attempts.latest(study):
+        row = {"trial": attempts.original(trial), "state": trial.state.name, **trial.params}
+        row |= dict(zip(names, trial.values or [], strict=False))
+        for name, values in zip(names, trial.user_attrs.get(VALUES, []), strict=False):
+            row |= {f"{name}_s{seed}": value for seed, value in enumerate(values)}
+        rows.append(row | {"seconds": trial.user_attrs.get(SECONDS), "why": trial.user_attrs.get(WHY)})
+    return pd.DataFrame(rows).sort_values("trial") if rows else pd.DataFrame(columns=["trial", "state"])
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """That of the highest accuracy, whatever the second objective."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max(complete, key=lambda trial: trial.values[0], default=None)
+
+
+def options_of(sweep: Sweep, trial: FrozenTrial) -> Options:
+    """Of run.py, for a trial that was made."""
+    asked = optuna.create_study()
+    asked.enqueue_trial(trial.params)
+    return sweep.space(asked.ask())
+
+
+def resolve(settings: Settings, options: Options) -> str:
+    """The whole configuration of a point, as `run.py` understands it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    command = [sys.executable, str(settings.script), "fit", *arguments(settings, options), "--print_config"]
+    printed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if printed.returncode != 0:
+        raise ValueError(f"run.py does not accept a trial's configuration:\n{printed.stderr.strip()}")
+    return printed.stdout
+
+
+def page(study: Study, settings: Settings) -> str:
+    """Optuna's plots, those that the trials so far allow, on one page that needs no network."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    figures = [plot_timeline(study)] if study.get_trials(deepcopy=False) else []
+    if len(complete) > 1 and settings.against is None:
+        figures += [plot(study, target_name="accuracy") for plot in _PLOTS]
+        figures.append(plot_intermediate_values(study))
+        if len({trial.value for trial in complete}) > 1:  # else there is nothing to attribute
+            figures.append(plot_param_importances(study, target_name="accuracy"))
+    elif len(complete) > 1:
+        figures.append(plot_pareto_front(study, target_names=["accuracy", settings.against]))
+        for index, name in enumerate(["accuracy", settings.against]):
+            figures += [plot(study, target=lambda t, i=index: t.values[i], target_name=name) for plot in _PLOTS]
+    parts = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(figures)]
+    style = "<style>body {max-width: 1100px; margin: 1em auto; font-family: sans-serif}</style>"
+    head = f'<meta charset="utf-8"><title>{settings.study}</title>{style}'
+    return f"<!DOCTYPE html><html><head>{head}</head><body><h1>{settings.study}</h1>{''.join(parts)}</body></html>"

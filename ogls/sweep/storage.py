@@ -1,0 +1,78 @@
+"""Where Optuna keeps a study: any database it knows, or a gRPC proxy before one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from filelock import FileLock
+from optuna import Study
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.trial import FrozenTrial, TrialState
+
+HEARTBEAT, GRACE = 30, 300  # seconds; a starved machine is slow, not dead
+_SEEN = "heartbeat"
+
+Died = Callable[[Study, FrozenTrial], None]
+
+
+class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
+    """A gRPC proxy whose trials have a heartbeat too: Optuna's own passes none on.
+
+    The beat is an attribute of the trial. Clocks of hosts may differ, so a trial is stale when its beat has not changed
+    for `GRACE` seconds of the observer's own clock.
+    """
+
+    def __init__(self, host: str, port: int, died: Died) -> None:
+        super().__init__(host=host, port=port)
+        self._died = died
+        self._observed: dict[int, tuple[float | None, float]] = {}  # trial -> its beat, and when it was first seen
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        self.set_trial_system_attr(trial_id, _SEEN, time.time())
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        now, stale = time.monotonic(), []
+        for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
+            beat = trial.system_attrs.get(_SEEN)
+            if trial._trial_id not in self._observed or self._observed[trial._trial_id][0] != beat:
+                self._observed[trial._trial_id] = (beat, now)
+            elif now - self._observed[trial._trial_id][1] > GRACE:
+                stale.append(trial._trial_id)
+        return stale
+
+    def get_heartbeat_interval(self) -> int:
+        return HEARTBEAT
+
+    def get_heartbeat_stale_trial_callback(self) -> Died:
+        return self._died
+
+
+def open_storage(url: str, died: Died) -> BaseStorage:
+    """`died` is called with a trial whose worker no longer shows signs of life.
+
+    Raises:
+        ValueError: no answer, or not an address that Optuna knows.
+    """
+    if url.startswith("grpc://"):
+        host, colon, port = url.removeprefix("grpc://").rpartition(":")
+        if not colon or not port.isdigit():
+            raise ValueError(f"--storage: expected grpc://host:port, got {url!r}")
+        proxy = HeartbeatProxy(host, int(port), died)
+        try:
+            proxy.wait_server_ready(timeout=30)
+        except ConnectionError as error:
+            raise ValueError(f"--storage {url}: no answer within 30 s") from error
+        return proxy
+    local = url.startswith("sqlite:///")
+    # Two workers that begin a new file at once would both make its tables.
+    with FileLock(f"{url.removeprefix('sqlite:///')}.lock", timeout=300) if local else nullcontext():
+        return RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 120}} if local else {"pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=died,
+        )

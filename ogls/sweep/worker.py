@@ -1,0 +1,169 @@
+"""One worker of a study: asks Optuna for a point, makes its runs, tells what came of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from types import FrameType
+
+import optuna
+from optuna import Study, TrialPruned
+from optuna.trial import FrozenTrial, TrialState
+
+from ogls.sweep import attempts
+from ogls.sweep.definition import AGAINST, Options, Settings, Sweep
+from ogls.sweep.process import Failed, Killed, Stopped, TrialRun
+from ogls.sweep.record import StudyRecord
+from ogls.sweep.run_numbers import RunNumbers
+
+RUNS, VALUES, SECONDS, WHY = "runs", "values_by_seed", "seconds", "why"
+_OUTCOMES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+
+
+class Worker:
+    """Makes trials until the study has enough of them, or until it is told to stop."""
+
+    def __init__(self, sweep: Sweep, settings: Settings, study: Study, record: StudyRecord) -> None:
+        self.sweep, self.settings, self.study, self.record = sweep, settings, study, record
+        self.stopping = threading.Event()
+        self._objectives: list[Callable[[RunNumbers], float]] = [sweep.objective]
+        if settings.against is not None:
+            self._objectives.append(AGAINST[settings.against])
+
+    def work(self, n_trials: int) -> None:
+        """Returns when `n_trials` of the study are finished or under way elsewhere, or after a stop."""
+        timer = threading.Timer(self.settings.timeout, self.stopping.set) if self.settings.timeout else None
+        with _stops_at_signals(self.stopping):
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            while not self.stopping.is_set() and (left := n_trials - attempts.spent(self.study)) > 0:
+                self.study.optimize(
+                    self._trial,
+                    n_trials=left,
+                    n_jobs=min(self.settings.jobs, left),
+                    catch=(Stopped, Killed, Failed),
+                    callbacks=[self._after, lambda study, _: self._enough(n_trials)],
+                )
+                attempts.reclaim(self.study)
+        if timer is not None:
+            timer.cancel()
+
+    def _enough(self, n_trials: int) -> None:
+        if self.stopping.is_set() or attempts.spent(self.study) >= n_trials:
+            self.study.stop()
+
+    # ---- one trial ----
+
+    def _trial(self, trial: optuna.Trial) -> float | tuple[float, ...]:
+        try:
+            attempts.sign(trial)
+            runs = self._runs(attempts.original(trial), self.sweep.space(trial))
+            trial.set_user_attr(RUNS, [run.name for run in runs])
+            if self.stopping.is_set():
+                raise Stopped
+            print(f"trial {trial.number}: {_shown(trial.params)}", flush=True)
+            return self._measure(trial, runs)
+        except (Killed, Stopped) as error:
+            again = attempts.requeue(self.study, trial, killed=isinstance(error, Killed))
+            trial.set_user_attr(WHY, f"{error or 'interrupted'}; {'queued again' if again else 'given up'}")
+            raise
+        except Failed as error:
+            trial.set_user_attr(WHY, str(error))
+            raise
+        except TrialPruned as error:
+            trial.set_user_attr(WHY, str(error))
+            raise
+        except BaseException:
+            self.stopping.set()  # an error of the sweep itself ends all of it
+            raise
+
+    def _runs(self, number: int, options: Options) -> list[TrialRun]:
+        """Of a trial, one a seed."""
+        return [
+            TrialRun(
+                settings=self.settings,
+                number=number,
+                seed=seed,
+                options=options,
+                parent_run_id=self.record.run_id,
+                stopping=self.stopping,
+            )
+            for seed in range(self.settings.seeds)
+        ]
+
+    def _measure(self, trial: optuna.Trial, runs: list[TrialRun]) -> float | tuple[float, ...]:
+        """Means over the seeds.
+
+        For the pruner the seeds' curves come one after the other, each taken as the mean with the final accuracies of
+        the seeds before. The validation before training says nothing about the trial.
+        """
+        begun = time.monotonic()
+        finished: list[RunNumbers] = []
+        reported: set[int] = set()
+        for run in runs:
+            before = [numbers.final_accuracy for numbers in finished] if finished else []
+            offset = max(reported, default=0)
+            with closing(run.watch()) as watched:
+                for numbers in watched:
+                    new = {s: v for s, v in numbers.accuracy.items() if s > 0 and offset + s not in reported}
+                    for step, accuracy in sorted(new.items()) if self.settings.against is None else ():
+                        reported.add(offset + step)
+                        trial.report((math.fsum(before) + accuracy) / (len(before) + 1), offset + step)
+                        if not numbers.finished and trial.should_prune():
+                            raise TrialPruned(f"at {accuracy:.4f} after step {step}")
+            finished.append(RunNumbers(run.folder / "metrics.jsonl").update())
+        try:
+            values = [[objective(numbers) for numbers in finished] for objective in self._objectives]
+        except ValueError as error:  # the run has not measured what the objective asks for
+            raise Failed(str(error)) from error
+        means = tuple(math.fsum(of_seeds) / len(of_seeds) for of_seeds in values)
+        if not all(map(math.isfinite, means)):
+            raise Failed(f"the objective is {means[0] if len(means) == 1 else means}")
+        trial.set_user_attr(VALUES, values)
+        trial.set_user_attr(SECONDS, round(time.monotonic() - begun, 1))
+        return means[0] if len(means) == 1 else means
+
+    # ---- what came of it ----
+
+    def _after(self, study: Study, trial: FrozenTrial) -> None:
+        number = attempts.original(trial)
+        goes_on = attempts.goes_on(study, trial)
+        outcome = "INTERRUPTED" if goes_on else trial.state.name
+        shown = ", ".join(f"{value:.4f}" for value in trial.values or []) or trial.user_attrs.get(WHY, "")
+        print(f"trial {trial.number}: {outcome.lower()}, {shown}", flush=True)
+        for run in self._runs(number, {}):
+            self.record.settle(run.name, number, "KILLED" if goes_on else _OUTCOMES[trial.state], outcome)
+            if trial.state != TrialState.FAIL:
+                run.tidy()
+        if trial.state == TrialState.COMPLETE:
+            names = ["accuracy", self.settings.against]
+            values = {f"trial/{name}": value for name, value in zip(names, trial.values, strict=False)}
+            self.record.progress(values, number)
+
+
+def _shown(params: dict[str, object]) -> str:
+    return ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in params.items())
+
+
+@contextmanager
+def _stops_at_signals(stopping: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the runs after the step under way, a second one at once."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)  # the runs notice, and end themselves at once
+        stopping.set()
+        print("\nStopping after the steps under way; the same command goes on.", flush=True)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

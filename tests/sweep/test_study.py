@@ -1,0 +1,239 @@
+"""Whole studies, of runs that take milliseconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from optuna import Trial
+from optuna.trial import TrialState
+
+from ogls.sweep import RunNumbers, Sweep, main
+
+STUB = Path(__file__).with_name("stub.py")
+
+
+def space(trial: Trial) -> dict[str, object]:
+    return {"x": trial.suggest_float("x", 0.0, 1.0), "does": trial.suggest_categorical("does", DOES)}
+
+
+def objective(run: RunNumbers) -> float:
+    return run.final_accuracy
+
+
+DOES = ["fine", "raise", "killed", "always_killed", "nan", "nothing"]
+SWEEP = Sweep(
+    name="stub",
+    space=space,
+    objective=objective,
+    first=[{"x": 0.5, "does": "fine"}, {"x": 0.0, "does": "fine"}],
+    ladder={"x": [0.1, 0.2, 0.3]},
+    fixed={"does": "fine"},
+)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ogls.sweep.process._POLL", 0.05)
+    Path("mlflow.db").write_bytes(empty_database.read_bytes())
+    return tmp_path
+
+
+def sweep(*arguments: str, of: Sweep = SWEEP) -> int:
+    """Exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        main(of, arguments, script=STUB)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def study(name: str = "stub") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage="sqlite:///sweeps.db")
+
+
+def states() -> list[str]:
+    return [trial.state.name for trial in study().trials]
+
+
+def table() -> pd.DataFrame:
+    return pd.read_csv("runs/stub/trials.csv").set_index("trial")
+
+
+def steps() -> Counter[str]:
+    """How often each step of each run was made."""
+    return Counter(Path("steps.txt").read_text().splitlines())
+
+
+def only(*points: dict[str, object]) -> Sweep:
+    return Sweep(name="stub", space=space, objective=objective, first=points)
+
+
+def parent() -> tuple[MlflowClient, str]:
+    client = MlflowClient("sqlite:///mlflow.db")
+    experiment = client.get_experiment_by_name("sweeps")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.method = 'sweep'")
+    return client, run.info.run_id
+
+
+def test_a_study_from_its_first_point_to_its_report() -> None:
+    of = only(*({"x": x, "does": "fine"} for x in (0.5, 0.0, 0.8, 0.9)))
+    assert sweep("--n-trials", "4", "--seeds", "2", of=of) == 0
+    assert [trial.params["x"] for trial in study().trials] == [0.5, 0.0, 0.8, 0.9]
+    assert [trial.value for trial in study().trials] == pytest.approx([0.55, 0.05, 0.85, 0.95])  # mean of the seeds
+    found = table()
+    assert list(found["accuracy_s0"]) == pytest.approx([0.5, 0.0, 0.8, 0.9])
+    assert list(found["accuracy_s1"]) == pytest.approx([0.6, 0.1, 0.9, 1.0])
+    best = Path("runs/stub/best.yaml").read_text()
+    assert best.startswith("# Trial 3 of the study stub: accuracy 0.95")
+    assert json.loads(best.partition("\n")[2])["x"] == "0.9"
+    html = Path("runs/stub/plots.html").read_text()
+    assert "Parallel Coordinate" in html
+    assert "<script src" not in html, "the page needs no network"
+    assert set(steps().values()) == {1}
+    client, run = parent()
+    assert client.get_run(run).info.status == "FINISHED"
+    assert {file.path for file in client.list_artifacts(run)} == {"best.yaml", "plots.html", "trials.csv"}
+    history = client.get_metric_history(run, "trial/accuracy")
+    assert {metric.step: metric.value for metric in history} == pytest.approx({0: 0.55, 1: 0.05, 2: 0.85, 3: 0.95})
+    assert not list(Path("runs/stub").glob("*/checkpoints"))
+
+
+def test_what_goes_wrong_in_a_trial_stays_there() -> None:
+    points = [{"x": 0.5, "does": does} for does in ("raise", "nan", "nothing", "killed", "fine")]
+    assert sweep("--n-trials", "5", of=only(*points)) == 0
+    assert states() == ["FAIL", "FAIL", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    found = table()
+    assert "RuntimeError: out of luck" in found["why"][0]
+    assert found["why"][1] == "stub-001-s0: accuracy is nan at step 2"
+    assert "measured nothing" in found["why"][2]
+    assert found["state"][3] == "COMPLETE", "a killed trial is made again"
+    assert (steps()["stub-003-s0 1"], steps()["stub-003-s0 2"]) == (1, 2), "and goes on from its checkpoint"
+
+
+def test_a_trial_that_is_always_killed_is_given_up() -> None:
+    assert sweep("--n-trials", "1", of=only({"x": 0.5, "does": "always_killed"})) == 0
+    assert states() == ["FAIL"] * 3
+    assert "given up" in table()["why"][0]
+    assert sweep("--n-trials", "1", of=only({"x": 0.5, "does": "always_killed"})) == 0
+    assert states() == ["FAIL"] * 3
+
+
+def test_a_hopeless_trial_is_pruned() -> None:
+    points = [{"x": 0.5 + 0.01 * i, "does": "fine"} for i in range(5)] + [{"x": 0.1, "does": "fine"}]
+    assert sweep("--n-trials", "6", "--", "--seconds", "0.2", of=only(*points)) == 0
+    assert states() == ["COMPLETE"] * 5 + ["PRUNED"]
+    assert steps()["stub-005-s0 4"] == 0
+
+
+def test_two_objectives() -> None:
+    assert sweep("--n-trials", "2", "--against", "length") == 0
+    assert [trial.values for trial in study().trials] == [pytest.approx([0.5, 5.0]), pytest.approx([0.0, 0.0])]
+    assert "Pareto" in Path("runs/stub/plots.html").read_text()
+
+
+def test_the_ladder_and_other_rungs() -> None:
+    assert sweep("--grid", "--jobs", "2") == 0
+    assert sorted(trial.params["x"] for trial in study().trials) == [0.1, 0.2, 0.3]
+    assert sweep("--grid", "x=0.3,0.7", "does=fine") == 0
+    assert sorted(trial.params["x"] for trial in study().trials) == [0.1, 0.2, 0.3, 0.7]
+
+
+def test_ctrl_c_and_the_same_command_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        while not Path("steps.txt").exists() or len(steps()) < 6:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    of = only(*({"x": 0.5 + i / 10, "does": "fine"} for i in range(4)))
+    arguments = ("--n-trials", "4", "--", "--seconds", "0.3")
+    threading.Thread(target=interrupt).start()
+    assert sweep(*arguments, of=of) == 130
+    assert states().count("COMPLETE") == 1
+    assert states().count("FAIL") == 1
+    client, run = parent()
+    assert client.get_run(run).info.status == "KILLED"
+    assert sweep(*arguments, of=of) == 0
+    assert [trial.params["x"] for trial in study().trials if trial.state == TrialState.COMPLETE] == pytest.approx(
+        [0.5, 0.7, 0.8, 0.6]
+    )
+    assert set(steps().values()) == {1}, "no step of any run was made twice"
+    client, again = parent()
+    assert (again, client.get_run(run).info.status) == (run, "FINISHED")
+    assert "trial 1: interrupted, interrupted; queued again" in capsys.readouterr().out
+
+
+def test_timeout_stops_as_ctrl_c_does() -> None:
+    assert sweep("--n-trials", "3", "--timeout", "1", "--", "--seconds", "0.5") == 130
+    assert states().count("WAITING") >= 1
+
+
+def test_a_study_of_other_settings_is_not_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("--n-trials", "1") == 0
+    assert sweep("--n-trials", "2", "--seeds", "3") == 2
+    assert "seeds: 1 there, 3 here" in capsys.readouterr().err
+    assert sweep("--n-trials", "2", "--against", "kl") == 2
+    assert "['maximize'] there, ['maximize', 'minimize'] here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--n-trials", "0"], "--n-trials must be at least 1, got 0"),
+        (["--storage", "sqlite:///mlflow.db"], "cannot share a file"),
+        (["--storage", "grpc://nowhere"], "expected grpc://host:port"),
+        (["--study", "../up"], "--study becomes a folder"),
+        (["--grid", "x"], "--grid takes NAME=VALUE"),
+        (["--n-trails", "3"], "unrecognized arguments: --n-trails"),
+        (["--", "--typo", "1"], "run.py does not accept"),
+    ],
+)
+def test_bad_input_ends_before_there_is_a_study(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*arguments) == 2
+    assert complaint in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_tracking_server_that_is_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("ogls.sweep.record._PATIENCE_SERVER", 2.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert sweep("--n-trials", "2", "--tracking-uri", "http://127.0.0.1:9") == 0
+    assert states() == ["COMPLETE"] * 2
+    assert "MLflow lacks" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_leaves_no_process_behind_and_is_gone_on_with(place: Path) -> None:
+    code = "import sys; from test_study import *; main(SWEEP, sys.argv[1:], script=STUB)"
+    arguments = ["--n-trials", "2", "--", "--seconds", "0.5"]
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=place, env={**os.environ, "PYTHONPATH": str(STUB.parent)}
+    )
+    while not Path("steps.txt").exists():
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    assert sweep(*arguments) == 0
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert set(steps().values()) == {1}
