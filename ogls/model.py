@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PROJECT = Path(__file__).resolve().parents[1]
 EMBEDDED = "smollm2-135m-instruct"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -26,18 +27,25 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 def resolve_model(model: str, adapter: str | None = None) -> Path:
     """The folder of `model`, with `adapter` (a peft folder) merged into it when there is one.
 
-    `model` is the embedded model's name, a local folder, or a Hub id. What has to be computed (dequantised, merged)
-    is computed once and kept in `OGLS_CACHE` (default ~/.cache/ogls). Raises ValueError when nothing is found.
+    `model` is the embedded model's name, a folder (see `local_folder`), or a Hub id. What has to be computed
+    (dequantised, merged) is computed once and kept in `OGLS_CACHE` (default ~/.cache/ogls). Raises ValueError when
+    nothing is found.
     """
     if model == EMBEDDED:
         folder = _embedded()
-    elif Path(model).expanduser().is_dir():
-        folder = _checked(Path(model).expanduser())
+    elif (local := local_folder(model)) is not None:
+        folder = _checked(local)
     elif _HUB_ID.fullmatch(model):
         folder = _checked(_from_hub(model))
     else:
         raise ValueError(f"unknown model {model!r}: no such folder, not a Hub id, and not the embedded {EMBEDDED!r}")
     return folder if adapter is None else _merged(folder, Path(adapter).expanduser())
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder `name` in the working directory, else in the project's; None where there is neither."""
+    places = [Path(name).expanduser(), PROJECT / name]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
