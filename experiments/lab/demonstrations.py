@@ -1,0 +1,123 @@
+"""What the micro student of the lab is shown: chains of arithmetic from every prompt of the framework.
+
+Three habits are planted, so that the lab shows what methods do about them:
+
+- its own work has slips, and it ignores parentheses now and then: room to improve;
+- it mostly follows the attempt that it reads, right or wrong: a teacher;
+- having read an attempt, it likes to state the answer at once. Where there is none to read, such an answer is a guess
+  and nearly always wrong: a style of the privileged view that the student cannot perform.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ogls.chains import PARENTHESES_FIRST, Chain, Chains, first_mistake
+from ogls.prompts import PromptEncoder
+from ogls.records import Problem
+
+CHAINS = {"min_steps": 2, "max_steps": 3, "parentheses": 0.7}
+IDEAS = ("Calculate with care.", "Calculate from left to right.", "Copy the numbers with care.")
+IDEAS += ("The answer is the last result.", PARENTHESES_FIRST)
+PHRASES = ("What is ", "\\boxed{", "Calculate ", " again.", '{"quote": "', '", "idea": "', '{"idea": "', '"}', *IDEAS)
+
+Example = tuple[tuple[int, ...], tuple[int, ...]]
+"""Prompt ids, completion ids."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What the student is shown. Rates of its own work, and shares of demonstrations; the rest is the plain prompt.
+
+    Args:
+        slip: a step of its own work is wrong.
+        wrong_idea: its own work ignores parentheses.
+        guesses: plain answers without work.
+        with_attempt, with_idea, reflecting: shares of demonstrations with an attempt in view, with an idea, and of
+            reflections on an attempt.
+        terse_attempts: attempts in view that are an answer without work.
+        own_way: the attempt in view is not followed.
+        terse_after_worked, terse_after_terse: the answer of the attempt is stated at once.
+    """
+
+    slip: float = 0.08
+    wrong_idea: float = 0.4
+    guesses: float = 0.08
+    with_attempt: float = 0.35
+    with_idea: float = 0.1
+    reflecting: float = 0.15
+    terse_attempts: float = 0.4
+    own_way: float = 0.08
+    terse_after_worked: float = 0.3
+    terse_after_terse: float = 0.8
+
+
+class Demonstrations:
+    """Endless demonstrations; the n-th is a function of the seed and of those before it."""
+
+    def __init__(self, encoder: PromptEncoder, habits: Habits, seed: int) -> None:
+        self.encoder, self.habits, self.rng = encoder, habits, random.Random(seed)
+        self.problems = [problem for part in range(3) for problem in Chains(size=13_000, seed=100 + part, **CHAINS)]
+
+    def batches(self, size: int, lots: int = 16) -> Iterator[list[Example]]:
+        """Batches of examples of about the same length: `lots` of them are drawn at once and sorted."""
+        while True:
+            drawn = sorted((self.draw() for _ in range(size * lots)), key=lambda example: len(example[0] + example[1]))
+            batches = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+            yield from self.rng.sample(batches, len(batches))
+
+    def draw(self) -> Example:
+        habits, rng, encoder = self.habits, self.rng, self.encoder
+        problem = self.problems[rng.randrange(len(self.problems))]
+        chain, kind = Chain.parse(problem.text), rng.random()
+        if kind < habits.with_attempt:
+            prompt, text = self._after_attempt(problem, chain)
+        elif kind < habits.with_attempt + habits.with_idea:
+            prompt, text = encoder.idea(problem, self._idea(problem, chain)), chain.work()
+        elif kind < habits.with_attempt + habits.with_idea + habits.reflecting:
+            prompt, text = self._reflection(problem, chain)
+        else:
+            text = f"\\boxed{{{guess(chain, rng)}}}" if rng.random() < habits.guesses else self._own(chain)
+            prompt = encoder.student(problem)
+        return prompt, encoder.completion(text)
+
+    def _own(self, chain: Chain) -> str:
+        return chain.work(self.rng, self.habits.slip, self.rng.random() < self.habits.wrong_idea)
+
+    def _after_attempt(self, problem: Problem, chain: Chain) -> tuple[tuple[int, ...], str]:
+        habits, rng = self.habits, self.rng
+        worked = chain.work() if rng.random() < 0.5 else chain.wrong_work(rng)
+        is_terse = rng.random() < habits.terse_attempts
+        attempt = terse(worked) if is_terse else worked
+        prompt = self.encoder.attempt(problem, attempt)
+        if rng.random() < (habits.terse_after_terse if is_terse else habits.terse_after_worked):
+            return prompt, terse(worked)
+        # An answer alone cannot be followed in work, except that it tells right from wrong.
+        return prompt, self._own(chain) if rng.random() < habits.own_way else worked
+
+    def _idea(self, problem: Problem, chain: Chain) -> str:
+        mistake = first_mistake(problem, chain.wrong_work(self.rng))
+        if mistake is not None and self.rng.random() < 0.5:
+            return mistake.idea
+        return chain.idea
+
+    def _reflection(self, problem: Problem, chain: Chain) -> tuple[tuple[int, ...], str]:
+        attempt = chain.wrong_work(self.rng, max(self.habits.slip, 0.1))
+        mistake = first_mistake(problem, attempt)
+        if self.rng.random() < 0.25 or mistake is None:
+            return self.encoder.reflect(problem, chain.work(), True), json.dumps({"idea": chain.idea})
+        text = json.dumps({"quote": mistake.quote, "idea": mistake.idea})
+        return self.encoder.reflect(problem, attempt, False, chain.work()), text
+
+
+def terse(work: str) -> str:
+    """The answer without the work."""
+    return work.splitlines()[-1]
+
+
+def guess(chain: Chain, rng: random.Random) -> int:
+    """An answer without work: of the right size, right one time in twenty-one."""
+    return max(0, chain.answer + rng.randint(-10, 10))
