@@ -70,26 +70,25 @@ class Chain:
         `left_to_right` ignores the parentheses: the wrong idea.
         """
         steps: list[Step] = []
-
-        def calculate(left: int, op: str, right: int) -> int:
-            result = left + right if op == "+" else left - right
-            if rng is not None and rng.random() < slip:
-                result = rng.choice([result + by for by in _SLIPS if result + by >= 0] or [result])
-            steps.append((left, op, right, result))
-            return result
-
         terms = list(self.terms)
         if self.inner is not None and not left_to_right:
             at = self.inner - 1
-            terms[at : at + 2] = [(terms[at][0], calculate(terms[at][1], *terms[at + 1]))]
+            steps.append(_calculate(terms[at][1], *terms[at + 1], rng, slip))
+            terms[at : at + 2] = [(terms[at][0], steps[-1][3])]
         value = self.start
         for op, number in terms:
-            value = calculate(value, op, number)
+            steps.append(_calculate(value, op, number, rng, slip))
+            value = steps[-1][3]
         return steps
 
     @property
     def answer(self) -> int:
         return self.steps()[-1][3]
+
+    @property
+    def idea(self) -> str:
+        """What to keep in mind from the first step on."""
+        return "Calculate from left to right." if self.inner is None else PARENTHESES_FIRST
 
     @property
     def never_negative(self) -> bool:
@@ -106,6 +105,13 @@ class Chain:
             steps = self.steps(rng, slip, self.inner is not None and rng.random() < wrong_idea)
             if steps[-1][3] != self.answer and min(step[3] for step in steps) >= 0:
                 return write(steps)
+
+
+def _calculate(left: int, op: str, right: int, rng: random.Random | None, slip: float) -> Step:
+    result = left + right if op == "+" else left - right
+    if rng is not None and rng.random() < slip:
+        result = rng.choice([result + by for by in _SLIPS if result + by >= 0] or [result])
+    return left, op, right, result
 
 
 def write(steps: list[Step]) -> str:
@@ -176,9 +182,7 @@ class Chains(ProblemSource):
 
     def __getitem__(self, index: int) -> Problem:
         chain = self.chains[index]
-        return Problem(
-            id=f"chain-{chain}", text=f"What is {chain}?", answer=str(chain.answer), solution=chain.work()
-        )
+        return Problem(id=f"chain-{chain}", text=f"What is {chain}?", answer=str(chain.answer), solution=chain.work())
 
 
 @dataclass(frozen=True)

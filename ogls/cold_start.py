@@ -19,7 +19,7 @@ class WorkedAttempts(Privilege):
     """Likelihood on worked chains, from four prompts: the plain one, and three that give something to read.
 
     Own work has slips, and ignores parentheses now and then. An attempt to read is right or wrong with equal odds, and
-    mostly followed. An idea is followed without an error. Asked to reflect, it quotes the first error and names an idea.
+    mostly followed. An idea is followed without an error. Asked to reflect, it quotes the first error and has an idea.
 
     Args:
         slip: probability that a step of one's own work is wrong.
@@ -67,9 +67,8 @@ class WorkedAttempts(Privilege):
         attempt = chain.wrong_work(rng, self.slip)
         mistake = first_mistake(group.problem, attempt)
         if rng.random() < 0.25 or mistake is None:
-            idea = PARENTHESES_FIRST if chain.inner is not None else "Calculate from left to right."
             return Draft(
-                demonstration=json.dumps({"idea": idea}), prompt=Task(attempt=chain.work(), correct=True)
+                demonstration=json.dumps({"idea": chain.idea}), prompt=Task(attempt=chain.work(), correct=True)
             )
         return Draft(
             demonstration=json.dumps({"quote": mistake.quote, "idea": mistake.idea}),

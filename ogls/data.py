@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
 
+from ogls.advantage import Advantage
 from ogls.engine.base import RolloutEngine, Sampling
 from ogls.grading import GradingPool
 from ogls.lessons import LessonBuilder
+from ogls.meter import Meter
 from ogls.privilege import PeerOutcomes, Privilege
 from ogls.problems import ProblemSource
-from ogls.prompts import PromptEncoder, Prompts, count_reflection_markers
-from ogls.records import Batch, Problem, Rollout, RolloutGroup
+from ogls.prompts import PromptEncoder, Prompts
+from ogls.ranks import Ranks
+from ogls.records import Batch, Problem, RolloutGroup
+from ogls.reflection import Means, Reflector
+from ogls.sampling import Evaluation, Sampler, summarise
 from ogls.seeds import derive
 from ogls.selection import AllTokens, ErrorLocator, TokenSelection
 from ogls.verifiers import ByKind, Verifier, verify_gold
@@ -25,29 +29,10 @@ if TYPE_CHECKING:
     from ogls.module import SelfDistillation
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How held-out problems are judged.
-
-    Args:
-        samples: k, rollouts a problem; gives avg@k, pass@1..k and maj@k.
-        sampling: how they are drawn.
-        with_solution: evaluate a second time with the reference solution in view: does the teacher use what it reads?
-    """
-
-    samples: int = 4
-    sampling: Sampling = Sampling(max_tokens=1024)
-    with_solution: bool = False
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"evaluation.samples must be at least 1, got {self.samples}")
-
-
 class _Sized:
     """An iterable with a length: without one, Lightning prefetches a batch, and rollouts are one update stale."""
 
-    def __init__(self, length: int, batches: Iterator[Any] | Any) -> None:
+    def __init__(self, length: int, batches: Callable[[], Iterator[Any]]) -> None:
         self._length, self._batches = length, batches
 
     def __len__(self) -> int:
@@ -67,8 +52,12 @@ class RolloutDataModule(LightningDataModule):
         prompts: templates.
         engine: what samples; null where nothing is sampled and nothing validated (likelihood on demonstrations).
         privilege: what the teacher reads.
+        reflector: says where a rollout first goes wrong, and with which idea it would not have (ROSD); the text half of
+            the method, so it lives here and not beside the teacher. null: nobody reflects.
         selection: which tokens count.
-        locator: finds the first error of a rollout, for selections that need it.
+        advantage: how much better a rollout did than its group, for objectives that reinforce.
+        locator: finds the first error of a rollout, for selections that need it. With a reflector the error is where
+            that one says, and the locator is the truth that it is measured against.
         verifier: says which rollouts are right.
         sampling: of the training rollouts.
         evaluation: of the held-out rollouts.
@@ -91,7 +80,9 @@ class RolloutDataModule(LightningDataModule):
         prompts: Prompts = Prompts(),
         engine: RolloutEngine | None = None,
         privilege: Privilege = PeerOutcomes(),
+        reflector: Reflector | None = None,
         selection: TokenSelection = AllTokens(),
+        advantage: Advantage | None = None,
         locator: ErrorLocator | None = None,
         verifier: Verifier = ByKind(),
         sampling: Sampling = Sampling(max_tokens=1024),
@@ -121,21 +112,24 @@ class RolloutDataModule(LightningDataModule):
                 f"{type(privilege).__name__} contrasts rollouts of one group: data.group_size must be at least "
                 f"{privilege.min_group_size}, got {group_size}"
             )
-        if selection.needs_error and locator is None:
+        if privilege.needs_reflector and reflector is None:
+            raise ValueError(f"{type(privilege).__name__} reads reflections: set data.reflector")
+        if selection.needs_error and locator is None and reflector is None:
             raise ValueError(f"{type(selection).__name__} needs an error locator: set data.locator")
         if engine is None and privilege.samples_rollouts:
             raise ValueError(f"{type(privilege).__name__} learns from rollouts: set data.engine")
         self.train_problems, self.val_problems, self.test_problems = train, val, test or val
-        self.prompts, self.engine, self.privilege, self.selection = prompts, engine, privilege, selection
-        self.locator, self.verifier, self.sampling, self.evaluation = locator, verifier, sampling, evaluation
+        self.prompts, self.engine, self.privilege, self.reflector = prompts, engine, privilege, reflector
+        self.selection, self.advantage, self.locator, self.verifier = selection, advantage, locator, verifier
+        self.sampling, self.evaluation = sampling, evaluation
         self.group_size, self.problems_per_step, self.steps_per_epoch = group_size, problems_per_step, steps_per_epoch
         self.updates_per_rollout, self.context_length, self.seed = updates_per_rollout, context_length, seed
         self.predict_file = predict_file
         self.pool = GradingPool(verifier, workers=grading_workers)
+        self.ranks = Ranks()  # the module says who we are, before anything is sampled
         self.fit_follows = False  # a validation that comes before training checks for both
         self._checked: set[str] = set()
         self._last: Batch | None = None
-        self._loaded: int | None = None  # version of the weights in the engine; None before it is started
 
     # ---- set-up: everything that can be wrong is found here, before weights are loaded ----
 
@@ -183,29 +177,57 @@ class RolloutDataModule(LightningDataModule):
 
     def make_batch(self, version: int) -> Batch:
         """The batch of optimiser step `version`: a function of (seed, version, weights), whatever was made before."""
-        start = time.perf_counter()
-        problems = self._problems_of(version // self.updates_per_rollout)
+        meter = Meter()
+        with meter.time("data"):
+            groups = self._groups(version, meter)
+            measured = summarise(groups)
+            if self.reflector is not None:
+                with meter.time("reflect"):
+                    groups, rates = self.reflector.reflect(groups, self._means(version), self.locator)
+                measured |= rates
+            with meter.time("lessons"):
+                lessons, counts = self._builder.build(groups)
+        measured |= counts
+        metrics = meter.metrics() | {f"train/{name}": value for name, value in measured.items()}
+        if "time/generate" in metrics:
+            tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+            metrics["speed/generate_tokens_per_s"] = tokens / max(metrics["time/generate"], 1e-9)
+        return Batch(lessons=lessons, policy_version=version, groups=tuple(groups), metrics=metrics)
+
+    def _groups(self, version: int, meter: Meter) -> list[RolloutGroup]:
+        problems = self.ranks.share(self._problems_of(version // self.updates_per_rollout))
+        prompts = [self.encoder.student(problem) for problem in problems]
         if self.privilege.samples_rollouts:
-            prompts = [self.encoder.student(problem) for problem in problems]
-            seed = derive(self.seed, "rollouts", version)
-            groups, metrics = self.sample(problems, prompts, self.group_size, self.sampling, seed)
-        else:
-            groups = [self._unsampled(problem, version) for problem in problems]
-            metrics = {}
-        began = time.perf_counter()
-        builder = LessonBuilder(
+            seed = derive(self.seed, "rollouts", version, *([self.ranks.rank] if self.ranks.rank else []))
+            return self._sampler.rollouts(problems, prompts, self.group_size, self.sampling, seed, meter)
+        return [
+            RolloutGroup(problem=problem, prompt_ids=prompt, rollouts=(), policy_version=version)
+            for problem, prompt in zip(problems, prompts, strict=True)
+        ]
+
+    def _means(self, version: int) -> Means:
+        seed = derive(self.seed, "reflections", version)
+        return Means(encoder=self.encoder, ask=self._sampler.replies, seed=seed)
+
+    @property
+    def _builder(self) -> LessonBuilder:
+        return LessonBuilder(
             encoder=self.encoder,
             privilege=self.privilege,
             selection=self.selection,
             locator=self.locator,
+            advantage=self.advantage,
+            reflected=self.reflector is not None,
             context_length=self.context_length,
         )
-        lessons, counts = builder.build(groups)
-        metrics |= {f"train/{name}": value for name, value in counts.items()}
-        metrics |= {f"train/{name}": value for name, value in summarise(groups).items()}
-        metrics["time/lessons"] = time.perf_counter() - began
-        metrics["time/data"] = time.perf_counter() - start
-        return Batch(lessons=lessons, policy_version=version, groups=tuple(groups), metrics=metrics)
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        """Made when something is first sampled: that is when the engine starts."""
+        if self.engine is None:
+            raise ValueError("sampling needs an engine: set data.engine")
+        length = max(self.context_length, 0 if self.reflector is None else self.reflector.context_length)
+        return Sampler(self.engine, self._module, self.encoder, self.pool, length)
 
     def _problems_of(self, draw: int) -> list[Problem]:
         """Problems draw*n ... draw*n + n-1 of an endless sequence of shuffled passes over the training set."""
@@ -215,60 +237,6 @@ class RolloutDataModule(LightningDataModule):
             orders[lap] = random.Random(derive(self.seed, "order", lap)).sample(range(size), size)
         positions = range(first, first + self.problems_per_step)
         return [self.train_problems[orders[p // size][p % size]] for p in positions]
-
-    def _unsampled(self, problem: Problem, version: int) -> RolloutGroup:
-        prompt_ids = self.encoder.student(problem)
-        return RolloutGroup(problem=problem, prompt_ids=prompt_ids, rollouts=(), policy_version=version)
-
-    # ---- sampling ----
-
-    def sample(
-        self,
-        problems: Sequence[Problem],
-        prompts: Sequence[tuple[int, ...]],
-        n: int,
-        sampling: Sampling,
-        seed: int,
-    ) -> tuple[list[RolloutGroup], dict[str, float]]:
-        """`n` graded rollouts of every prompt from the current weights, and the seconds that each phase took."""
-        version = self._module.policy_version
-        times = {}
-        start = time.perf_counter()
-        engine = self._ready_engine(version)
-        times["time/sync"] = time.perf_counter() - start
-        start = time.perf_counter()
-        completions = engine.generate(prompts, sampling, n, seed)
-        times["time/generate"] = time.perf_counter() - start
-        tokens = sum(len(c.token_ids) for group in completions for c in group)
-        times["speed/generate_tokens_per_s"] = tokens / max(times["time/generate"], 1e-9)
-        start = time.perf_counter()
-        texts = [[self.encoder.decode(c.token_ids) for c in group] for group in completions]
-        pairs = [(problem, text) for problem, group in zip(problems, texts, strict=True) for text in group]
-        verdicts = iter(self.pool.grade(pairs))
-        times["time/grade"] = time.perf_counter() - start
-        groups = [
-            RolloutGroup(
-                problem=problem,
-                prompt_ids=tuple(prompt),
-                rollouts=tuple(
-                    Rollout(completion=completion, text=text, verdict=next(verdicts))
-                    for completion, text in zip(group, group_texts, strict=True)
-                ),
-                policy_version=version,
-            )
-            for problem, prompt, group, group_texts in zip(problems, prompts, completions, texts, strict=True)
-        ]
-        return groups, times
-
-    def _ready_engine(self, version: int) -> RolloutEngine:
-        if self.engine is None:
-            raise ValueError("sampling needs an engine: set data.engine")
-        if self._loaded is None:
-            self.engine.start(self._module.folder, self.context_length)
-        if self._loaded != version:
-            self.engine.load(self._module.policy, version)
-            self._loaded = version
-        return self.engine
 
     # ---- evaluation: one call of the engine for the whole set ----
 
@@ -296,29 +264,15 @@ class RolloutDataModule(LightningDataModule):
             prompts = [self.encoder.evaluated(problem) for problem in problems]
         # The same seed at every validation: what differs between two of them is the policy.
         seed = derive(self.seed, name, int(with_solution))
-        groups, _ = self.sample(problems, prompts, self.evaluation.samples, self.evaluation.sampling, seed)
-        yield groups
+        own, prompts = self.ranks.share(problems), self.ranks.share(prompts)
+        groups = self._sampler.rollouts(
+            own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, Meter()
+        )
+        yield self.ranks.joined(groups)
 
     def close(self) -> None:
         """Stop the engine and the grading processes."""
         self.pool.close()
         if self.engine is not None:
             self.engine.close()
-            self._loaded = None
-
-
-def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Rates of one step's rollouts: accuracy, mixed groups, length, truncation, unparsable answers, markers."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    if not rollouts:
-        return {}
-    count = len(rollouts)
-    return {
-        "accuracy": sum(r.correct for r in rollouts) / count,
-        "mixed_groups": sum(g.mixed for g in groups) / len(groups),
-        "length_mean": sum(len(r.completion.token_ids) for r in rollouts) / count,
-        "truncated_rate": sum(r.truncated for r in rollouts) / count,
-        "unparsable_rate": sum(r.verdict.status == "unparsable" for r in rollouts) / count,
-        "verdict_faults": float(sum(r.verdict.status in ("timeout", "crash") for r in rollouts)),
-        "reflection_markers": sum(count_reflection_markers(r.text) for r in rollouts) / count,
-    }
+            self.__dict__.pop("_sampler", None)

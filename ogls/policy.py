@@ -122,6 +122,16 @@ class Policy(nn.Module):
                 layer._disable_adapters = False
 
     @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Inside, the trainable weights are those that training began with: an adapter of zeros, or the folder's values.
+
+        Unlike `without_adapter` this is also seen by whoever copies weights or adapter, as engines do.
+        """
+        zeros = {name: torch.zeros_like(p) for name, p in self.trainable().items()} if self.lora else None
+        with self.swapped(self.folder_weights() if zeros is None else zeros):
+            yield
+
+    @contextmanager
     def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
         """Inside, the trainable weights hold the values of `weights`, which has the same names."""
         own = self.trainable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ogls.records import Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from ogls.model import PreTrainedTokenizerBase  # jsonargparse runs this block; transformers is slow to import
 
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
 """What counts as a sign of reflection (OGLS-SD, figure 5)."""
@@ -37,10 +38,12 @@ class Prompts:
             ``idea``. Slots ``{problem}``, ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
         reflect_right: the same for a right rollout; the JSON has an ``idea``.
         system: system message; null leaves the chat template's own. A problem's own system message comes before it.
-        chat: apply the tokenizer's chat template; false sends the bare text, for base models without one.
+        chat: apply the tokenizer's chat template; false sends the bare text, for base models without one. Either way
+            the names of special tokens in a text are text.
         student_options: further arguments of the student's chat template, e.g. ``{enable_thinking: false}``.
         teacher_options: the same for privileged views.
         evaluation_options: the same for the student's prompt at evaluation; null takes `student_options`.
+        reflection_options: the same for the reflector; null takes `student_options`.
     """
 
     student: str = "{problem}\n\nReason step by step, and put your final answer in \\boxed{}."
@@ -69,6 +72,7 @@ class Prompts:
     student_options: dict[str, Any] = field(default_factory=dict)
     teacher_options: dict[str, Any] = field(default_factory=dict)
     evaluation_options: dict[str, Any] | None = None
+    reflection_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, slots in _SLOTS.items():
@@ -76,6 +80,17 @@ class Prompts:
             for slot in slots:
                 if template.count(f"{{{slot}}}") != 1:
                     raise ValueError(f"prompts.{name} needs the slot {{{slot}}} exactly once, got: {template!r}")
+
+
+KEPT = 200
+"""Characters that shortening leaves of a text."""
+
+_GAP = " [...] "
+_STAND_IN = "\u241f text \u241f"
+
+
+def _without_middle(text: str, keep: int) -> str:
+    return text if len(text) <= keep else text[: keep - keep // 2] + _GAP + text[len(text) - keep // 2 :]
 
 
 def _fill(template: str, **slots: str) -> str:
@@ -90,6 +105,7 @@ class PromptEncoder:
         if prompts.chat and tokenizer.chat_template is None:
             raise ValueError("this tokenizer has no chat template; set data.prompts.chat: false to send bare text")
         self.prompts, self.tokenizer = prompts, tokenizer
+        self._special = tuple(tokenizer.all_special_tokens)
 
     def student(self, problem: Problem) -> tuple[int, ...]:
         """The student's prompt, which is the teacher's plain view too."""
@@ -115,7 +131,35 @@ class PromptEncoder:
         """What the reflector reads about an attempt."""
         template = self.prompts.reflect_right if correct else self.prompts.reflect_wrong
         slots = {"problem": problem.text, "attempt": attempt, "solution": solution, "answer": problem.answer}
-        return self._encode(problem, _fill(template, **slots), self.prompts.teacher_options)
+        options = self.prompts.reflection_options
+        return self._encode(
+            problem, _fill(template, **slots), self.prompts.student_options if options is None else options
+        )
+
+    def reflect_within(
+        self, room: int, problem: Problem, attempt: str, correct: bool, solution: str = ""
+    ) -> tuple[tuple[int, ...], bool] | None:
+        """`reflect` in at most `room` tokens, and whether something had to go for it.
+
+        First the solution loses its middle, then the attempt its end. Either keeps `KEPT` characters, and all else
+        stays whole. None where that does not do.
+        """
+        whole = self.reflect(problem, attempt, correct, solution)
+        if len(whole) <= room:
+            return whole, False
+
+        def less_solution(keep: int) -> tuple[int, ...]:
+            return self.reflect(problem, attempt, correct, _without_middle(solution, keep))
+
+        def less_attempt(keep: int) -> tuple[int, ...]:
+            return self.reflect(problem, attempt[:keep] + _GAP, correct, _without_middle(solution, KEPT))
+
+        for prompt, text in ((less_solution, solution), (less_attempt, attempt)):
+            sizes = range(KEPT, len(text))
+            fitting = bisect_right(sizes, False, key=lambda keep, prompt=prompt: len(prompt(keep)) > room)
+            if fitting:
+                return prompt(sizes[fitting - 1]), True
+        return None
 
     def completion(self, text: str) -> tuple[int, ...]:
         """Ids of a text that was written, not sampled, with the end token (likelihood on demonstrations)."""
@@ -149,16 +193,25 @@ class PromptEncoder:
         return text, spans
 
     def _encode(self, problem: Problem, text: str, options: dict[str, Any]) -> tuple[int, ...]:
+        """Ids of the conversation. What looks like a special token in `text`, which models write too, stays text."""
         system = "\n\n".join(s for s in (problem.system, self.prompts.system) if s is not None)
         has_system = problem.system is not None or self.prompts.system is not None
+        plain = any(token in text for token in self._special)
         if not self.prompts.chat:
-            return tuple(self.tokenizer(f"{system}\n\n{text}" if system else text)["input_ids"])
+            return tuple(
+                self.tokenizer(f"{system}\n\n{text}" if system else text, split_special_tokens=plain)["input_ids"]
+            )
         messages = [{"role": "system", "content": system}] if has_system else []
-        messages.append({"role": "user", "content": text})
+        messages.append({"role": "user", "content": _STAND_IN if plain else text})
         encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+            messages, add_generation_prompt=True, tokenize=not plain, return_dict=not plain, **options
         )
-        return tuple(encoded["input_ids"])
+        if not plain:
+            return tuple(encoded["input_ids"])
+        before, after = encoded.split(_STAND_IN)
+        pieces = ((before, False), (text, True), (after, False))
+        encoded = [self.tokenizer(p, add_special_tokens=False, split_special_tokens=split) for p, split in pieces]
+        return tuple(i for piece in encoded for i in piece["input_ids"])
 
 
 def count_reflection_markers(text: str) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ogls.records import Problem
+from ogls.seeds import derive
 
 Span = tuple[int, int]
 
@@ -44,20 +45,20 @@ class TokenSelection(ABC):
     needs_error: ClassVar[bool] = False
 
     @abstractmethod
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
         """One number a token; 0 leaves it out. A right rollout has no error: `error` is then None."""
 
 
-def _window(num_tokens: int, first: int, last: int) -> tuple[float, ...]:
-    return tuple(1.0 if first <= t < last else 0.0 for t in range(num_tokens))
+def _window(token_ids: Sequence[int], first: int, last: int) -> tuple[float, ...]:
+    return tuple(1.0 if first <= t < last else 0.0 for t in range(len(token_ids)))
 
 
 @dataclass(frozen=True)
 class AllTokens(TokenSelection):
     """Every token."""
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
-        return _window(num_tokens, 0, num_tokens)
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        return _window(token_ids, 0, len(token_ids))
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class FirstTokens(TokenSelection):
     def __post_init__(self) -> None:
         _positive("count", self.count)
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
-        return _window(num_tokens, 0, self.count)
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        return _window(token_ids, 0, self.count)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class LastTokens(TokenSelection):
     def __post_init__(self) -> None:
         _positive("count", self.count)
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
-        return _window(num_tokens, num_tokens - self.count, num_tokens)
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        return _window(token_ids, len(token_ids) - self.count, len(token_ids))
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class UpToError(TokenSelection):
 
     needs_error: ClassVar[bool] = True
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
-        return _window(num_tokens, 0, num_tokens if error is None else error[1])
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        return _window(token_ids, 0, len(token_ids) if error is None else error[1])
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class FromError(TokenSelection):
 
     needs_error: ClassVar[bool] = True
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
-        return _window(num_tokens, 0 if error is None else error[0], num_tokens)
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        return _window(token_ids, 0 if error is None else error[0], len(token_ids))
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ class ErrorSpan(TokenSelection):
     after: int = 0
     needs_error: ClassVar[bool] = True
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
         if error is None:
-            return _window(num_tokens, 0, num_tokens)
-        return _window(num_tokens, error[0] - self.before, error[1] + self.after)
+            return _window(token_ids, 0, len(token_ids))
+        return _window(token_ids, error[0] - self.before, error[1] + self.after)
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,63 @@ class DecayFromError(TokenSelection):
     def __post_init__(self) -> None:
         _positive("half_life", self.half_life)
 
-    def weights(self, num_tokens: int, error: Span | None) -> tuple[float, ...]:
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
         if error is None:
-            return _window(num_tokens, 0, num_tokens)
+            return _window(token_ids, 0, len(token_ids))
         rate = math.log(2) / self.half_life
-        return tuple(math.exp(-rate * (t - error[0])) if t >= error[0] else 0.0 for t in range(num_tokens))
+        return tuple(math.exp(-rate * (t - error[0])) if t >= error[0] else 0.0 for t in range(len(token_ids)))
+
+
+@dataclass(frozen=True)
+class ShiftedError(TokenSelection):
+    """Control: what `selection` takes of an error that was located `tokens` further on (negative: before it).
+
+    Where the rollout ends, the shift ends.
+    """
+
+    selection: TokenSelection
+    tokens: int
+    needs_error: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _about_errors(self.selection, self)
+
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        if error is not None:
+            first = min(max(0, error[0] + self.tokens), len(token_ids) - 1)
+            error = first, min(first + error[1] - error[0], len(token_ids))
+        return self.selection.weights(token_ids, error)
+
+
+@dataclass(frozen=True)
+class RandomPlace(TokenSelection):
+    """Control: the tokens that `selection` takes of a wrong rollout, as many in a row, at a random place.
+
+    Another suffix of equal size does not exist, so this is a block of equal size. Each place is as likely as any other,
+    and a function of the rollout's tokens and `seed`.
+    """
+
+    selection: TokenSelection
+    seed: int = 0
+    needs_error: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _about_errors(self.selection, self)
+
+    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+        weights = self.selection.weights(token_ids, error)
+        taken = [t for t, weight in enumerate(weights) if weight]
+        if error is None or not taken:
+            return weights
+        block = weights[taken[0] : taken[-1] + 1]
+        before = derive(self.seed, "place", *token_ids) % (len(weights) - len(block) + 1)
+        return (0.0,) * before + block + (0.0,) * (len(weights) - len(block) - before)
+
+
+def _about_errors(selection: TokenSelection, control: TokenSelection) -> None:
+    if not selection.needs_error:
+        got = type(selection).__name__
+        raise ValueError(f"{type(control).__name__} needs a selection that starts or ends at an error, got {got}")
 
 
 def _positive(name: str, value: float) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from ogls.chains import Chain, ChainErrors, Chains
-from ogls.data import Evaluation, RolloutDataModule
+from ogls.data import RolloutDataModule
 from ogls.engine.base import Sampling
 from ogls.model import load_tokenizer
 from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
 from ogls.problems import ProblemSource
 from ogls.prompts import Prompts
 from ogls.records import Problem
+from ogls.reflection import CorrectiveIdea
+from ogls.sampling import Evaluation
 from ogls.selection import UpToError
 from tests.scripted import ScriptedEngine
 
@@ -141,6 +143,7 @@ def test_validation_samples_every_problem_from_the_same_seed(make: Any):
     [
         ({"group_size": 1}, r"PeerOutcomes contrasts rollouts of one group: data.group_size must be at least 2, got 1"),
         ({"selection": UpToError()}, "UpToError needs an error locator: set data.locator"),
+        ({"privilege": CorrectiveIdea()}, "CorrectiveIdea reads reflections: set data.reflector"),
         ({"engine": None, "privilege": ReferenceSolution()}, "ReferenceSolution learns from rollouts: set data.engine"),
         ({"steps_per_epoch": 0}, "data.steps_per_epoch must be at least 1, got 0"),
     ],

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_PHASES = ("generate", "grade", "teacher", "student", "sync")
+_PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync")
 
 
 class RichProgress(ProgressBar):
@@ -99,6 +99,7 @@ def _quieten_lightning() -> None:
         ".*LeafSpec.* is deprecated",
         ".*does not have many workers",
         ".*your dataloader is not resumable",
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on
         ".*sync_dist=True",  # vLLM in this process has set up torch.distributed for itself
         ".*module\\(s\\) in eval mode",  # the policy has no dropout: there is no mode to be in
         ".*overridden `transfer_batch_to_device`",

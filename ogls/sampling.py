@@ -1,0 +1,120 @@
+"""Graded rollouts: an engine that has the policy's weights, and the pool that says which answers are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ogls.engine.base import RolloutEngine, Sampling
+from ogls.engine.guard import EngineGuard
+from ogls.grading import GradingPool
+from ogls.meter import Meter
+from ogls.prompts import PromptEncoder, count_reflection_markers
+from ogls.records import Completion, Problem, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from ogls.module import SelfDistillation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How held-out problems are judged.
+
+    Args:
+        samples: k, rollouts a problem; gives avg@k, pass@1..k and maj@k.
+        sampling: how they are drawn.
+        with_solution: evaluate a second time with the reference solution in view: does the teacher use what it reads?
+        kl_to_base: measure how far the student has moved from its start (`ogls.drift`): two more passes over a rollout
+            of each problem.
+    """
+
+    samples: int = 4
+    sampling: Sampling = Sampling(max_tokens=1024)
+    with_solution: bool = False
+    kl_to_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"evaluation.samples must be at least 1, got {self.samples}")
+
+
+class Sampler:
+    """Samples from the module's policy. The engine is started here, and takes new weights when there are some."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        module: SelfDistillation,
+        encoder: PromptEncoder,
+        pool: GradingPool,
+        context_length: int,
+    ) -> None:
+        self._engine, self._module, self._encoder, self._pool = EngineGuard(engine), module, encoder, pool
+        self._engine.start(module.folder, context_length)
+        self._engine.load(module.policy, module.policy_version)
+
+    def rollouts(
+        self,
+        problems: Sequence[Problem],
+        prompts: Sequence[tuple[int, ...]],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        meter: Meter,
+    ) -> list[RolloutGroup]:
+        """`n` graded rollouts of every prompt, from the present weights."""
+        version = self._module.policy_version
+        with meter.time("sync"):
+            self._hold(version)
+        with meter.time("generate"):
+            completions = self._engine.generate(prompts, sampling, n, seed)
+        with meter.time("grade"):
+            texts = [[self._encoder.decode(c.token_ids) for c in group] for group in completions]
+            pairs = [(problem, text) for problem, group in zip(problems, texts, strict=True) for text in group]
+            verdicts = iter(self._pool.grade(pairs))
+        return [
+            RolloutGroup(
+                problem=problem,
+                prompt_ids=tuple(prompt),
+                rollouts=tuple(
+                    Rollout(completion=completion, text=text, verdict=next(verdicts))
+                    for completion, text in zip(group, group_texts, strict=True)
+                ),
+                policy_version=version,
+            )
+            for problem, prompt, group, group_texts in zip(problems, prompts, completions, texts, strict=True)
+        ]
+
+    def replies(
+        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, frozen: bool
+    ) -> list[Completion]:
+        """One completion of every prompt, from the present weights or, `frozen`, from those that training began with.
+
+        The latter are the weights of version 0, and the engine holds them under that number.
+        """
+        with self._module.policy.at_start() if frozen else nullcontext():
+            self._hold(0 if frozen else self._module.policy_version)
+            return [completion for (completion,) in self._engine.generate(prompts, sampling, 1, seed)]
+
+    def _hold(self, version: int) -> None:
+        if self._engine.version != version:
+            self._engine.load(self._module.policy, version)
+
+
+def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Rates of one step's rollouts: accuracy, mixed groups, length, truncation, unparsable answers, markers."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if not rollouts:
+        return {}
+    count = len(rollouts)
+    return {
+        "accuracy": sum(r.correct for r in rollouts) / count,
+        "mixed_groups": sum(g.mixed for g in groups) / len(groups),
+        "length_mean": sum(len(r.completion.token_ids) for r in rollouts) / count,
+        "truncated_rate": sum(r.truncated for r in rollouts) / count,
+        "unparsable_rate": sum(r.verdict.status == "unparsable" for r in rollouts) / count,
+        "verdict_faults": float(sum(r.verdict.status in ("timeout", "crash") for r in rollouts)),
+        "reflection_markers": sum(count_reflection_markers(r.text) for r in rollouts) / count,
+    }
