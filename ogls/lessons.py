@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ogls.advantage import Advantage
 from ogls.privilege import Draft, Hint, Privilege, Task
 from ogls.prompts import PromptEncoder
-from ogls.records import Lesson, Problem, RolloutGroup, View
+from ogls.records import Lesson, Problem, Rollout, RolloutGroup, View
 from ogls.selection import ErrorLocator, Span, TokenSelection, token_span
 
 
@@ -22,6 +23,8 @@ class LessonBuilder:
         selection: which tokens count.
         locator: finds the first error; needed by selections that start or end at it.
         context_length: prompt and rollout together must fit; a longer view is dropped and counted, never cut.
+        advantage: how much better a rollout did than its group; null for a run that reinforces nothing.
+        reflected: the first error is where the rollout's reflection says, and not where the locator does.
     """
 
     encoder: PromptEncoder
@@ -29,17 +32,22 @@ class LessonBuilder:
     selection: TokenSelection
     locator: ErrorLocator | None
     context_length: int
+    advantage: Advantage | None = None
+    reflected: bool = False
 
     def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, float]]:
         """Lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
         counts: Counter[str] = Counter(lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0)
-        lessons = []
+        lessons: list[Lesson] = []
         for group in groups:
+            made: list[tuple[Rollout | None, Lesson]] = []
             for draft in self.privilege.drafts(group):
                 lesson = self._lesson(group, draft, counts)
                 if lesson is not None:
-                    lessons.append(lesson)
+                    made.append((draft.rollout, lesson))
+            lessons += self._reinforced(group, made)
         counts["lessons"] = len(lessons)
+        counts["rollouts_reinforced"] = sum(lesson.advantage != 0 for lesson in lessons)
         counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.weights) for lesson in lessons)
         return tuple(lessons), {name: float(value) for name, value in counts.items()}
 
@@ -53,8 +61,9 @@ class LessonBuilder:
             )
         else:
             completion, error = draft.rollout.completion, None
-            if self.selection.needs_error and not draft.rollout.correct:
-                error = self._locate(group.problem, completion.token_ids)
+            selection = draft.selection or self.selection
+            if selection.needs_error and not draft.rollout.correct:
+                error = self._locate(group.problem, draft.rollout)
                 if error is None:
                     counts["dropped_unlocated"] += 1
                     return None
@@ -62,10 +71,35 @@ class LessonBuilder:
                 problem_id=group.problem.id,
                 prompt_ids=prompt_ids,
                 token_ids=completion.token_ids,
-                weights=self.selection.weights(len(completion.token_ids), error),
+                weights=selection.weights(completion.token_ids, error),
                 logprobs=completion.logprobs,
             )
         return self._with_views(group, draft, lesson, counts)
+
+    def _reinforced(self, group: RolloutGroup, made: Sequence[tuple[Rollout | None, Lesson]]) -> list[Lesson]:
+        """The group's lessons with the advantages of their rollouts; a rollout without a lesson gets one for it."""
+        lessons = [lesson for _, lesson in made]
+        if self.advantage is None:
+            return lessons
+        for rollout, value in zip(group.rollouts, self.advantage.of(group), strict=True):
+            own = [index for index, (of, _) in enumerate(made) if of is rollout]
+            if not value or (self.advantage.routed and any(lessons[index].views for index in own)):
+                continue
+            if own:
+                lessons[own[0]] = replace(lessons[own[0]], advantage=value)
+                continue
+            completion = rollout.completion
+            lessons.append(
+                Lesson(
+                    problem_id=group.problem.id,
+                    prompt_ids=group.prompt_ids,
+                    token_ids=completion.token_ids,
+                    weights=(0.0,) * len(completion.token_ids),
+                    logprobs=completion.logprobs,
+                    advantage=value,
+                )
+            )
+        return lessons
 
     def _with_views(self, group: RolloutGroup, draft: Draft, lesson: Lesson, counts: Counter[str]) -> Lesson | None:
         room = self.context_length - lesson.num_learned
@@ -87,9 +121,12 @@ class LessonBuilder:
         encode = self.encoder.idea if hint.role == "idea" else self.encoder.attempt
         return encode(problem, hint.text)
 
-    def _locate(self, problem: Problem, token_ids: Sequence[int]) -> Span | None:
-        if self.locator is None:
+    def _locate(self, problem: Problem, rollout: Rollout) -> Span | None:
+        text, offsets = self.encoder.decode_offsets(rollout.completion.token_ids)
+        if self.reflected:
+            span = rollout.reflection.span if rollout.reflection else None
+        elif self.locator is not None:
+            span = self.locator.locate(problem, text)
+        else:
             raise ValueError(f"{type(self.selection).__name__} needs an error locator: set data.locator")
-        text, offsets = self.encoder.decode_offsets(token_ids)
-        span = self.locator.locate(problem, text)
         return None if span is None else token_span(offsets, span)

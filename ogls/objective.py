@@ -1,30 +1,36 @@
 """Objectives: what is done with the states of a micro-batch.
 
-    sum_loss, extras = objective(states)
+    sum_loss, extras = term(states)
 
-An objective returns a *weighted sum* over tokens; the caller divides by the sum of token weights of the whole optimiser
-step, so that micro-batches and ranks add up to one global mean. Without tokens the sum is exactly 0, with its graph.
+A term says how much each token of a lesson counts for it (`weights_of`) and returns a *weighted sum* over tokens; the
+caller divides by the sum of these weights over the whole optimiser step, so that micro-batches and ranks add up to one
+global mean. Without tokens the sum is exactly 0, with its graph. `ogls.mixture` adds such means.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ogls.divergence import Divergence, ForwardKL
 from ogls.kernels import chunked_divergence, chunked_logprobs
+from ogls.records import Lesson
+from ogls.topk import TopK, chunked_topk_divergence
 
 
 @dataclass(frozen=True, kw_only=True)
 class States:
     """A micro-batch as tensors, all lessons' tokens in one row.
 
-    hidden_student, hidden_target [tokens, hidden]: final-norm states that predict each token; the target's is None when
-    the objective needs no teacher. weight [vocab, hidden], bias [vocab]: the frozen head of both. token_ids,
-    token_weights, old_logprobs (the sampler's; None for text that was not sampled), advantages: [tokens].
+    hidden_student, hidden_target, hidden_anchor [tokens, hidden]: final-norm states that predict each token; the
+    target's and the anchor's (the target before steering) are None when the objective needs no teacher. weight [vocab,
+    hidden], bias [vocab]: the frozen head of all. token_ids, token_weights, old_logprobs (the sampler's; None for text
+    that was not sampled), advantages: [tokens].
     """
 
     hidden_student: Tensor
@@ -33,31 +39,85 @@ class States:
     token_weights: Tensor
     bias: Tensor | None = None
     hidden_target: Tensor | None = None
+    hidden_anchor: Tensor | None = None
     old_logprobs: Tensor | None = None
     advantages: Tensor | None = None
 
+    def weighted(self, token_weights: Tensor) -> States:
+        """The tokens whose weight in `token_weights` [tokens] is not 0, with these weights."""
+        rows = token_weights.nonzero().squeeze(1)
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            hidden_student=self.hidden_student[rows],
+            token_ids=self.token_ids[rows],
+            token_weights=token_weights[rows],
+            hidden_target=of(self.hidden_target),
+            hidden_anchor=of(self.hidden_anchor),
+            old_logprobs=of(self.old_logprobs),
+            advantages=of(self.advantages),
+        )
+
 
 class Objective(ABC):
-    """States -> (differentiable weighted sum, detached values of each token by name)."""
+    """What a step minimises: a sum of terms, each of which is averaged over its own tokens."""
 
     @property
     @abstractmethod
+    def terms(self) -> tuple[tuple[float, Term], ...]:
+        """Factors and terms of the sum."""
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether `hidden_target` has to be made."""
+        return any(term.needs_teacher for _, term in self.terms)
+
+    @property
+    def needs_advantage(self) -> bool:
+        """Whether it is rollouts' advantages that are learned from."""
+        return any(term.needs_advantage for _, term in self.terms)
 
     @property
     def corrects_staleness(self) -> bool:
         """Whether tokens that an older policy sampled are weighted by an importance ratio."""
+        return all(term.corrects_staleness for _, term in self.terms)
+
+
+class Term(Objective):
+    """An objective of one term: states -> (differentiable weighted sum, detached values of each token by name)."""
+
+    @property
+    def terms(self) -> tuple[tuple[float, Term], ...]:
+        return ((1.0, self),)
+
+    @property
+    def needs_teacher(self) -> bool:
         return False
+
+    @property
+    def needs_advantage(self) -> bool:
+        return False
+
+    @property
+    def corrects_staleness(self) -> bool:
+        return False
+
+    @abstractmethod
+    def weights_of(self, lesson: Lesson) -> Sequence[float]:
+        """How much each token of the lesson counts; 0 leaves it out."""
 
     @abstractmethod
     def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 @dataclass(frozen=True)
-class Distillation(Objective):
-    """sum_t w_t D(target_t, student_t) over the whole vocabulary.
+class Distillation(Term):
+    """sum_t w_t D(target_t, student_t), of lessons with views.
 
+    `support` None takes the whole vocabulary, `TopK` the likeliest tokens and one bucket for the rest (SDPO).
     `temperature` divides the logits of both sides. `clip` bounds each vocabulary summand of D: to ±clip (OGLS-SD:
     0.05), or with `one_sided` to at most clip (OPSD's released code). `importance_cap` multiplies w_t by
     min(pi_student / pi_sampler, cap) of the sampled token, taken as a constant (SDPO, ROSD: 2); the sampler's log-probs
@@ -67,6 +127,7 @@ class Distillation(Objective):
     """
 
     divergence: Divergence = field(default_factory=ForwardKL)
+    support: TopK | None = None
     temperature: float = 1.0
     clip: float | None = None
     one_sided: bool = False
@@ -90,10 +151,16 @@ class Distillation(Objective):
     def corrects_staleness(self) -> bool:
         return self.importance_cap is not None
 
+    def weights_of(self, lesson: Lesson) -> Sequence[float]:
+        return lesson.weights if lesson.views else (0.0,) * len(lesson.weights)
+
     def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
         if states.hidden_target is None:
             raise ValueError("Distillation needs the target's states, got hidden_target=None")
-        divergence, logprob = chunked_divergence(
+        compute = chunked_divergence
+        if self.support is not None:
+            compute = partial(chunked_topk_divergence, support=self.support)
+        divergence, logprob = compute(
             states.hidden_student,
             states.hidden_target,
             states.weight,
@@ -112,12 +179,11 @@ class Distillation(Objective):
 
 
 @dataclass(frozen=True)
-class Likelihood(Objective):
-    """-sum_t w_t log pi_student(token_t): supervised fine-tuning on the lesson's own tokens. Extras: `logprob`."""
+class Likelihood(Term):
+    """-sum_t w_t log pi_student(token_t), of lessons without views: supervised fine-tuning. Extras: `logprob`."""
 
-    @property
-    def needs_teacher(self) -> bool:
-        return False
+    def weights_of(self, lesson: Lesson) -> Sequence[float]:
+        return (0.0,) * len(lesson.weights) if lesson.views else lesson.weights
 
     def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
         logprob = chunked_logprobs(states.hidden_student, states.weight, states.bias, states.token_ids)

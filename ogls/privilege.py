@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from statistics import median
+from typing import ClassVar, Literal, TypeVar
 
 from ogls.records import Role, Rollout, RolloutGroup
+from ogls.selection import LastTokens, TokenSelection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +39,14 @@ class Draft:
 
     Exactly one of `rollout` (sampled) and `demonstration` (written) is what is learned. `hints` are the teacher's
     privileged views beside the plain one. `prompt` is what the student itself reads instead of the plain problem (cold
-    start only).
+    start only). `selection` says which tokens count, where it is not for the run to say.
     """
 
     rollout: Rollout | None = None
     demonstration: str | None = None
     hints: tuple[Hint, ...] = ()
     prompt: Hint | Task | None = None
+    selection: TokenSelection | None = None
 
 
 class Privilege(ABC):
@@ -51,8 +54,9 @@ class Privilege(ABC):
 
     samples_rollouts: ClassVar[bool] = True
     roles: ClassVar[frozenset[Role]] = frozenset()
-    """Roles of the views that every draft has beside the plain one."""
+    """Roles of the views that a draft has beside the plain one; all of them, or no view at all."""
     min_group_size: ClassVar[int] = 1
+    needs_reflector: ClassVar[bool] = False
 
     @abstractmethod
     def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
@@ -90,6 +94,61 @@ class ReferenceSolution(Privilege):
 
 
 @dataclass(frozen=True)
+class Unprivileged(Privilege):
+    """Nobody reads anything: rollouts are learned by their advantages alone (GRPO)."""
+
+    def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
+        return iter(())
+
+
+@dataclass(frozen=True)
+class SuccessfulPeer(Privilege):
+    """SDPO (arXiv 2601.20802) where the environment says no more than right or wrong: the teacher reads a right peer.
+
+    A peer is another rollout of the group, never the rollout itself, even if the texts are the same. Right rollouts
+    take turns as peers. A rollout without a right peer gives nothing.
+
+    Args:
+        rollouts: ``all`` as published, or only the ``wrong`` ones.
+        solution_as_peer: a rollout without a right peer reads the reference solution, if there is one.
+    """
+
+    rollouts: Literal["all", "wrong"] = "all"
+    solution_as_peer: bool = False
+    roles: ClassVar[frozenset[Role]] = frozenset({"success"})
+    min_group_size: ClassVar[int] = 2
+
+    def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
+        for kind in (group.successes if self.rollouts == "all" else (), group.failures):
+            for index, rollout in enumerate(kind):
+                peers = [peer.text for peer in _rotated(group.successes, index) if peer is not rollout]
+                text = peers[0] if peers else group.problem.solution if self.solution_as_peer else None
+                if text is not None:
+                    yield Draft(rollout=rollout, hints=(Hint(role="success", text=text),))
+
+
+@dataclass(frozen=True)
+class ShortSuccesses(Privilege):
+    """OGLS-SD v2 (arXiv 2605.12400): likelihood on the last tokens of short right rollouts, against growing length.
+
+    Short is shorter than the median of the group. The paper gives neither the median nor the weight. For use beside
+    another privilege, in `Several`, with an objective that has a `Likelihood` in its mixture.
+
+    Args:
+        count: tokens at the end of a rollout that are learned.
+    """
+
+    count: int = 128
+    min_group_size: ClassVar[int] = 2
+
+    def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
+        middle = median(len(rollout.completion.token_ids) for rollout in group.rollouts)
+        for rollout in group.successes:
+            if len(rollout.completion.token_ids) < middle:
+                yield Draft(rollout=rollout, selection=LastTokens(self.count))
+
+
+@dataclass(frozen=True)
 class PeerOutcomes(Privilege):
     """OGLS-SD (arXiv 2605.12400, algorithm 1): success pool P+ and failure pool P- for every wrong rollout.
 
@@ -100,15 +159,17 @@ class PeerOutcomes(Privilege):
     Args:
         max_peers: views a pool at most; null takes all, as published. A limited pool is rotated: the rollout's own
             place in it comes first, so that all members are used evenly.
-        exclude_self: leave the rollout itself out of its own P- (published: it is in).
+        exclude_self: leave the rollout itself out of its own pool (published: it is in).
         use_solution: put the reference solution into P+.
         truncated_failures: keep unfinished rollouts in P-.
+        learn_successes: learn right rollouts too, of groups that have a wrong one (published: only wrong ones).
     """
 
     max_peers: int | None = None
     exclude_self: bool = False
     use_solution: bool = True
     truncated_failures: bool = True
+    learn_successes: bool = False
     roles: ClassVar[frozenset[Role]] = frozenset({"success", "failure"})
     min_group_size: ClassVar[int] = 2
 
@@ -117,20 +178,65 @@ class PeerOutcomes(Privilege):
             raise ValueError(f"max_peers must be at least 1, got {self.max_peers}")
 
     def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
-        success = [group.problem.solution] if self.use_solution and group.problem.solution is not None else []
-        success += [rollout.text for rollout in group.successes]
+        if not group.failures:
+            return
+        solution = [group.problem.solution] if self.use_solution and group.problem.solution is not None else []
         failures = [r for r in group.failures if self.truncated_failures or not r.truncated]
-        for index, rollout in enumerate(group.failures):
-            peers = [r.text for r in failures if not (self.exclude_self and r is rollout)]
-            # Its own place comes first; without itself, the next one is at the same index.
-            own = next((i for i, r in enumerate(failures) if r is rollout), index)
-            right, wrong = self._rotate(success, index), self._rotate(peers, own)
-            if right and wrong:
-                hints = [Hint(role="success", text=t) for t in right] + [Hint(role="failure", text=t) for t in wrong]
-                yield Draft(rollout=rollout, hints=tuple(hints))
+        for kind in (group.successes if self.learn_successes else (), group.failures):
+            for index, rollout in enumerate(kind):
+                right = self._pool([*solution, *group.successes], rollout, index)
+                wrong = self._pool(failures, rollout, index)
+                if right and wrong:
+                    hints = [Hint(role="success", text=text) for text in right]
+                    hints += [Hint(role="failure", text=text) for text in wrong]
+                    yield Draft(rollout=rollout, hints=tuple(hints))
 
-    def _rotate(self, pool: Sequence[str], by: int) -> list[str]:
-        if not pool:
-            return []
-        by %= len(pool)
-        return [*pool[by:], *pool[:by]][: self.max_peers]
+    def _pool(self, pool: Sequence[Rollout | str], own: Rollout, index: int) -> list[str]:
+        """The pool from the rollout's own place in it on, or from `index` if it has none."""
+        start = next((i for i, member in enumerate(pool) if member is own), index)
+        # Without itself, the next one is at the same place.
+        members = [m for m in pool if not (self.exclude_self and m is own)]
+        texts = [member if isinstance(member, str) else member.text for member in _rotated(members, start)]
+        return texts[: self.max_peers]
+
+
+@dataclass(frozen=True)
+class Several(Privilege):
+    """All drafts of several privileges. Those that have views need the same roles, for one steering serves them all."""
+
+    privileges: tuple[Privilege, ...]
+
+    def __post_init__(self) -> None:
+        if not self.privileges:
+            raise ValueError("Several needs at least one privilege, got none")
+        different = sorted({tuple(sorted(privilege.roles)) for privilege in self.privileges if privilege.roles})
+        if len(different) > 1:
+            raise ValueError(f"Several needs privileges with views of the same roles, got {different}")
+
+    @property
+    def roles(self) -> frozenset[Role]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return frozenset().union(*(privilege.roles for privilege in self.privileges))
+
+    @property
+    def min_group_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return max(privilege.min_group_size for privilege in self.privileges)
+
+    @property
+    def samples_rollouts(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(privilege.samples_rollouts for privilege in self.privileges)
+
+    @property
+    def needs_reflector(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(privilege.needs_reflector for privilege in self.privileges)
+
+    def drafts(self, group: RolloutGroup) -> Iterator[Draft]:
+        for privilege in self.privileges:
+            yield from privilege.drafts(group)
+
+
+T = TypeVar("T")
+
+
+def _rotated(members: Sequence[T], by: int) -> list[T]:
+    by %= max(1, len(members))
+    return [*members[by:], *members[:by]]

@@ -55,12 +55,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reflection:
+    """What a reflector says of a rollout: the idea that a wrong one lacks, or that carries a right one.
+
+    `quote` is where a wrong rollout first goes wrong, and `span` its characters [start, end) in the rollout's text; None
+    where it could not be found there, and of a right rollout.
+    """
+
+    idea: str
+    quote: str | None = None
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
     """A completion, its text, and its verdict. A rollout cut by the length limit is wrong by definition."""
 
     completion: Completion
     text: str
     verdict: Verdict
+    reflection: Reflection | None = None
 
     @property
     def truncated(self) -> bool:
@@ -105,8 +119,10 @@ class View:
 class Lesson:
     """One sequence to learn from.
 
-    `weights` has one number a completion token: 0 leaves the token out, more makes it count more. The loss is the
-    weighted mean over all tokens of the batch. `logprobs` are the sampler's; None for text that was not sampled.
+    Its tokens can be learned in three ways, of which the objective uses some: towards what a teacher says who has read
+    the `views`, by their likelihood where there are no views, and by the rollout's `advantage` in its group. `weights`
+    has one number a completion token for the first two: 0 leaves the token out, more makes it count more. The advantage
+    is one for all tokens, 0 for none. `logprobs` are the sampler's; None for text that was not sampled.
     """
 
     problem_id: str
@@ -122,9 +138,14 @@ class Lesson:
             raise ValueError(f"a lesson needs one weight a token: got {len(self.weights)} for {len(self.token_ids)}")
 
     @property
-    def num_learned(self) -> int:
-        """Tokens up to and including the last one that counts: all that has to be scored."""
+    def num_weighted(self) -> int:
+        """Tokens up to and including the last one with a weight: all that a teacher has to score."""
         return max((t + 1 for t, w in enumerate(self.weights) if w), default=0)
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens up to and including the last one that counts in any way: all that the student has to score."""
+        return len(self.token_ids) if self.advantage else self.num_weighted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,18 +21,21 @@ def score_views(policy: Policy, steering: Steering, lessons: Sequence[Lesson], b
         anchor_t = sum_c a_c h_c,t        direction_t = sum_c d_c h_c,t
 
     over the views c, with the coefficients of `steering.mixture`; h_c,t is the final-norm hidden state that predicts
-    token t under view c. Views with two zeros are not run. The plain view is laid out exactly as the student's own
-    pass (`prompt_states`), so that equal weights give equal states to the last bit, and alpha = 0 a loss of exactly 0:
-    an optimiser that divides by the gradient's size would make full steps of mere rounding.
+    token t under view c. Views with two zeros are not run, and tokens after a lesson's last weight, like lessons
+    without views, are left at 0. The plain view is laid out exactly as the student's own pass (`prompt_states`), so
+    that equal weights give equal states to the last bit, and alpha = 0 a loss of exactly 0: an optimiser that divides
+    by the gradient's size would make full steps of mere rounding.
 
     Returns:
         Two tensors [tokens, d] in fp32, the lessons' tokens one after the other. Memory does not grow with the number
         of views: at most `budget` tokens are in flight.
     """
-    suffixes = [lesson.token_ids[: lesson.num_learned] for lesson in lessons]
+    suffixes = [lesson.token_ids[: lesson.num_weighted] for lesson in lessons]
     users: dict[tuple[int, ...], list[tuple[int, float, float]]] = defaultdict(list)
     plain: list[tuple[int, float, float]] = []
     for index, lesson in enumerate(lessons):
+        if not lesson.views:
+            continue
         coefficients = steering.mixture([view.role for view in lesson.views])
         for view, to_anchor, to_direction in zip(lesson.views, *coefficients, strict=True):
             if to_anchor or to_direction:
@@ -43,23 +46,26 @@ def score_views(policy: Policy, steering: Steering, lessons: Sequence[Lesson], b
         return len(prefix) + sum(len(suffixes[index]) for index, _, _ in users[prefix])
 
     weight, _ = policy.head
-    lengths = [len(suffix) for suffix in suffixes]
+    lengths = [lesson.num_learned for lesson in lessons]
     anchor = torch.zeros(sum(lengths), weight.shape[1], device=weight.device)
     direction = torch.zeros_like(anchor)
     anchors, directions = anchor.split(lengths), direction.split(lengths)
 
-    def add(states: Tensor, uses: Sequence[tuple[int, float, float]]) -> None:
-        pieces = states.split([lengths[index] for index, _, _ in uses])
-        for piece, (index, to_anchor, to_direction) in zip(pieces, uses, strict=True):
-            anchors[index].add_(piece, alpha=to_anchor)
-            directions[index].add_(piece, alpha=to_direction)
+    def add(piece: Tensor, index: int, to_anchor: float, to_direction: float) -> None:
+        scored = len(suffixes[index])
+        anchors[index][:scored].add_(piece[:scored], alpha=to_anchor)
+        directions[index][:scored].add_(piece[:scored], alpha=to_direction)
 
     if plain:
-        add(prompt_states(policy, lessons), plain)
+        pieces = prompt_states(policy, lessons).split(lengths)
+        for use in plain:
+            add(pieces[use[0]], *use)
     for prefixes in budgeted(sorted(users, key=len), cost, budget):
         uses = [use for prefix in prefixes for use in users[prefix]]
         owners = [owner for owner, prefix in enumerate(prefixes) for _ in users[prefix]]
-        add(policy.hidden(prefixes, [suffixes[index] for index, _, _ in uses], owners), uses)
+        states = policy.hidden(prefixes, [suffixes[index] for index, _, _ in uses], owners)
+        for piece, use in zip(states.split([len(suffixes[index]) for index, _, _ in uses]), uses, strict=True):
+            add(piece, *use)
     return anchor, direction
 
 

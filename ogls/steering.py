@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ogls.records import Role
+from ogls.trust_region import Head, largest_alpha
 
 Coefficients = tuple[float, ...]
-Head = tuple[Tensor, Tensor | None]
 
 
 def mean_of(roles: Sequence[Role], *wanted: Role) -> Coefficients:
@@ -62,13 +62,13 @@ class Steering(ABC):
         """Steering strength at an optimiser step; 0 for a steering without a direction."""
         return 0.0
 
-    def target(self, anchor: Tensor, direction: Tensor, step: int, head: Head | None = None) -> Tensor:
-        """Target states [tokens, hidden] = anchor + alpha_at(step) * direction.
+    def strength(self, anchor: Tensor, direction: Tensor, step: int, head: Head) -> float | Tensor:
+        """alpha, one for all tokens or one each [tokens, 1], such that target = anchor + alpha * direction.
 
-        `head` is (weight, bias), for a steering whose strength depends on the distributions themselves; a linear one
-        leaves it alone.
+        anchor, direction [tokens, hidden]. `head` is (weight, bias), for a steering whose strength depends on the
+        distributions themselves; a linear one looks at the step alone.
         """
-        return anchor + self.alpha_at(step) * direction
+        return self.alpha_at(step)
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,48 @@ class OutcomeSteering(Steering):
 
     def alpha_at(self, step: int) -> float:
         return ramp(self.alpha, self.ramp_steps, step)
+
+
+@dataclass(frozen=True)
+class OutcomeContrast(Steering):
+    """From the failure mean to the success mean, without the plain view.
+
+    For objectives that look at target and anchor of the same token: log p_target - log p_anchor is the contrast of
+    RLCSD (arXiv 2606.11709). As a target for distillation it is `PositiveMean`.
+    """
+
+    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+        failure = mean_of(roles, "failure")
+        return failure, difference(mean_of(roles, "success"), failure)
+
+    def alpha_at(self, step: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class TrustRegionSteering(Steering):
+    """OGLS-SD with a bound instead of a guess: the largest alpha <= alpha_max with KL(target || p0) <= epsilon.
+
+    Each token has its own. p0 is the plain view's distribution at temperature 1. The target ∝ p0 exp(alpha Delta) is an
+    exponential family, so the KL grows with alpha and bisection finds the bound (`ogls.trust_region`). alpha_max rises
+    linearly from 0 over `ramp_steps` optimiser steps. The metric `alpha` is the mean over tokens.
+    """
+
+    epsilon: float = 0.1
+    alpha_max: float = 3.0
+    ramp_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_ramp(self.alpha_max, self.ramp_steps)
+        if not self.epsilon > 0.0:
+            raise ValueError(f"TrustRegionSteering needs epsilon > 0, got epsilon={self.epsilon}")
+
+    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+        return OutcomeSteering().mixture(roles)
+
+    def alpha_at(self, step: int) -> float:
+        """The largest alpha that a token can have."""
+        return ramp(self.alpha_max, self.ramp_steps, step)
+
+    def strength(self, anchor: Tensor, direction: Tensor, step: int, head: Head) -> Tensor:
+        return largest_alpha(anchor, direction, head, self.alpha_at(step), self.epsilon)[:, None]

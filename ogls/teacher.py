@@ -1,10 +1,11 @@
-"""Which weights teach: the student's start, its present self, or its moving average."""
+"""Which weights teach: the student's start, its present self, its moving average, or something in between."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,3 +102,38 @@ class EMA(Teacher):
         if self._mean and state.keys() != self._mean.keys():
             raise ValueError(f"expected the averages of {len(self._mean)} trainable weights, got {len(state)} others")
         self._mean = dict(state)
+
+
+class TrustRegion(Teacher):
+    """SDPO's trust-region teacher (arXiv 2601.20802): the student's present logits, held near those of its start.
+
+        z = lerp(z_start, z_student, share)        that is, p ∝ p_start^(1 - share) p_student^share
+
+    The head is linear, so it is the states that are interpolated; every view is read twice. Where start and student
+    agree, the teacher agrees with them to the last bit. `share` 0 is `Frozen`, 1 is `Live`.
+    """
+
+    def __init__(self, share: float = 0.05) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be in [0, 1], got {share}")
+        self.share = share
+        self._start = Frozen()
+
+    def start(self, policy: Policy) -> None:
+        self._start.start(policy)
+
+    @contextmanager
+    def weights(self, policy: Policy) -> Iterator[None]:
+        student = policy.hidden
+
+        def between(*args: Any, **options: Any) -> Tensor:
+            with self._start.weights(policy):
+                start = student(*args, **options).float()
+            return torch.lerp(start, student(*args, **options).float(), self.share)
+
+        policy.hidden = between  # the object's own, before the class's: what reads with `policy` reads with both
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            del policy.hidden

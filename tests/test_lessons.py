@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ogls.advantage import GroupRelative
 from ogls.chains import ChainErrors
 from ogls.lessons import LessonBuilder
 from ogls.model import load_tokenizer
-from ogls.privilege import Demonstration, PeerOutcomes, Privilege
+from ogls.privilege import Demonstration, PeerOutcomes, Privilege, Several, ShortSuccesses, Unprivileged
 from ogls.prompts import PromptEncoder, Prompts
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 from ogls.selection import AllTokens, TokenSelection, UpToError
@@ -88,3 +90,45 @@ def test_a_demonstration_is_learned_whole_with_its_end_token(encoder: PromptEnco
     assert set(lesson.weights) == {1.0}
     assert lesson.logprobs is None
     assert lesson.views == ()
+
+
+def test_all_rollouts_of_a_mixed_group_are_reinforced_and_the_wrong_ones_also_distilled(encoder: PromptEncoder):
+    of = group(encoder, PROBLEM.solution, WRONG)
+    build = replace(builder(encoder, UpToError()), advantage=GroupRelative())
+    (wrong, right), counts = build.build([of])
+    assert (wrong.advantage, right.advantage) == (-1.0, 1.0)
+    assert wrong.views
+    assert right.views == ()
+    assert right.token_ids == of.rollouts[0].completion.token_ids
+    assert not any(right.weights)
+    assert wrong.num_weighted < wrong.num_learned == len(wrong.token_ids)
+    assert right.num_learned == len(right.token_ids)
+    assert counts["rollouts_reinforced"] == 2
+    assert counts["tokens_learned"] == wrong.num_weighted
+
+
+def test_routed_a_rollout_is_either_distilled_or_reinforced(encoder: PromptEncoder):
+    of = group(encoder, PROBLEM.solution, WRONG, "I cannot say.")
+    build = replace(builder(encoder, UpToError()), advantage=GroupRelative(routed=True))
+    lessons, counts = build.build([of])
+    assert counts["dropped_unlocated"] == 1
+    assert [(bool(lesson.views), lesson.advantage > 0, lesson.advantage < 0) for lesson in lessons] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),  # whose error could not be found
+    ]
+
+
+def test_a_group_without_contrast_is_not_reinforced(encoder: PromptEncoder):
+    build = replace(builder(encoder, AllTokens(), privilege=Unprivileged()), advantage=GroupRelative())
+    assert build.build([group(encoder, WRONG, WRONG)])[0] == ()
+    lessons, _ = build.build([group(encoder, WRONG, PROBLEM.solution)])
+    assert [lesson.advantage for lesson in lessons] == [-1.0, 1.0]
+
+
+def test_a_short_success_is_learned_at_its_end_whatever_the_selection_of_the_run(encoder: PromptEncoder):
+    of = group(encoder, PROBLEM.solution, WRONG, "I cannot say, not even if I think about it for quite a while.")
+    privilege = Several((PeerOutcomes(), ShortSuccesses(count=3)))
+    lessons, _ = replace(builder(encoder, UpToError()), privilege=privilege).build([of])
+    short = [lesson for lesson in lessons if not lesson.views]
+    assert len(short) == (len(of.rollouts[0].completion.token_ids) < len(of.rollouts[1].completion.token_ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 from lightning import Callback, Trainer
 from transformers import AutoModelForCausalLM
 
+from ogls.advantage import Advantage, GroupRelative
 from ogls.chains import Chain, ChainErrors, Chains
 from ogls.data import Evaluation, RolloutDataModule
 from ogls.divergence import JensenShannon
 from ogls.engine.base import Sampling
 from ogls.lora import Lora
+from ogls.mixture import Mixture
 from ogls.model import load_tokenizer
 from ogls.module import SelfDistillation
-from ogls.objective import Distillation, Likelihood
+from ogls.objective import Distillation, Likelihood, Objective
+from ogls.policy_gradient import GRPO
 from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
 from ogls.prompts import Prompts
 from ogls.records import Batch
@@ -149,10 +153,60 @@ def test_the_loss_of_the_first_step_is_the_papers(tiny_model: Path, tmp_path: Pa
     assert losses[0] == pytest.approx(dense_loss(tiny_model, batch, alpha=0.7), rel=1e-4)
 
 
+def dense_grpo(folder: Path, batch: Batch) -> float:
+    """Mean over rollouts of the mean over tokens of -min(r A, clip(r, 0.8, 1.2) A), from full logits."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    values = []
+    for lesson in batch.lessons:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*lesson.prompt_ids, *lesson.token_ids]])).logits[0].double()
+        logp = logits[len(lesson.prompt_ids) - 1 : -1].log_softmax(-1)
+        ratio = (logp[range(len(lesson.token_ids)), list(lesson.token_ids)] - torch.tensor(lesson.logprobs)).exp()
+        gain = torch.minimum(ratio * lesson.advantage, ratio.clamp(0.8, 1.2) * lesson.advantage)
+        values.append(-gain.mean().item())
+    return sum(values) / len(values)
+
+
+def test_a_mixture_is_the_sum_of_both_formulas_on_one_batch(tiny_model: Path, tmp_path: Path):
+    data = data_module(tiny_model, advantage=GroupRelative(), steps_per_epoch=1, problems_per_step=6)
+    model = module(
+        tiny_model,
+        steering=OutcomeSteering(alpha=0.7),
+        objective=Mixture((GRPO(), Distillation()), (0.5, 2.0)),
+        tokens_per_micro_batch=200,
+    )
+    seen: list[Batch] = []
+    make = data.make_batch
+
+    def keep(version: int) -> Batch:
+        seen.append(make(version))
+        return seen[-1]
+
+    data.make_batch = keep  # pyright: ignore[reportAttributeAccessIssue]
+    logged: list[dict[str, float]] = []
+    model.log_dict = lambda values, **_: logged.append(values)  # pyright: ignore
+    trainer(tmp_path).fit(model, data)
+    data.close()
+    (batch,) = seen
+    reinforced = replace(batch, lessons=tuple(lesson for lesson in batch.lessons if lesson.advantage))
+    distilled = replace(batch, lessons=tuple(lesson for lesson in batch.lessons if lesson.views))
+    both = [lesson for lesson in batch.lessons if lesson.advantage and lesson.views]
+    assert 0 < len(both) < len(reinforced.lessons)
+    grpo, kl = dense_grpo(tiny_model, reinforced), dense_loss(tiny_model, distilled, alpha=0.7)
+    assert logged[0]["train/loss_grpo"] == pytest.approx(grpo, rel=1e-4)
+    assert logged[0]["train/loss_distillation"] == pytest.approx(kl, rel=1e-4)
+    assert logged[0]["train/loss"] == pytest.approx(0.5 * grpo + 2.0 * kl, rel=1e-4)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["distillation", "mixture"])
 @pytest.mark.parametrize("budget", [1, 60, 100_000])
-def test_micro_batches_change_nothing(tiny_model: Path, tmp_path: Path, budget: int):
-    whole, cut = module(tiny_model), module(tiny_model, tokens_per_micro_batch=budget)
-    expected, got = (fit(tiny_model, tmp_path, m, steps_per_epoch=1, problems_per_step=4) for m in (whole, cut))
+def test_micro_batches_change_nothing(tiny_model: Path, tmp_path: Path, budget: int, mixed: bool):
+    advantage = GroupRelative() if mixed else None
+    objective = Mixture((GRPO(), Distillation()), (1.0, 1.0)) if mixed else Distillation()
+    whole = module(tiny_model, objective=objective)
+    cut = module(tiny_model, objective=objective, tokens_per_micro_batch=budget)
+    data = {"steps_per_epoch": 1, "problems_per_step": 4, "advantage": advantage}
+    expected, got = (fit(tiny_model, tmp_path, m, **data) for m in (whole, cut))
     assert got == pytest.approx(expected, rel=1e-6)
     for name, p in whole.policy.trainable().items():
         torch.testing.assert_close(cut.policy.trainable()[name].grad, p.grad, rtol=1e-4, atol=1e-6)
@@ -199,6 +253,10 @@ def test_a_run_goes_on_bitwise_from_the_middle_of_an_epoch(tiny_model: Path, tmp
     assert fit(tiny_model, tmp_path, resumed, epochs=3, ckpt_path=file) == expected[3:]
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
+    saved = torch.load(file, weights_only=True)["ogls"]["teacher"]
+    assert any(not torch.equal(saved[name], value) for name, value in whole.teacher.state_dict().items())
+    for name, value in whole.teacher.state_dict().items():
+        assert torch.equal(resumed.teacher.state_dict()[name], value), name
 
 
 def test_two_updates_on_the_same_rollouts_need_the_importance_ratio(tiny_model: Path, tmp_path: Path):
@@ -212,6 +270,21 @@ def test_two_updates_on_the_same_rollouts_need_the_importance_ratio(tiny_model: 
 def test_steering_and_privilege_have_to_fit(tiny_model: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"OutcomeSteering and ReferenceSolution: .* role 'failure'"):
         fit(tiny_model, tmp_path, module(tiny_model), privilege=ReferenceSolution())
+
+
+@pytest.mark.parametrize(
+    ("objective", "advantage", "complaint"),
+    [
+        (GRPO(), GroupRelative(), "'success'., but GRPO needs no teacher: set data.privilege"),
+        (Mixture((GRPO(), Distillation()), (1.0, 1.0)), None, "Mixture needs advantages: set data.advantage"),
+        (Distillation(), GroupRelative(), "Distillation makes no use of advantages: set data.advantage"),
+    ],
+)
+def test_what_an_objective_needs_has_to_be_there_and_nothing_more(
+    tiny_model: Path, tmp_path: Path, objective: Objective, advantage: Advantage | None, complaint: str
+):
+    with pytest.raises(ValueError, match=complaint):
+        fit(tiny_model, tmp_path, module(tiny_model, objective=objective), advantage=advantage)
 
 
 def test_likelihood_learns_demonstrations_without_an_engine(tiny_model: Path, tmp_path: Path):

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from ogls.divergence import ForwardKL, JensenShannon, ReverseKL
-from ogls.objective import Distillation, Likelihood, Objective, States
+from ogls.mixture import Mixture
+from ogls.objective import Distillation, Likelihood, States, Term
+from ogls.policy_gradient import GRPO, Shaping
+from ogls.records import Lesson, View
+from ogls.topk import TopK
 
 T, V, H = 8, 13, 5
 
@@ -23,25 +27,20 @@ def make_states(seed: int = 0, num_tokens: int = T) -> States:
     return States(
         hidden_student=normal(num_tokens, H).requires_grad_(),
         hidden_target=normal(num_tokens, H),
+        hidden_anchor=normal(num_tokens, H),
         weight=normal(V, H),
         bias=normal(V),
         token_ids=torch.randint(V, (num_tokens,), generator=generator),
         token_weights=torch.linspace(0.0, 2.0, num_tokens, dtype=torch.float64),
         old_logprobs=-4 * normal(num_tokens).abs() - 1,
+        advantages=normal(num_tokens),
     )
 
 
 def rows(states: States, index: slice) -> States:
-    assert states.hidden_target is not None
-    assert states.old_logprobs is not None
-    return replace(
-        states,
-        hidden_student=states.hidden_student[index],
-        hidden_target=states.hidden_target[index],
-        token_ids=states.token_ids[index],
-        token_weights=states.token_weights[index],
-        old_logprobs=states.old_logprobs[index],
-    )
+    of_tokens = ("hidden_student", "hidden_target", "hidden_anchor", "token_ids", "token_weights")
+    picked = {name: getattr(states, name)[index] for name in (*of_tokens, "old_logprobs", "advantages")}
+    return replace(states, **picked)
 
 
 def student_logprobs(states: States, temperature: float = 1.0) -> Tensor:
@@ -59,13 +58,16 @@ OBJECTIVES = [
     Distillation(JensenShannon(), temperature=1.1, clip=0.05),
     Distillation(ForwardKL(), clip=0.05, one_sided=True),
     Distillation(ReverseKL(), importance_cap=2.0),
+    Distillation(JensenShannon(), support=TopK(3, "union")),
     Likelihood(),
+    GRPO(temperature=1.2),
+    GRPO(shaping=Shaping()),
 ]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sizes", [[8], [1] * 8, [3, 5]])
-def test_micro_batches_add_up(objective: Objective, sizes: list[int]) -> None:
+def test_micro_batches_add_up(objective: Term, sizes: list[int]) -> None:
     states = make_states()
     loss, _ = objective(states)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -76,7 +78,7 @@ def test_micro_batches_add_up(objective: Objective, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_no_tokens_is_exactly_zero_with_its_graph(objective: Objective) -> None:
+def test_no_tokens_is_exactly_zero_with_its_graph(objective: Term) -> None:
     states = make_states()
     loss, extras = objective(rows(states, slice(0, 0)))
     assert loss.item() == 0.0
@@ -85,12 +87,53 @@ def test_no_tokens_is_exactly_zero_with_its_graph(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_weight_zero_leaves_a_token_out(objective: Objective) -> None:
+def test_weight_zero_leaves_a_token_out(objective: Term) -> None:
     states = make_states()
     loss, _ = objective(states)
     assert states.token_weights[0] == 0.0
     assert torch.equal(gradient_of(loss, states)[0], torch.zeros(H, dtype=torch.float64))
     torch.testing.assert_close(objective(rows(states, slice(1, T)))[0], loss, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_tokens_are_picked_by_their_weight(objective: Term) -> None:
+    states = make_states()
+    weights = torch.tensor([0, 2, 0, 0, 1, 1, 0, 0.5]).double()
+    picked = objective(states.weighted(weights))
+    whole = objective(replace(states, token_weights=weights))
+    torch.testing.assert_close(picked[0], whole[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient_of(picked[0], states), gradient_of(whole[0], states), rtol=1e-10, atol=1e-12)
+    for name, values in picked[1].items():
+        torch.testing.assert_close(values, whole[1][name][weights != 0], rtol=1e-10, atol=1e-12)
+
+
+PLAIN = Lesson(problem_id="p", prompt_ids=(1,), token_ids=(2, 3, 4), weights=(1.0, 0.5, 0.0))
+VIEWED = replace(PLAIN, views=(View(role="plain", prefix_ids=(1,)), View(role="success", prefix_ids=(5,))))
+
+
+def test_each_term_takes_the_tokens_that_are_meant_for_it() -> None:
+    """By hand: weights go to distillation where somebody has read something, to the likelihood where nobody has."""
+    reinforced = replace(VIEWED, advantage=-0.5)
+    assert [tuple(Distillation().weights_of(lesson)) for lesson in (PLAIN, VIEWED)] == [(0, 0, 0), (1, 0.5, 0)]
+    assert [tuple(Likelihood().weights_of(lesson)) for lesson in (PLAIN, VIEWED)] == [(1, 0.5, 0), (0, 0, 0)]
+    assert [tuple(GRPO(per="token").weights_of(lesson)) for lesson in (VIEWED, reinforced)] == [(0, 0, 0), (1, 1, 1)]
+    assert sum(GRPO().weights_of(reinforced)) == pytest.approx(1)
+    assert (VIEWED.num_learned, reinforced.num_learned, reinforced.num_weighted) == (2, 3, 2)
+
+
+def test_a_mixture_is_its_terms_and_needs_what_they_need() -> None:
+    inner = Mixture((Likelihood(), Distillation(importance_cap=2.0)), (0.5, 2.0))
+    mixture = Mixture((GRPO(), inner), (1.0, 3.0))
+    assert mixture.terms == ((1.0, GRPO()), (1.5, Likelihood()), (6.0, Distillation(importance_cap=2.0)))
+    assert mixture.needs_teacher
+    assert mixture.needs_advantage
+    assert not mixture.corrects_staleness
+    assert Mixture((GRPO(), Distillation(importance_cap=2.0)), (1.0, 1.0)).corrects_staleness
+    assert not Mixture((GRPO(), Likelihood()), (1.0, 1.0)).needs_teacher
+    with pytest.raises(ValueError, match="one factor an objective, got 1 for 2"):
+        Mixture((GRPO(), Likelihood()), (1.0,))
+    with pytest.raises(ValueError, match="factors above 0"):
+        Mixture((GRPO(), Likelihood()), (1.0, 0.0))
 
 
 def test_distillation_is_the_weighted_sum_of_its_divergences() -> None:
@@ -130,6 +173,7 @@ def test_likelihood_needs_no_teacher() -> None:
     assert Distillation().needs_teacher
     assert not Likelihood().needs_teacher
     Likelihood()(replace(make_states(), hidden_target=None, old_logprobs=None))
+    GRPO()(replace(make_states(), hidden_target=None, hidden_anchor=None))
 
 
 def test_missing_states_are_named() -> None:
@@ -138,6 +182,10 @@ def test_missing_states_are_named() -> None:
         Distillation()(replace(states, hidden_target=None))
     with pytest.raises(ValueError, match="got old_logprobs=None"):
         Distillation(importance_cap=2.0)(replace(states, old_logprobs=None))
+    with pytest.raises(ValueError, match="GRPO needs advantages and the sampler's log-probs"):
+        GRPO()(replace(states, old_logprobs=None))
+    with pytest.raises(ValueError, match="Shaping needs the states of target and anchor"):
+        GRPO(shaping=Shaping())(replace(states, hidden_anchor=None))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ogls.steering import OutcomeSteering, PositiveMean, PositiveOnly, Steering, Unsteered
+from ogls.steering import (
+    OutcomeContrast,
+    OutcomeSteering,
+    PositiveMean,
+    PositiveOnly,
+    Steering,
+    TrustRegionSteering,
+    Unsteered,
+)
 
 ROLES = ["success", "plain", "failure", "success", "failure", "failure"]
 
@@ -27,8 +35,8 @@ def combine(coefficients: tuple[float, ...], states: Tensor) -> Tensor:
 
 
 def target_of(steering: Steering, roles: list[str], states: Tensor, step: int = 0) -> Tensor:
-    anchor, direction = steering.mixture(roles)
-    return steering.target(combine(anchor, states), combine(direction, states), step)
+    anchor, direction = (combine(coefficients, states) for coefficients in steering.mixture(roles))
+    return anchor + steering.strength(anchor, direction, step, (torch.empty(0), None)) * direction
 
 
 def test_coefficients_by_hand() -> None:
@@ -38,12 +46,16 @@ def test_coefficients_by_hand() -> None:
     assert PositiveOnly().mixture(ROLES) == ((0, 1, 0, 0, 0, 0), (0.5, -1, 0, 0.5, 0, 0))
     expected = (0, 1, 0, 0, 0, 0), (0.5, 0, -third, 0.5, -third, -third)
     assert OutcomeSteering().mixture(ROLES) == expected
+    assert TrustRegionSteering().mixture(ROLES) == expected
+    assert OutcomeContrast().mixture(ROLES) == ((0, 0, third, 0, third, third), expected[1])
+    assert TrustRegionSteering().mixture(ROLES) == expected
+    assert OutcomeContrast().mixture(ROLES) == ((0, 0, third, 0, third, third), expected[1])
 
 
 @settings(deadline=None)
 @given(st.permutations(["plain", "success", "failure"]), st.lists(st.sampled_from(ROLES), max_size=9))
 def test_anchor_sums_to_one_and_direction_to_zero(needed: list[str], more: list[str]) -> None:
-    for steering in (Unsteered(), PositiveMean(), PositiveOnly(), OutcomeSteering()):
+    for steering in (Unsteered(), PositiveMean(), PositiveOnly(), OutcomeSteering(), OutcomeContrast()):
         anchor, direction = steering.mixture(needed + more)
         assert len(anchor) == len(direction) == len(needed + more)
         assert sum(anchor) == pytest.approx(1, abs=1e-12)
@@ -123,3 +135,26 @@ def test_three_tokens_by_hand() -> None:
     states = torch.tensor([[[1 / 3, 1 / 3, 1 / 3]], [[1 / 2, 1 / 4, 1 / 4]], [[1 / 4, 1 / 2, 1 / 4]]]).double().log()
     target = target_of(OutcomeSteering(alpha=1.0), ["plain", "success", "failure"], states).softmax(-1)
     torch.testing.assert_close(target, torch.tensor([[4 / 7, 1 / 7, 2 / 7]]).double(), rtol=1e-6, atol=0)
+
+
+def test_the_outcome_contrast_ends_at_the_success_mean() -> None:
+    states, _ = random_views(len(ROLES))
+    ends = target_of(OutcomeContrast(), ROLES, states)
+    torch.testing.assert_close(ends, target_of(PositiveMean(), ROLES, states), rtol=0, atol=1e-12)
+
+
+def test_a_trust_region_bounds_every_token_and_a_wide_one_is_outcome_steering() -> None:
+    states, weight = random_views(len(ROLES))
+    bias = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
+    steering = TrustRegionSteering(epsilon=0.05, alpha_max=3.0, ramp_steps=4)
+    anchor, direction = (combine(coefficients, states) for coefficients in steering.mixture(ROLES))
+    alpha = steering.strength(anchor, direction, 4, (weight, bias))
+    assert alpha.shape == (3, 1)
+    log_p0 = (anchor @ weight.T + bias).log_softmax(-1)
+    log_p = ((anchor + alpha * direction) @ weight.T + bias).log_softmax(-1)
+    assert ((log_p.exp() * (log_p - log_p0)).sum(-1) <= 0.05 + 1e-12).all()
+    assert (steering.strength(anchor, direction, 0, (weight, bias)) == 0).all()
+    wide = TrustRegionSteering(epsilon=1e6, alpha_max=3.0)
+    assert (wide.strength(anchor, direction, 0, (weight, bias)) == 3).all()
+    with pytest.raises(ValueError, match="epsilon > 0, got epsilon=0"):
+        TrustRegionSteering(epsilon=0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ogls.lora import Lora
 from ogls.policy import Policy
-from ogls.teacher import EMA, Frozen, Live, Teacher
+from ogls.teacher import EMA, Frozen, Live, Teacher, TrustRegion
 
 PREFIXES, SUFFIXES, OWNERS = [[5, 6, 7], [40, 41]], [[11, 12, 13], [21, 22], [31]], [0, 0, 1]
 
@@ -41,6 +41,22 @@ def train(policy: Policy, teacher: Teacher, steps: int) -> None:
         optimiser.step()
         optimiser.zero_grad()
         teacher.update(policy)
+
+
+@pytest.mark.parametrize("teacher", [Frozen(), Live(), EMA(0.5), TrustRegion()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("lora", [Lora(rank=4), Lora(rank=2, targets=("q_proj", "v_proj"))], ids=["all", "attention"])
+def test_the_base_is_the_same_to_the_last_bit_after_training(tiny_model: Path, lora: Lora, teacher: Teacher) -> None:
+    policy = Policy(tiny_model, lora=lora)
+    teacher.start(policy)
+    base = [p for p in policy.model.parameters() if not p.requires_grad]
+    start, before = states(policy).detach(), sha256(base)
+    train(policy, teacher, steps=3)
+    for _ in policy.merged_weights():  # as an engine takes them
+        pass
+    assert sha256([p for p in policy.model.parameters() if not p.requires_grad]) == before
+    with policy.without_adapter():
+        assert torch.equal(states(policy), start)
+    assert not torch.equal(states(policy), start)
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), None])
@@ -93,8 +109,27 @@ def test_ema_follows_by_its_formula_and_survives_a_checkpoint(tiny_model: Path) 
     assert torch.equal(taught(resumed, policy), taught(teacher, policy))
 
 
-def test_student_is_itself_again_after_an_error(tiny_model: Path) -> None:
-    policy, teacher = Policy(tiny_model, lora=Lora(rank=4), dtype="float32"), Frozen()
+@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+def test_the_trust_region_lies_between_start_and_student(tiny_model: Path, lora: Lora | None) -> None:
+    policy, teacher = Policy(tiny_model, lora=lora, dtype="float32"), TrustRegion(share=0.25)
+    teacher.start(policy)
+    start = states(policy).detach()
+    assert torch.equal(taught(teacher, policy), start)
+    train(policy, teacher, steps=3)
+    student, between = states(policy).detach(), taught(teacher, policy)
+    torch.testing.assert_close(between, 0.75 * start + 0.25 * student)
+    head = policy.head[0].double()
+    ps, p0, p1 = ((x.double() @ head.T).softmax(-1) for x in (between, start, student))
+    expected = p0**0.75 * p1**0.25
+    torch.testing.assert_close(ps, expected / expected.sum(-1, keepdim=True), rtol=1e-4, atol=1e-7)
+    assert torch.equal(states(policy).detach(), student)
+    with pytest.raises(ValueError, match="share must be in"):
+        TrustRegion(share=1.5)
+
+
+@pytest.mark.parametrize("teacher", [Frozen(), TrustRegion()], ids=["frozen", "trust region"])
+def test_student_is_itself_again_after_an_error(tiny_model: Path, teacher: Teacher) -> None:
+    policy = Policy(tiny_model, lora=Lora(rank=4), dtype="float32")
     teacher.start(policy)
     train(policy, teacher, steps=1)
     before = states(policy)
