@@ -135,7 +135,8 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
     if not _NAME.fullmatch(given.study):
         parser.error(f"--study becomes a folder: expected {_NAME.pattern}, got {given.study!r}")
-    if _file(given.storage) is not None and _file(given.storage) == _file(given.tracking_uri):
+    storage, tracking_uri = _absolute(given.storage), _absolute(given.tracking_uri)
+    if storage == tracking_uri:
         parser.error(f"Optuna and MLflow cannot share a file: --storage and --tracking-uri are both {given.storage}")
     return Settings(
         study=given.study,
@@ -147,13 +148,15 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
         seeds=given.seeds,
         against=given.against,
         grid=None if given.grid is None else tuple(given.grid),
-        storage=given.storage,
-        tracking_uri=given.tracking_uri,
+        storage=storage,
+        tracking_uri=tracking_uri,
         experiment=given.experiment,
         folder=given.folder,
         script=script or PROJECT / "experiments" / "run.py",
     )
 
 
-def _file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+def _absolute(uri: str) -> str:
+    """MLflow keeps its connections by address: a file needs one that is not relative to a working directory."""
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri else f"sqlite:///{Path(file).resolve()}"

@@ -115,4 +115,7 @@ def _conclude(settings: Settings, study: Study) -> None:
     for trial in study.best_trials:
         values = ", ".join(f"{value:.4f}" for value in trial.values)
         print(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
-    print(f"{settings.place}/trials.csv, plots.html, best.yaml; {settings.storage} has the study", flush=True)
+    print(
+        f"{settings.place} has trials.csv, plots.html, curve.png and best.yaml; {settings.storage} has the study",
+        flush=True,
+    )

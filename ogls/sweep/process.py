@@ -23,6 +23,9 @@ _PATIENCE = 600.0  # for the step under way and the validation that may be due
 class Stopped(Exception):
     """The sweep was asked to stop."""
 
+    def __init__(self, why: str = "the sweep was stopped") -> None:
+        super().__init__(why)
+
 
 class Killed(Exception):
     """Something else has killed the process."""

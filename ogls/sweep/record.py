@@ -95,7 +95,7 @@ class StudyRecord:
 def _identity(uri: str) -> str:
     """Of a tracking store: a local file is another one on every host. Hashed, since an address may hold a password."""
     if uri.startswith("sqlite:///"):
-        uri = f"{socket.gethostname()}:{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        uri = f"{socket.gethostname()}:{uri}"
     return sha256(uri.encode()).hexdigest()[:12]
 
 

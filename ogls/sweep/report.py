@@ -1,4 +1,4 @@
-"""What a study leaves behind: `trials.csv`, `plots.html`, and `best.yaml`, on which `run.py fit --config` trains."""
+"""What a study leaves behind: `trials.csv`, `plots.html`, `curve.png`, and `best.yaml`, which `fit --config` takes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from optuna.visualization import (
 )
 
 from ogls.sweep import attempts
+from ogls.sweep.curve import draw_curve
 from ogls.sweep.definition import Options, Settings, Sweep
 from ogls.sweep.process import arguments
 from ogls.sweep.worker import SECONDS, VALUES, WHY
@@ -29,13 +30,16 @@ _PLOTS = (plot_optimization_history, plot_slice, plot_parallel_coordinate)
 
 
 def write_report(sweep: Sweep, settings: Settings, study: Study) -> list[Path]:
-    """Returns the files written into the study's folder; `best.yaml` only once a trial is complete."""
+    """Returns the files written into the study's folder; the last two only once a trial is complete."""
     settings.place.mkdir(parents=True, exist_ok=True)
     files = [settings.place / "trials.csv", settings.place / "plots.html"]
     table(study, settings).to_csv(files[0], index=False)
     files[1].write_text(page(study, settings))
     best = best_trial(study)
     if best is not None:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        files.append(settings.place / "curve.png")
+        draw_curve(complete, [trial.user_attrs[VALUES][0] for trial in complete], settings.study, files[-1])
         files.append(settings.place / "best.yaml")
         heading = f"# Trial {attempts.original(best)} of the study {settings.study}: accuracy {best.values[0]:.4f}\n"
         if not files[-1].exists() or not files[-1].read_text().startswith(heading):

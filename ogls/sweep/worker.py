@@ -71,7 +71,7 @@ class Worker:
             return self._measure(trial, runs)
         except (Killed, Stopped) as error:
             again = attempts.requeue(self.study, trial, killed=isinstance(error, Killed))
-            trial.set_user_attr(WHY, f"{error or 'interrupted'}; {'queued again' if again else 'given up'}")
+            trial.set_user_attr(WHY, f"{error}; {'queued again' if again else 'given up'}")
             raise
         except Failed as error:
             trial.set_user_attr(WHY, str(error))

@@ -22,7 +22,10 @@ from optuna.trial import TrialState
 from ogls.sweep import attempts, storage
 
 HERE = Path(__file__).parent
-WORKER = "import sys; from test_study import SWEEP, STUB, main; main(SWEEP, sys.argv[1:], script=STUB)"
+WORKER = """import sys
+from test_study import STUB, main, only
+main(only(*({"x": i / 10, "does": "fine"} for i in range(8))), sys.argv[1:], script=STUB)
+"""
 
 
 def free_port() -> int:
@@ -42,6 +45,7 @@ def proxy(place: Path) -> Iterator[str]:
         server.stop(None)
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
 def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optuna's own proxy has no heartbeat."""
     with proxy(tmp_path) as url:
@@ -66,6 +70,7 @@ def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(HERE), "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -88,7 +88,7 @@ def only(*points: dict[str, object]) -> Sweep:
 
 
 def parent() -> tuple[MlflowClient, str]:
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     experiment = client.get_experiment_by_name("sweeps")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.method = 'sweep'")
@@ -112,7 +112,7 @@ def test_a_study_from_its_first_point_to_its_report() -> None:
     assert set(steps().values()) == {1}
     client, run = parent()
     assert client.get_run(run).info.status == "FINISHED"
-    assert {file.path for file in client.list_artifacts(run)} == {"best.yaml", "plots.html", "trials.csv"}
+    assert {file.path for file in client.list_artifacts(run)} == {"best.yaml", "curve.png", "plots.html", "trials.csv"}
     history = client.get_metric_history(run, "trial/accuracy")
     assert {metric.step: metric.value for metric in history} == pytest.approx({0: 0.55, 1: 0.05, 2: 0.85, 3: 0.95})
     assert not list(Path("runs/stub").glob("*/checkpoints"))
@@ -179,7 +179,7 @@ def test_ctrl_c_and_the_same_command_again(capsys: pytest.CaptureFixture[str]) -
     assert set(steps().values()) == {1}, "no step of any run was made twice"
     client, again = parent()
     assert (again, client.get_run(run).info.status) == (run, "FINISHED")
-    assert "trial 1: interrupted, interrupted; queued again" in capsys.readouterr().out
+    assert "trial 1: interrupted, the sweep was stopped; queued again" in capsys.readouterr().out
 
 
 def test_timeout_stops_as_ctrl_c_does() -> None:

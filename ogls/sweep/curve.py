@@ -1,0 +1,58 @@
+"""Accuracy against each parameter, with what the seeds say about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+from scipy.stats import t as student_t
+
+_SEED, _MEAN = "#56b4e9", "#0072b2"  # Okabe and Ito
+
+
+def draw_curve(trials: Sequence[FrozenTrial], accuracies: Sequence[Sequence[float]], title: str, file: Path) -> None:
+    """One panel a parameter: the accuracy of every seed, their mean, and the 95 % interval of that mean.
+
+    Args:
+        trials: complete ones.
+        accuracies: of each trial, one a seed.
+    """
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    figure = Figure(figsize=(3.6 * len(names) + 0.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        chosen = [pair for pair in zip(trials, accuracies, strict=True) if name in pair[0].params]
+        _panel(axes, name, [trial.params[name] for trial, _ in chosen], [values for _, values in chosen])
+    panels[0].set_ylabel("accuracy")
+    seeds = max(map(len, accuracies))
+    about = f"{seeds} seeds a trial, bars: 95 % over seeds" if seeds > 1 else "one seed a trial"
+    figure.suptitle(f"{title}: {about}", fontsize=9, color="#555555")
+    figure.savefig(file, dpi=150)
+
+
+def _panel(axes: Axes, name: str, at: Sequence[object], accuracies: Sequence[Sequence[float]]) -> None:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in at):
+        places = [float(str(value)) for value in at]
+    else:
+        kinds = sorted({str(value) for value in at})
+        places = [float(kinds.index(str(value))) for value in at]
+        axes.set_xticks(range(len(kinds)), kinds)
+    for x, values in zip(places, accuracies, strict=True):
+        axes.plot([x] * len(values), values, ".", color=_SEED, markersize=5)
+    means = [math.fsum(values) / len(values) for values in accuracies]
+    axes.errorbar(places, means, [half_width(values) for values in accuracies], fmt="o", color=_MEAN, markersize=5)
+    axes.set_xlabel(name)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean of n independent values: t(n - 1) s / sqrt(n); 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
+    return float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
