@@ -1,6 +1,7 @@
 SHELL := /bin/bash -o pipefail
 # make fit    train with experiments/math.yaml        make test   the tests (make slow: all of them)
 # make lint   ruff and pyright                        make ui     MLflow's pages on 127.0.0.1
+# make faults what a run survives, as a table         make torture  the same after 200 kills      make audit  known holes
 # Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ UV_SETTINGS = \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
 
-.PHONY: setup fit test slow lint format ui requirements clean
+.PHONY: setup fit test slow faults torture audit lint format ui requirements clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -38,10 +39,20 @@ fit: $(STAMP)
 	$(BIN)/python experiments/run.py fit --config $(CONFIG) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not torture" $(ARGS)
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not torture" $(ARGS)
+
+faults: $(STAMP)
+	$(BIN)/python -m pytest -m "fault and not slow and not torture" $(ARGS)
+
+torture: $(STAMP)
+	$(BIN)/python -m pytest -m "fault and torture" $(ARGS)
+
+# pip-audit asks the advisory databases about every pin; it brings its own environment.
+audit: $(STAMP)
+	@$(UV_SETTINGS); $(BIN)/uv tool run pip-audit --no-deps --disable-pip --requirement $(PINS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

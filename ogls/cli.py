@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningCLI
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder
+from ogls.callbacks import GracefulStop, Health, RichProgress, RolloutWriter, RunRecorder
+from ogls.checkpoint import SoundCheckpoints
 from ogls.data import RolloutDataModule
+from ogls.engine.base import Sampling
+from ogls.exits import RunEnded
+from ogls.lora import Lora
 from ogls.module import SelfDistillation
+from ogls.prompts import Prompts
+from ogls.sampling import Evaluation
+from ogls.suggest import suggestion
 from ogls.tracking import SaveConfig, Tracker
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+_KEYS = {
+    name
+    for part in (SelfDistillation, RolloutDataModule, Sampling, Evaluation, Prompts, Lora, Trainer, Tracker)
+    for name in inspect.signature(part).parameters
+}
+
+
+class _Parser(LightningArgumentParser):
+    """An unknown key is answered with the one that may have been meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(message + suggestion(message, _KEYS), ex)
+
+
 class OglsCLI(LightningCLI):
     """`fit` validates once before the first step, so that every run knows where it began."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Configuration comes from files and command line alone; a checkpoint never overrides it."""
@@ -72,10 +101,11 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         save_config_callback=SaveConfig,
+        parser_class=_Parser,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
-            "callbacks": [RunRecorder(), RichProgress(), GracefulStop(), RolloutWriter()],
+            "callbacks": [RunRecorder(), RichProgress(), GracefulStop(), Health(), RolloutWriter()],
             "log_every_n_steps": 1,
             "num_sanity_val_steps": 0,
             "inference_mode": False,  # an engine started during validation is updated during training
@@ -86,9 +116,12 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 
 
 def main() -> None:
-    """The entry of ``experiments/run.py``. Exit codes: 0 ok, 2 configuration."""
+    """The entry of ``experiments/run.py``. Exit codes: see `ogls.exits`."""
     try:
         build()
+    except RunEnded as ended:
+        _complain(str(ended))
+        sys.exit(ended.exit_code)
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(PROJECT / "ogls"):

@@ -52,7 +52,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer and chat template of a folder from `resolve_model`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    config = json.loads((folder / "config.json").read_text())
+    size, highest = config.get("text_config", config)["vocab_size"], max(tokenizer.get_vocab().values())
+    if highest >= size:
+        raise ValueError(f"{folder}: the tokenizer has ids up to {highest}, but the model a vocabulary of {size}")
+    return tokenizer
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Of the files that decide which ids a prompt has."""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    return hashlib.sha256("".join(_sha256(file) for file in files if file.is_file()).encode()).hexdigest()
 
 
 def quiet_transformers() -> None:

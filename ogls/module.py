@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from ogls.batching import micro_batches
+from ogls.compatibility import check_method, check_monitors
+from ogls.drift import kl_to_base
 from ogls.evaluation import evaluate
 from ogls.kernels import diagnostics
 from ogls.meter import Meter
-from ogls.model import load_tokenizer, resolve_model
+from ogls.model import load_tokenizer, local_folder, resolve_model, tokenizer_sha256
 from ogls.objective import Distillation, Objective, States
 from ogls.policy import Lora, Policy
 from ogls.prompts import REFLECTION_MARKERS
+from ogls.ranks import Ranks
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.scoring import prompt_states, score_views
 from ogls.seeds import derive
 from ogls.steering import OutcomeSteering, Steering
 from ogls.teacher import Frozen, Teacher
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+_MAX_HALVINGS = 3  # of the micro-batches, in a run
 _DIAGNOSED_TOKENS = 64  # of each micro-batch
 
 
@@ -38,12 +39,12 @@ class SelfDistillation(LightningModule):
 
         loss = sum_t w_t D(softmax(W h_student,t), softmax(W h_target,t)) / sum_t w_t,   h_target = steering(views)
 
-    over all tokens of one optimiser step, whatever the micro-batches.
+    over all tokens of one optimiser step, whatever the micro-batches; with another objective, a sum of such means.
 
     Args:
-        model: the embedded model's name, a local folder, or a Hub id.
-        adapter: a peft folder merged into the model before training begins (a cold start); looked up in the working
-            directory, then in the project's.
+        model: the embedded model's name, a folder, or a Hub id. Folders are looked up in the working directory, then in
+            the project's.
+        adapter: a peft folder merged into the model before training begins (a cold start); looked up likewise.
         lora: what is trained; null trains all weights but embeddings and output head.
         dtype: of the weights that are not trained, and of the computation.
         gradient_checkpointing: recompute activations in the backward pass; gives up shared prefixes there.
@@ -87,52 +88,33 @@ class SelfDistillation(LightningModule):
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule, self.warmup_steps, self.max_grad_norm = schedule, warmup_steps, max_grad_norm
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self.policy_version = 0
+        self.policy_version = self._halvings = 0
 
     # ---- the model: folder and tokenizer first, weights when the trainer asks for them ----
 
     @cached_property
     def folder(self) -> Path:
         """The folder that trainer and engine read."""
-        adapter = self.adapter
-        if adapter is not None and not Path(adapter).exists():
-            beside = Path(__file__).resolve().parents[1] / adapter
-            if not beside.exists():
-                raise ValueError(f"model.adapter: no folder {adapter!r} in the working directory or the project")
-            adapter = str(beside)
-        return resolve_model(self.model_name, adapter)
+        adapter = None if self.adapter is None else local_folder(self.adapter)
+        if self.adapter is not None and adapter is None:
+            raise ValueError(f"model.adapter: no folder {self.adapter!r} in the working directory or the project")
+        return resolve_model(self.model_name, None if adapter is None else str(adapter))
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self):  # a named type would make jsonargparse import transformers for --help
         return load_tokenizer(self.folder)
 
     def setup(self, stage: str) -> None:
         """Do the parts fit together? Asked before any weights are loaded."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        data.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        if data.problems_per_step < data.ranks.size:
+            raise ValueError(f"data.problems_per_step is {data.problems_per_step} for {data.ranks.size} devices")
         if stage != "fit" and not data.fit_follows:
             return
-        if self.objective.needs_teacher:
-            roles = sorted(data.privilege.roles)
-            try:
-                self.steering.mixture(["plain", *roles])
-            except ValueError as error:
-                names = f"{type(self.steering).__name__} and {type(data.privilege).__name__}"
-                raise ValueError(f"model.steering and data.privilege do not fit, {names}: {error}") from error
-            if not data.privilege.samples_rollouts:
-                raise ValueError(f"{type(data.privilege).__name__} gives no views to distil from: set model.objective")
-        samples = data.evaluation.samples
-        for callback in self.trainer.checkpoint_callbacks:
-            asked = re.fullmatch(r"val\w*/(avg|pass|maj)_at_(\d+)", callback.monitor or "")  # pyright: ignore
-            if asked and (int(asked[2]) > samples or (asked[1] == "avg" and int(asked[2]) != samples)):
-                raise ValueError(
-                    f"a checkpoint waits for {asked[0]}, but data.evaluation.samples is {samples}: "
-                    f"expected val/avg_at_{samples}"
-                )
-        if data.updates_per_rollout > 1 and not self.objective.corrects_staleness:
-            raise ValueError(
-                f"data.updates_per_rollout is {data.updates_per_rollout}, so rollouts are off-policy: "
-                "set model.objective.importance_cap"
-            )
+        check_method(self.objective, self.steering, data)
+        callbacks = self.trainer.checkpoint_callbacks
+        check_monitors((callback.monitor for callback in callbacks), data.evaluation.samples)  # pyright: ignore
 
     def configure_model(self) -> None:
         if "policy" in self._modules:
@@ -171,82 +153,126 @@ class SelfDistillation(LightningModule):
         assert self.policy_version == self.trainer.global_step, (self.policy_version, self.trainer.global_step)
         assert 0 <= self.policy_version - batch.policy_version < data.updates_per_rollout
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        total = sum(sum(lesson.weights) for lesson in batch.lessons)
-        meter = Meter()
-        meter.add("loss", 0.0)
+        terms = [term for _, term in self.objective.terms]
+        ranks = data.ranks
+        totals = ranks.summed([sum(sum(term.weights_of(lesson)) for lesson in batch.lessons) for term in terms])
         self.policy.train()
-        optimizer.zero_grad()
-        for lessons in micro_batches(batch.lessons, self.tokens_per_micro_batch):
-            loss = self._micro_batch(lessons, meter) / total
-            with meter.time("student"):
-                self.manual_backward(loss)
-            meter.add("loss", loss.item())
+        meter, loss = self._accumulate(batch.lessons, totals)
+        (loss,) = ranks.summed([loss])
         with meter.time("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.policy.trainable().values(), self.max_grad_norm or float("inf"), error_if_nonfinite=True
-            )
+            parameters = list(self.policy.trainable().values())
+            if any(totals):
+                ranks.add_gradients(parameters)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")).item()
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            if not finite:
+                optimizer.zero_grad()  # AdamW passes over weights without a gradient: not a bit of them changes
             optimizer.step()
             scheduler.step()
-            self.teacher.update(self.policy)
+            if finite:
+                self.teacher.update(self.policy)
         self.policy_version += 1
-        self.log_dict(
-            {
-                "train/grad_norm": norm.item(),
-                "train/learning_rate": scheduler.get_last_lr()[0],
-                "train/alpha": self.steering.alpha_at(self.policy_version - 1),
-                **batch.metrics,
-                **meter.metrics(),
-            },
-            batch_size=1,
-        )
+        measured = {
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/skipped": float(not finite),
+            "train/learning_rate": scheduler.get_last_lr()[0],
+            "train/alpha": self.steering.alpha_at(self.policy_version - 1),
+        }
+        self.log_dict(measured | ranks.averaged({**batch.metrics, **meter.metrics()}), batch_size=1)
 
-    def _micro_batch(self, lessons: Sequence[Lesson], meter: Meter) -> Tensor:
-        """Weighted sum of the loss over the tokens of some lessons."""
-        weight, bias = self.policy.head
-        learned = [(lesson, lesson.num_learned) for lesson in lessons]
-        weights = self._tensor([w for lesson, n in learned for w in lesson.weights[:n]])
-        keep = weights.nonzero().squeeze(1)
-        anchor = direction = target = old = None
+    def _accumulate(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[Meter, float]:
+        """Gradients and loss of the step. Where memory runs out, the same step in micro-batches of half the size."""
+        while True:
+            meter, loss = Meter(), 0.0
+            self.zero_grad()
+            try:
+                for part in micro_batches(lessons, self.tokens_per_micro_batch):
+                    value = self._micro_batch(part, totals, meter)
+                    with meter.time("student"):
+                        value.backward()
+                    loss += value.item()
+                return meter, loss
+            except torch.OutOfMemoryError:
+                if self._halvings == _MAX_HALVINGS:
+                    raise
+            self._halvings += 1
+            self.tokens_per_micro_batch = max(1, self.tokens_per_micro_batch // 2)
+            print(f"Out of memory: now {self.tokens_per_micro_batch} tokens a micro-batch", file=sys.stderr, flush=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: Meter) -> Tensor:
+        """The objective's terms over the tokens of some lessons, each divided by its total weight in the step."""
+        anchor = direction = target = None
+        alpha: float | Tensor = 0.0
         if self.objective.needs_teacher:
-            with meter.time("teacher"), torch.no_grad(), self.teacher.weights(self.policy):
-                states = score_views(self.policy, self.steering, lessons, 2 * self.tokens_per_micro_batch)
-                anchor, direction = (state[keep] for state in states)
-                target = self.steering.target(anchor, direction, self.policy_version, self.policy.head)
-        if all(lesson.logprobs is not None for lesson in lessons):
-            old = self._tensor([p for lesson, n in learned for p in (lesson.logprobs or ())[:n]])[keep]
+            with meter.time("teacher"), torch.no_grad():
+                with self.teacher.weights(self.policy):
+                    anchor, direction = score_views(
+                        self.policy, self.steering, lessons, 2 * self.tokens_per_micro_batch
+                    )
+                alpha = self.steering.strength(anchor, direction, self.policy_version, self.policy.head)
+                target = anchor + alpha * direction
         with meter.time("student"):
-            student = prompt_states(self.policy, lessons)[keep]
-            loss, extras = self.objective(
-                States(
-                    hidden_student=student,
-                    hidden_target=target,
-                    weight=weight,
-                    bias=bias,
-                    token_ids=self._tensor([t for lesson, n in learned for t in lesson.token_ids[:n]], torch.long)[
-                        keep
-                    ],
-                    token_weights=weights[keep],
-                    old_logprobs=old,
-                    advantages=self._tensor([lesson.advantage for lesson, n in learned for _ in range(n)])[keep],
-                )
-            )
-        for name, values in extras.items():
-            meter.mean(name, values)
-        if old is not None:  # how far engine and trainer disagree on the tokens that were sampled
-            meter.mean("engine_logprob_gap", (extras["logprob"] - old).abs())
+            states = self._states(lessons, anchor, target)
+            loss = states.hidden_student.new_zeros(())
+            for (factor, term), total in zip(self.objective.terms, totals, strict=True):
+                own = states.weighted(self._of_tokens(lessons, term.weights_of))
+                value, extras = term(own)
+                loss = loss + factor * value / (total or 1.0)
+                if len(totals) > 1:
+                    meter.add(f"loss_{type(term).__name__.lower()}", value.item() / (total or 1.0))
+                for name, values in extras.items():
+                    meter.mean(name, values)
+                if own.old_logprobs is not None:  # how far engine and trainer disagree on the tokens that were sampled
+                    meter.mean("engine_logprob_gap", (extras["logprob"] - own.old_logprobs).abs())
         if anchor is not None and direction is not None:
             with meter.time("diagnostics"):
-                self._diagnose(student.detach(), anchor, direction, meter)
+                self._diagnose(lessons, states.hidden_student.detach(), anchor, direction, alpha, meter)
         return loss
 
-    def _diagnose(self, student: Tensor, anchor: Tensor, direction: Tensor, meter: Meter) -> None:
-        """What the target is, on a sample of tokens that is the same for the same step."""
-        generator = torch.Generator().manual_seed(derive("diagnostics", self.policy_version))
-        rows = torch.randperm(len(student), generator=generator)[:_DIAGNOSED_TOKENS].to(student.device)
+    def _states(self, lessons: Sequence[Lesson], anchor: Tensor | None, target: Tensor | None) -> States:
         weight, bias = self.policy.head
-        alpha = self.steering.alpha_at(self.policy_version)
+        sampled = all(lesson.logprobs is not None for lesson in lessons)
+        return States(
+            hidden_student=prompt_states(self.policy, lessons),
+            hidden_anchor=anchor,
+            hidden_target=target,
+            weight=weight,
+            bias=bias,
+            token_ids=self._of_tokens(lessons, lambda lesson: lesson.token_ids).long(),
+            token_weights=self._of_tokens(lessons, lambda lesson: lesson.weights),
+            old_logprobs=self._of_tokens(lessons, lambda lesson: lesson.logprobs or ()) if sampled else None,
+            advantages=self._of_tokens(lessons, lambda lesson: (lesson.advantage,) * len(lesson.token_ids)),
+        )
+
+    def _of_tokens(self, lessons: Sequence[Lesson], values: Callable[[Lesson], Sequence[float]]) -> Tensor:
+        """One value for each learned token of the lessons [tokens]."""
+        return torch.tensor(
+            [value for lesson in lessons for value in values(lesson)[: lesson.num_learned]], device=self.device
+        )
+
+    def _diagnose(
+        self,
+        lessons: Sequence[Lesson],
+        student: Tensor,
+        anchor: Tensor,
+        direction: Tensor,
+        alpha: float | Tensor,
+        meter: Meter,
+    ) -> None:
+        """What the target is, on a sample of distilled tokens that is the same for the same step."""
+        taught = self._of_tokens(lessons, lambda lesson: [w * bool(lesson.views) for w in lesson.weights]).nonzero()
+        generator = torch.Generator().manual_seed(derive("diagnostics", self.policy_version))
+        rows = taught[torch.randperm(len(taught), generator=generator)[:_DIAGNOSED_TOKENS].to(taught.device), 0]
+        steer = direction[rows]
+        if isinstance(alpha, Tensor):  # one for each token: what is diagnosed is the steering as it is applied
+            meter.mean("alpha", alpha[taught[:, 0]])
+            steer, alpha = steer * alpha[rows], 1.0
+        weight, bias = self.policy.head
         values = diagnostics(
-            student[rows], anchor[rows], direction[rows], alpha, weight, bias, marker_ids=self._marker_ids
+            student[rows], anchor[rows], steer, alpha, weight, bias, marker_ids=self._marker_ids
         )
         for name, value in values.items():
             meter.mean(name, torch.tensor(value))
@@ -256,9 +282,6 @@ class SelfDistillation(LightningModule):
         """First tokens of the reflection markers, as they stand at a line's beginning or after a space."""
         forms = [lead + form for m in REFLECTION_MARKERS for form in (m, m.capitalize()) for lead in ("", " ")]
         return sorted({self.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms})
-
-    def _tensor(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
 
     # ---- evaluation ----
 
@@ -272,7 +295,10 @@ class SelfDistillation(LightningModule):
         """Nothing to compute: the rollouts are the batch, and `RolloutWriter` keeps them."""
 
     def _log_evaluation(self, name: str, groups: list[RolloutGroup]) -> None:
-        values = {f"{name}/{key}": value for key, value in evaluate(groups).items()}
+        values = evaluate(groups)
+        if self.trainer.datamodule.evaluation.kl_to_base:  # pyright: ignore[reportAttributeAccessIssue]
+            values["kl_to_base"] = kl_to_base(self.policy, groups, 2 * self.tokens_per_micro_batch)
+        values = {f"{name}/{key}": value for key, value in values.items()}
         self.log_dict(values, batch_size=1, add_dataloader_idx=False)
 
     # ---- state ----
@@ -284,8 +310,16 @@ class SelfDistillation(LightningModule):
         self.policy.load_trainable({name.removeprefix("policy."): value for name, value in state_dict.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ogls"] = {"policy_version": self.policy_version, "teacher": self.teacher.state_dict()}
+        checkpoint["ogls"] = {
+            "policy_version": self.policy_version,
+            "teacher": self.teacher.state_dict(),
+            "seed": self.trainer.datamodule.seed,  # pyright: ignore[reportAttributeAccessIssue]
+            "tokenizer_sha256": tokenizer_sha256(self.folder),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        wanted, got = checkpoint["ogls"]["tokenizer_sha256"], tokenizer_sha256(self.folder)
+        if wanted != got:
+            raise ValueError(f"the checkpoint was trained with another tokenizer or chat template: {wanted}, got {got}")
         self.policy_version = checkpoint["ogls"]["policy_version"]
         self.teacher.load_state_dict(checkpoint["ogls"]["teacher"])

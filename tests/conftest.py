@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from faults.table import pytest_runtest_makereport, pytest_terminal_summary
+from hypothesis import settings
+
+from tests.faults.nursery import Nursery
+
+__all__ = ["pytest_runtest_makereport", "pytest_terminal_summary"]
+
+settings.register_profile("patient", deadline=None)  # a machine may have other work
+settings.load_profile("patient")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -79,3 +89,11 @@ def embedded_model() -> Path:
     from ogls.model import EMBEDDED, resolve_model
 
     return resolve_model(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Forks processes that may be killed."""
+    made = Nursery()
+    yield made
+    made.close()

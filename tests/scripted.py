@@ -1,48 +1,86 @@
-"""An engine that follows a script: deterministic, instant, no model."""
+"""An engine that follows a script: deterministic, instant, no model; and that fails on command."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from ogls.engine.base import RolloutEngine, Sampling, check_lengths
+from ogls.chains import Chain
+from ogls.engine.base import RolloutEngine, Sampling
+from ogls.model import load_tokenizer
 from ogls.records import Completion
 
 Script = Callable[[Sequence[int], random.Random], Sequence[int]]
+Fault = Literal["die", "hang", "empty", "garbage", "stale", "slow"]
 
 
 class ScriptedEngine(RolloutEngine):
-    """`script(prompt_ids, rng)` gives the token ids of one completion; every token has log-probability -1."""
+    """`script(prompt_ids, rng)` gives the token ids of one completion; every token has log-probability -1.
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
+    `faults` happen at the calls with these numbers, counted from 0 over the engine's life: "stale" at a `load`, which
+    then keeps the old weights, the others at a `generate`.
+    """
+
+    samples_policy: ClassVar[bool] = False
+
+    def __init__(self, script: Script, faults: Mapping[int, Fault] | None = None) -> None:
+        self.script, self.faults = script, dict(faults or {})
         self.loads: list[int] = []
-
-    def start(self, folder: Path, context_length: int) -> None:
-        self.context_length = context_length
+        self.starts = self.calls = 0
 
     def load(self, policy: Any, version: int) -> None:
+        super().load(policy, version)
+        if self.faults.get(len(self.loads)) == "stale":
+            self._version = version - 1
         self.loads.append(version)
 
-    @property
-    def version(self) -> int:
-        return self.loads[-1]
+    def _start(self, folder: Path, context_length: int) -> None:
+        self.starts += 1
 
-    def generate(
+    def _load(self, policy: Any) -> None:
+        pass
+
+    def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        check_lengths(prompts, sampling, n, self.context_length)
+        fault = self.faults.get(self.calls)
+        self.calls += 1
+        if fault == "die":
+            raise RuntimeError("the engine died, as it was told to")
+        if fault == "hang":
+            time.sleep(600)
+        if fault == "slow":
+            time.sleep(0.2)
         rng = random.Random(seed)
-        return [[self._complete(prompt, sampling, rng) for _ in range(n)] for prompt in prompts]
+        return [[self._complete(prompt, sampling, rng, fault) for _ in range(n)] for prompt in prompts]
 
-    def _complete(self, prompt: Sequence[int], sampling: Sampling, rng: random.Random) -> Completion:
-        ids = tuple(self.script(prompt, rng))
+    def _complete(
+        self, prompt: Sequence[int], sampling: Sampling, rng: random.Random, fault: Fault | None
+    ) -> Completion:
+        ids = {"empty": (), "garbage": (10**9, -1)}.get(fault or "", tuple(self.script(prompt, rng)))
         cut = ids[: sampling.max_tokens]
         return Completion(
             token_ids=cut, logprobs=(-1.0,) * len(cut), finish_reason="stop" if len(ids) == len(cut) else "length"
         )
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
+
+
+class ChainEngine(ScriptedEngine):
+    """Works arithmetic chains, with a slip in so many of their steps."""
+
+    def __init__(self, slips: float = 0.4, faults: Mapping[int, Fault] | None = None) -> None:
+        super().__init__(self._work, faults)
+        self.slips = slips
+
+    def _start(self, folder: Path, context_length: int) -> None:
+        super()._start(folder, context_length)
+        self._tokenizer = load_tokenizer(folder)
+
+    def _work(self, prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+        text = Chain.parse(str(self._tokenizer.decode(prompt))).work(rng, self.slips)
+        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]

@@ -18,6 +18,7 @@ from tiny import STEPS, Tiny, TinyData, trainer
 
 from ogls.callbacks import RichProgress
 from ogls.callbacks.progress import describe, phases
+from ogls.checkpoint import write
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ def rows() -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.fault("SIGTERM, Ctrl-C")
 def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
     stopped = Tiny(during={2: lambda: signal.raise_signal(signal.SIGTERM)})
     with pytest.raises(SystemExit) as caught:
@@ -71,6 +73,7 @@ def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
 
 
+@pytest.mark.fault("SIGTERM, Ctrl-C")
 def test_ctrl_c_makes_the_validation_that_is_due(capsys: pytest.CaptureFixture[str]) -> None:
     stopped = Tiny(during={STEPS: lambda: signal.raise_signal(signal.SIGINT)})
     with pytest.raises(SystemExit) as caught:
@@ -85,6 +88,7 @@ def test_ctrl_c_makes_the_validation_that_is_due(capsys: pytest.CaptureFixture[s
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
 
 
+@pytest.mark.fault("SIGTERM, Ctrl-C")
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Exit(BaseException):
         pass
@@ -119,6 +123,7 @@ def test_an_error_ends_the_run_as_failed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("SIGTERM, Ctrl-C")
 def test_exit_code_of_a_process(place: Path) -> None:
     script = Path(__file__).with_name("tiny.py")
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
@@ -139,8 +144,7 @@ def test_last_is_an_error_where_there_is_none() -> None:
 def test_last_is_of_the_same_method_and_seed() -> None:
     for run in ("tiny-s0-1", "tiny-s1-1", "other-s0-1"):
         folder = Path("runs") / run / "checkpoints"
-        folder.mkdir(parents=True)
-        (folder / "last.ckpt").touch()
+        write({"global_step": 1}, folder / "last.ckpt")
     made = trainer(1, method="tiny", seed=1)
     checkpoint = made.checkpoint_callback
     assert checkpoint is not None

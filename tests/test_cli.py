@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ogls import cli
 from ogls.cli import build, find_configs, main
+from ogls.exits import DiskFailed, EngineFailed, FolderInUse, RunEnded
 
 RUN = Path(__file__).resolve().parents[1] / "experiments" / "run.py"
 EXPERIMENTS = RUN.parent
@@ -21,8 +24,27 @@ def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py"])
 
 
+SECRETS = {  # fakes, where programs look for the real ones
+    "HF_TOKEN": "hf_plantedplantedplantedplanted0001",
+    "WANDB_API_KEY": "planted0002planted0002planted0002",
+    "OPENAI_API_KEY": "sk-planted0003planted0003",
+    "ANTHROPIC_API_KEY": "sk-ant-planted0004planted0004",
+    "AWS_SECRET_ACCESS_KEY": "planted0005/planted0005+planted0005",
+    "MLFLOW_TRACKING_PASSWORD": "planted0006planted0006",
+    "GITHUB_TOKEN": "ghp_planted0007planted0007planted0007",
+    "DATABASE_URL": "postgresql://me:planted0008@db.example/x",
+}
+
+
+def leaks(folder: Path, *texts: str) -> list[tuple[str, str]]:
+    """Planted secrets, and where they were found."""
+    found = [(file.name, file.read_bytes()) for file in folder.rglob("*") if file.is_file()]
+    found += [("output", text.encode()) for text in texts]
+    return [(name, secret) for name, data in found for secret in SECRETS.values() if secret.encode() in data]
+
+
 def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | SECRETS
     return subprocess.run([sys.executable, str(RUN), *args], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -38,7 +60,10 @@ def small(tiny_model: Path) -> list[str]:
     ]
 
 
-def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(tiny_model: Path, tmp_path: Path):
+@pytest.mark.fault("secrets leak")
+def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
+    tiny_model: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+):
     first = run("fit", *small(tiny_model), "--trainer.max_epochs", "1", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "after step 0: val/avg_at_4" in first.stdout
@@ -63,6 +88,8 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(tiny_m
     assert len(rollouts) == 5 * 4
     assert {"problem", "prompt_ids", "completion", "text", "verdict", "correct"} <= rollouts[0].keys()
     assert len(rollouts[0]["completion"]["token_ids"]) == len(rollouts[0]["completion"]["logprobs"]) <= 12
+    assert leaks(tmp_path, *(text for done in (first, second, third) for text in (done.stdout, done.stderr))) == []
+    record_property("tried", len(SECRETS))
 
 
 @pytest.mark.parametrize(
@@ -126,3 +153,17 @@ def test_interpolation_follows_the_command_line(capfd: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         build(["fit", "--config", "math.yaml", "--seed_everything", "5", "--print_config"])
     assert capfd.readouterr().out.count("seed: 5") >= 2
+
+
+@pytest.mark.parametrize(("error", "code"), [(RunEnded, 1), (FolderInUse, 73), (DiskFailed, 74), (EngineFailed, 75)])
+def test_exit_codes(
+    error: type[RunEnded], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def end() -> None:
+        raise error("the reason")
+
+    monkeypatch.setattr(cli, "build", end)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == "error: the reason\n"

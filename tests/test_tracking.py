@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jsonargparse import Namespace
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -19,7 +21,9 @@ from tiny import STEPS, Tiny, TinyData, trainer
 
 from ogls.tracking import Tracker, tracker
 from ogls.tracking.config import SaveConfig, flatten
+from ogls.tracking.files import METRICS, read_rows
 from ogls.tracking.outbox import Outbox
+from ogls.tracking.replay import replay
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,11 @@ def test_one_table_of_completions_each_validation(place: Path) -> None:
     assert row["problem"] == "What is 1?"
     assert row["completion"] == "\\boxed{1}"
     assert row["correct"] is False
+
+
+def test_accuracy_of_every_problem_each_validation(place: Path) -> None:
+    (run,) = runs(place, "finished")
+    assert artifact(run, f"problems/step-{STEPS:06d}.json") == {"p0": 1.0, "p1": 0.0, "p2": 1.0}
 
 
 def test_data_are_described(place: Path) -> None:
@@ -175,6 +184,7 @@ def test_the_printed_command_names_the_database(
     assert str(tmp_path / "printed" / "metrics.jsonl") in printed
 
 
+@pytest.mark.fault("tracking server away or hung")
 @pytest.mark.parametrize("answers", [False, True], ids=["closed port", "server that never answers"])
 def test_a_server_that_is_away(
     answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -206,6 +216,67 @@ def test_metric_names_mlflow_would_change_are_refused(tmp_path: Path) -> None:
 def test_names_that_become_folders(name: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         Tracker(run_name=name)
+
+
+@given(st.text())
+def test_whatever_name_is_taken_its_folder_lies_below_the_folder_of_runs(name: str) -> None:
+    for arguments in ({"run_name": name}, {"method": name}):
+        try:
+            made = Tracker(folder="runs", **arguments)
+        except ValueError:
+            continue
+        assert made.run_folder.resolve().parent == Path("runs").resolve()
+        assert made.run_folder.name
+
+
+def test_a_password_in_the_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        Tracker(tracking_uri="https://me:hunter2@mlflow.example")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.fault("tracking server away or hung")
+def test_a_run_whose_server_was_away_is_replayed(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracker, "_PATIENCE_SERVER", 1.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Tracker(tracking_uri="http://127.0.0.1:9", folder=str(tmp_path), run_name="away", tags={"purpose": "test"})
+    away.log_config("lr: 1\n", {"lr": 1})
+    for step in range(1, 6):
+        away.log_metrics({"train/loss": 1.0 / step, "train/accuracy": 0.5}, step)
+    away.log_metrics({"val/avg_at_4": 0.25}, 5)
+    away.finalize("success")
+    assert f"python -m ogls.tracking.replay {tmp_path / 'away'}" in capsys.readouterr().out
+
+    uri = f"sqlite:///{place}/mlflow.db"
+    assert replay(tmp_path / "away", uri) == 7
+    assert replay(tmp_path / "away", uri) == 0  # nothing twice
+    (run,) = runs(place, "away")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "1", "method": "ogls_sd", "seed": "0"}
+    assert run.data.tags["purpose"] == "test"
+    rows = read_rows(tmp_path / "away" / METRICS)
+    for metric in ("train/loss", "val/avg_at_4", "final/avg_at_4"):
+        assert {row["step"]: row[metric] for row in rows if metric in row} == history(place, run, metric)
+    with pytest.raises(ValueError, match=r"is no run's folder: metrics.jsonl is missing"):
+        replay(tmp_path, uri)
+
+
+def test_going_on_takes_back_the_rows_that_are_made_again(tmp_path: Path) -> None:
+    first = Tracker(tracking_uri="http://127.0.0.1:9", folder=str(tmp_path), run_name="r")
+    rows = [{"step": step, "time": 0.0, "train/loss": float(step)} for step in (1, 2, 3, 4)]
+    first.run_folder.mkdir()
+    (first.run_folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first.rewind(2, {"train/loss": 2.0})
+    assert read_rows(first.run_folder / METRICS) == rows[:2]
+    first.rewind(3, {"train/loss": 3.0, "val/avg_at_4": 1.0})  # a kill came before the row of step 3
+    assert [(row["step"], row["train/loss"]) for row in read_rows(first.run_folder / METRICS)] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+    assert "val/avg_at_4" not in read_rows(first.run_folder / METRICS)[-1]
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns"])

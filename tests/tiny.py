@@ -13,6 +13,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
+from ogls.checkpoint import SoundCheckpoints
 from ogls.problems.base import ProblemSource
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 from ogls.tracking import Tracker
@@ -73,6 +74,8 @@ class TinyData(LightningDataModule):
 
 
 class TinyPolicy(torch.nn.Linear):
+    lora = "stands for one"
+
     def save_adapter(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter.txt").write_text(str(self.weight.item()))
@@ -113,6 +116,7 @@ def trainer(epochs: int, **tracker: Any) -> Trainer:
         max_epochs=epochs,
         logger=Tracker(**tracker),
         callbacks=[RunRecorder(), BestCheckpoint(save_every=1), GracefulStop(), RichProgress()],
+        plugins=[SoundCheckpoints()],
         accelerator="cpu",
         num_sanity_val_steps=0,
         log_every_n_steps=1,

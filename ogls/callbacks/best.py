@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ogls.checkpoint import SoundCheckpoints, newest_sound
 from ogls.tracking import Tracker
 
 ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact
 CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt` by a validation metric, `last.ckpt` for going on, and the adapter of the best.
+    """`best.ckpt` by a validation metric, `last.ckpt` for going on, and the adapter of the best where one is trained.
 
-    `fit --ckpt_path last` takes the newest `last.ckpt` of the same method and seed.
+    `fit --ckpt_path last` takes the newest sound `last.ckpt` of the same method and seed or, where that is damaged, the
+    one before it, which is kept as `previous.ckpt`.
 
     Args:
         monitor: metric whose highest value is the best.
@@ -39,10 +44,18 @@ class BestCheckpoint(ModelCheckpoint):
         self.save_every = save_every
 
     def save_last_now(self, trainer: Trainer) -> Path:
-        """Writes `last.ckpt`."""
+        """Writes `last.ckpt`; what had that name stays as `previous.ckpt`."""
         assert self.dirpath is not None
-        path = Path(self.dirpath) / "last.ckpt"
+        path = Path(self.dirpath) / LAST
+        if trainer.is_global_zero and path.exists():
+            previous = path.with_name(PREVIOUS)
+            with suppress(OSError):  # a full disk, or a file system without links
+                previous.unlink(missing_ok=True)
+                os.link(path, previous)
         trainer.save_checkpoint(path, weights_only=False)
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, SoundCheckpoints) and writer.failed and isinstance(trainer.logger, Tracker):
+            trainer.logger.log_metrics({"train/checkpoints_failed": writer.failed}, trainer.global_step)
         return path
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -52,6 +65,12 @@ class BestCheckpoint(ModelCheckpoint):
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step % self.save_every == 0 and not trainer.is_last_batch:
+            self.save_last_now(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch's last step is saved here: from before the epoch's end, Lightning would go on in the same epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
         if trainer.global_step % self.save_every == 0:
             self.save_last_now(trainer)
 
@@ -60,7 +79,8 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if self.best_model_score is not before and trainer.is_global_zero:
             policy: Any = pl_module.policy
-            policy.save_adapter(self._adapter)
+            if policy.lora is not None:
+                policy.save_adapter(self._adapter)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save_last_now(trainer)
@@ -73,13 +93,14 @@ class BestCheckpoint(ModelCheckpoint):
         return Path(self.dirpath).parent / ADAPTER
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """What `ckpt_path="last"` chooses the newest of."""
+        """What `ckpt_path="last"` chooses the newest of: the one that is to be taken."""
         if not isinstance(trainer.logger, Tracker):
             return super()._find_last_checkpoints(trainer)
         tracker = trainer.logger
-        pattern = f"{tracker.method}-s{tracker.seed}-*/checkpoints/last.ckpt"
-        found = {str(path) for path in tracker.folder.glob(pattern)}
-        found |= {str(path) for path in tracker.run_folder.glob("checkpoints/last.ckpt")}
-        if not found:
-            raise ValueError(f"--ckpt_path last: there is no {tracker.folder / pattern}")
-        return found
+        runs = (f"{tracker.method}-s{tracker.seed}-*", tracker.run_name)
+        patterns = [f"{run}/{CHECKPOINTS}/{file}" for run in runs for file in (LAST, PREVIOUS)]
+        found = {path for pattern in patterns for path in tracker.folder.glob(pattern)}
+        newest = newest_sound(found)
+        if newest is None:
+            raise ValueError(f"--ckpt_path last: there is no {'sound ' if found else ''}{tracker.folder / patterns[0]}")
+        return {str(newest)}

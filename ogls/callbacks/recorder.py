@@ -15,7 +15,7 @@ from ogls.tracking import Tracker
 
 
 class RunRecorder(Callback):
-    """Ties the run to the `Tracker`: data, completions of each validation, and going on in the same MLflow run.
+    """Ties the run to the `Tracker`: data, what each validation showed, and going on in the same MLflow run.
 
     Lightning moves the checkpoint callbacks to the end, so this one decides on the run's folder before they look at it.
     """
@@ -23,6 +23,9 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, Tracker):
             trainer.logger.updates = lambda: trainer.global_step
+            goes_on = trainer.state.fn == TrainerFn.FITTING and trainer.ckpt_path is not None
+            if stage != "predict" and not goes_on:  # else the checkpoint says which folder it is
+                trainer.logger.hold_folder()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A run that goes on keeps its MLflow run, and its folder where the checkpoint lies in one."""
@@ -30,15 +33,21 @@ class RunRecorder(Callback):
             return
         folder = Path(str(trainer.ckpt_path)).parent
         if folder.name != CHECKPOINTS:
-            trainer.logger.resume(checkpoint.get("mlflow_run_id"), None)
+            trainer.logger.resume(checkpoint.get("mlflow_run_id"))
+            trainer.logger.hold_folder()
             return
         trainer.logger.resume(checkpoint.get("mlflow_run_id"), folder.parent)
+        trainer.logger.hold_folder()
+        trainer.logger.rewind(checkpoint["global_step"], checkpoint["row"])
         if isinstance(trainer.checkpoint_callback, BestCheckpoint):
             trainer.checkpoint_callback.dirpath = str(folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if isinstance(trainer.logger, Tracker):
             checkpoint["mlflow_run_id"] = trainer.logger.run_id
+            checkpoint["run"], checkpoint["config_sha256"] = trainer.logger.run_name, trainer.logger.config_sha256
+            # Lightning logs a step after its callbacks, and a kill may come between the two.
+            checkpoint["row"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
@@ -47,6 +56,7 @@ class RunRecorder(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows: list[dict[str, Any]] = []
+        self._accuracy: dict[str, float] = {}
 
     def on_validation_batch_end(
         self,
@@ -59,10 +69,12 @@ class RunRecorder(Callback):
     ) -> None:
         if dataloader_idx == 0:
             self._rows += [_row(group) for group in batch]
+            self._accuracy |= {group.problem.id: len(group.successes) / len(group.rollouts) for group in batch}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker) and not trainer.sanity_checking:
             trainer.logger.log_completions(self._rows, trainer.global_step)
+            trainer.logger.log_problems(self._accuracy, trainer.global_step)
 
 
 def _row(group: RolloutGroup) -> dict[str, Any]:

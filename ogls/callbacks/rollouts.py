@@ -19,7 +19,8 @@ class RolloutWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self._file = Path(data.predict_file)
-        self._file.write_text("")
+        if trainer.is_global_zero:
+            self._file.write_text("")
 
     def on_predict_batch_end(
         self,
@@ -30,6 +31,8 @@ class RolloutWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not trainer.is_global_zero:  # all have all
+            return
         with self._file.open("a", encoding="utf-8", errors="backslashreplace") as out:
             for group in batch:
                 for rollout in group.rollouts:
@@ -37,4 +40,5 @@ class RolloutWriter(Callback):
                     out.write(json.dumps(row | {"correct": rollout.correct}, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        print(f"rollouts written to {self._file}")
+        if trainer.is_global_zero:
+            print(f"rollouts written to {self._file}")

@@ -10,8 +10,10 @@ from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 
 from ogls.callbacks.best import BestCheckpoint
+from ogls.exits import EngineFailed
 from ogls.tracking import Tracker
 
 
@@ -22,6 +24,9 @@ class GracefulStop(Callback):
     Lightning's own handler of SIGTERM makes its loops raise between two steps, and that does the stopping: this
     callback calls it at the right time, writes the checkpoint and sets the exit code. Outside of training there is
     nothing to save, and the first signal ends the stage.
+
+    A checkpoint is also written when the engine fails between two steps. In a validation it would make the run go on
+    without that validation, so there the last one stands.
     """
 
     def __init__(self) -> None:
@@ -83,13 +88,15 @@ class GracefulStop(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._running = False
-        if self._received is None or not isinstance(exception, SystemExit):
-            return
-        exception.code = 128 + self._received
-        if isinstance(trainer.logger, Tracker):
-            trainer.logger.end_as("KILLED")
+        if self._received is not None and isinstance(exception, SystemExit):
+            exception.code = 128 + self._received
+            between_steps = True
+            if isinstance(trainer.logger, Tracker):
+                trainer.logger.end_as("KILLED")
+        else:
+            between_steps = isinstance(exception, EngineFailed) and trainer.state.stage == RunningStage.TRAINING
         checkpoint = trainer.checkpoint_callback
-        if self._training and isinstance(checkpoint, BestCheckpoint):
+        if self._training and between_steps and isinstance(checkpoint, BestCheckpoint):
             print(f"Saved {checkpoint.save_last_now(trainer)}; to go on: fit ... --ckpt_path last", file=sys.stderr)
         self._training = False
 

@@ -6,11 +6,12 @@ Engines see token ids only. They never build a prompt, never decode for the loss
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ogls.records import Completion
 
@@ -45,31 +46,65 @@ class RolloutEngine(ABC):
     """Samples from the policy. The constructor stores settings; `start` does the work, once, in the training process.
 
     The order of calls is `start(folder, context_length)`, then `load(policy, version)` before the first `generate`
-    and after every update, and at last `close()`.
+    and after every update, and at last `close()`. An engine implements `_start`, `_load`, `_generate` and `_close`;
+    that the order is kept, that the prompts fit and that the completions can be true is seen to here.
     """
 
-    @abstractmethod
+    samples_policy: ClassVar[bool] = True
+    """Completions and log-probs come from the policy's weights: False for an engine that follows a script."""
+
+    _context_length: int | None = None
+    _version: int | None = None
+
     def start(self, folder: Path, context_length: int) -> None:
         """Read the model in `folder` (see `ogls.model.resolve_model`); prompt and completion share `context_length`."""
+        self._start(folder, context_length)
+        self._context_length = context_length
+        self._end_token_ids, self._vocab_size = end_token_ids(folder), vocab_size(folder)
 
-    @abstractmethod
     def load(self, policy: Policy, version: int) -> None:
         """Take over the policy's present weights. `version` is the number of updates that made them."""
+        if self._context_length is None:
+            raise ValueError("the engine is not running: call start(folder, context_length) first")
+        self._load(policy)
+        self._version = version
 
     @property
-    @abstractmethod
     def version(self) -> int:
         """The version of the weights that `generate` samples from; an error before the first `load`."""
+        if self._version is None:
+            raise ValueError("the engine has no weights yet: call load(policy, version) first")
+        return self._version
 
-    @abstractmethod
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         """`n` completions for every prompt, in the order of the prompts. The same seed draws the same tokens."""
+        assert self.version is not None
+        assert self._context_length is not None
+        check_lengths(prompts, sampling, n, self._context_length)
+        completions = self._generate(prompts, sampling, n, seed)
+        check_completions(completions, len(prompts), sampling, n, self._vocab_size)
+        return completions
 
-    @abstractmethod
     def close(self) -> None:
         """Give the memory back. The engine may be started again afterwards."""
+        self._version = self._context_length = None
+        self._close()
+
+    @abstractmethod
+    def _start(self, folder: Path, context_length: int) -> None: ...
+
+    @abstractmethod
+    def _load(self, policy: Policy) -> None: ...
+
+    @abstractmethod
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, context_length: int) -> None:
@@ -84,6 +119,32 @@ def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, 
                 f"prompt {i} does not fit: {len(prompt)} prompt tokens + max_tokens {sampling.max_tokens} = "
                 f"{len(prompt) + sampling.max_tokens}, but the context holds {context_length}"
             )
+
+
+def check_completions(
+    completions: Sequence[Sequence[Completion]], prompts: int, sampling: Sampling, n: int, vocab_size: int
+) -> None:
+    """RuntimeError for completions that no engine in order gives. An empty completion is none of them."""
+    counts = [len(group) for group in completions]
+    if counts != [n] * prompts:
+        raise RuntimeError(f"the engine was asked for {prompts} x {n} completions, got {counts[:20]}")
+    for completion in (c for group in completions for c in group):
+        ids, logprobs = completion.token_ids, completion.logprobs
+        if not all(0 <= i < vocab_size for i in ids):
+            raise RuntimeError(f"the engine gave a token id outside of the vocabulary of {vocab_size}")
+        if len(ids) > sampling.max_tokens or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
+            raise RuntimeError(
+                f"the engine gave {len(ids)} tokens of {sampling.max_tokens} and {len(logprobs)} log-probs: expected "
+                "one finite number a token"
+            )
+        if completion.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"the engine ended a completion with {completion.finish_reason!r}")
+
+
+def vocab_size(folder: Path) -> int:
+    """Rows of the output head, from config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    return int(config.get("text_config", config)["vocab_size"])
 
 
 def end_token_ids(folder: Path) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ogls.engine.base import RolloutEngine, Sampling, check_lengths, end_token_ids
+from ogls.engine.base import RolloutEngine, Sampling
 from ogls.records import Completion
 
 if TYPE_CHECKING:
@@ -28,32 +28,19 @@ class TransformersEngine(RolloutEngine):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self._policy: Policy | None = None
-        self._version: int | None = None
-        self._context_length: int | None = None
 
-    def start(self, folder: Path, context_length: int) -> None:
-        self._folder, self._context_length = folder, context_length
-        self._end_token_ids = end_token_ids(folder)
+    def _start(self, folder: Path, context_length: int) -> None:
+        self._folder = folder
 
-    def load(self, policy: Policy, version: int) -> None:
-        if self._context_length is None:
-            raise ValueError("the engine is not running: call start(folder, context_length) first")
+    def _load(self, policy: Policy) -> None:
         if policy.path != self._folder:
             raise ValueError(f"the engine was started with {self._folder}, got a policy of {policy.path}")
-        self._policy, self._version = policy, version
+        self._policy = policy
 
-    @property
-    def version(self) -> int:
-        if self._version is None:
-            raise ValueError("the engine has no weights yet: call load(policy, version) first")
-        return self._version
-
-    def generate(
+    def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        if self._policy is None or self._context_length is None:
-            raise ValueError("the engine has no weights yet: call load(policy, version) first")
-        check_lengths(prompts, sampling, n, self._context_length)
+        assert self._policy is not None
         generator = torch.Generator(self._policy.head[0].device).manual_seed(seed % 2**63)
         rows = [i for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for _ in range(n)]
         done: list[list[Completion]] = [[] for _ in prompts]
@@ -63,8 +50,8 @@ class TransformersEngine(RolloutEngine):
                 done[i].append(completion)
         return done
 
-    def close(self) -> None:
-        self._policy = self._version = self._context_length = None
+    def _close(self) -> None:
+        self._policy = None
 
     @torch.no_grad()
     def _decode(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 
-from ogls.engine.base import RolloutEngine, Sampling, check_lengths, end_token_ids
+from ogls.engine.base import RolloutEngine, Sampling
 from ogls.records import Completion
 
 if TYPE_CHECKING:
@@ -50,14 +51,18 @@ class VllmEngine(RolloutEngine):
         self.dtype: Literal["bfloat16", "float32"] = dtype
         self.enforce_eager = enforce_eager
         self._llm: Any = None
-        self._version: int | None = None
         self._num_loads = 0
         self._adapters: Path | None = None
         self._lora_request: Any = None
 
-    def start(self, folder: Path, context_length: int) -> None:
+    def _start(self, folder: Path, context_length: int) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("vllm is not installed: pip install 'ogls[cpu]', or 'ogls[cuda]' on a GPU machine")
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(
+                "vLLM runs in the training process and takes torch.distributed for itself: with several devices set "
+                "data.engine to ogls.engine.transformers.TransformersEngine"
+            )
         gpu = torch.cuda.is_available()
         for name, value in (_ENVIRONMENT | ({} if gpu else _CPU_ENVIRONMENT)).items():
             os.environ.setdefault(name, value)
@@ -65,8 +70,6 @@ class VllmEngine(RolloutEngine):
 
         self._gpu = gpu
         self._adapter = self.sync == "adapter" or (self.sync == "auto" and gpu)
-        self._context_length = context_length
-        self._end_token_ids = list(end_token_ids(folder))
         lora = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if self._adapter else {}
         set_num_threads = torch.set_num_threads
         self._llm = LLM(
@@ -87,15 +90,14 @@ class VllmEngine(RolloutEngine):
         )
         torch.set_num_threads = set_num_threads  # vLLM on a CPU makes it do nothing, for the trainer too
 
-    def load(self, policy: Policy, version: int) -> None:
+    def _load(self, policy: Policy) -> None:
         self._num_loads += 1
         if self._adapter:
             self._load_adapter(policy)
         else:
             weights = iter(policy.merged_weights())
-            self._started().collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._started().reset_prefix_cache()
-        self._version = version
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._llm.reset_prefix_cache()
 
     def _load_adapter(self, policy: Policy) -> None:
         """Hand over an adapter under a name and a path never used before: vLLM's caches go by these."""
@@ -111,21 +113,13 @@ class VllmEngine(RolloutEngine):
         if previous is not None:
             shutil.rmtree(previous)
 
-    @property
-    def version(self) -> int:
-        if self._version is None:
-            raise ValueError("the engine has no weights yet: call load(policy, version) first")
-        return self._version
-
-    def generate(
+    def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        llm, _ = self._started(), self.version
-        check_lengths(prompts, sampling, n, self._context_length)
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with torch.random.fork_rng(devices=[]):  # in-process vLLM draws from the global generator; leave it as it was
             torch.manual_seed(seed)
-            outputs = llm.generate(
+            outputs = self._llm.generate(
                 inputs,
                 [self._parameters(sampling, n, seed + i * n) for i in range(len(inputs))],
                 lora_request=self._lora_request,
@@ -143,28 +137,24 @@ class VllmEngine(RolloutEngine):
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
-            stop_token_ids=self._end_token_ids,
+            stop_token_ids=list(self._end_token_ids),
             logprobs=0,
             detokenize=False,
             seed=seed % 2**63 if self._gpu else None,
         )
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._llm is not None:
             from vllm.distributed import cleanup_dist_env_and_memory
 
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = self._version = self._lora_request = None
+            llm, self._llm, self._lora_request = self._llm, None, None
+            llm.llm_engine.engine_core.shutdown()
+            del llm
             gc.collect()
             cleanup_dist_env_and_memory()
         if self._adapters is not None:
             shutil.rmtree(self._adapters)
             self._adapters = None
-
-    def _started(self) -> Any:
-        if self._llm is None:
-            raise ValueError("the engine is not running: call start(folder, context_length) first")
-        return self._llm
 
 
 def _completion(sample: Any) -> Completion:

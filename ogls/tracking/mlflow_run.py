@@ -40,6 +40,11 @@ class MLflowRun:
         self._client: MlflowClient | None = None
         self._monitor: SystemMetricsMonitor | None = None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it takes to make this run elsewhere."""
+        return {"experiment": self.experiment, "name": self.name, "tags": self.tags}
+
     def open(self) -> tuple[MlflowClient, str]:
         """Client and run id."""
         if self._client is not None and self.run_id is not None:
@@ -89,6 +94,18 @@ class MLflowRun:
 
         client, run_id = self.open()
         client.log_batch(run_id, metrics=[Metric(name, v, int(seconds * 1000), step) for name, v in row.items()])
+
+    def missing(self, rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+        """`rows` of metrics with their step and time, less what the run has already."""
+        client, run_id = self.open()
+        names = {name for row in rows for name in row} - {"step", "time"}
+        known = {(name, m.step) for name in names for m in client.get_metric_history(run_id, name)}
+        lacking = []
+        for row in rows:
+            new = {name: value for name, value in row.items() if (name, row["step"]) not in known}
+            if len(new) > 2:  # step and time alone are no news
+                lacking.append(new)
+        return lacking
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters are immutable: what a resumed run has otherwise than before goes into the tag `changed`."""

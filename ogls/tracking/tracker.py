@@ -15,11 +15,14 @@ from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from ogls.problems.base import ProblemSource
+from ogls.run_lock import RunLock
+from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows, write_rows
 from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.outbox import Outbox
 
@@ -28,6 +31,7 @@ _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 10.0  # seconds that the end of a run waits; a busy disk is slow
 _ROWS_LIMIT = 100  # of a table of completions
 _DESCRIBED = 5  # problems shown of each split
+_OF_A_STEP = ("train/", "time/", "speed/")
 _DIGESTED = 100  # problems hashed of each split: procedural ones have no end
 
 
@@ -59,11 +63,18 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
+        if not _SAFE_NAME.fullmatch(method):
+            raise ValueError(f"the method begins the run's name: expected {_SAFE_NAME.pattern}, got {method!r}")
         run_name = run_name or f"{method}-s{seed}-{datetime.now():%m%d-%H%M%S}-{token_hex(2)}"
         if not _SAFE_NAME.fullmatch(run_name):
             raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
         if "://" not in tracking_uri or tracking_uri.startswith("file:"):
             raise ValueError(f"tracking_uri must be sqlite:///file or a server's address, got {tracking_uri!r}")
+        if urlsplit(tracking_uri).password is not None:
+            raise ValueError(
+                "tracking_uri holds a password, which would be logged with the configuration: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
         if tracking_uri.startswith("sqlite:///"):  # absolute, so that the printed command works anywhere
             tracking_uri = f"sqlite:///{Path(tracking_uri.removeprefix('sqlite:///')).resolve()}"
         self.method, self.seed, self.run_name = method, seed, run_name
@@ -74,8 +85,10 @@ class Tracker(Logger):
         self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics)
         self._outbox: Outbox | None = None
         self._ending: str | None = None
+        self._lock = RunLock()
         self._held = False
         self._latest: dict[str, float] = {}
+        self.config_sha256: str | None = None
         self.updates: Callable[[], int] | None = None  # made so far; Lightning counts the update under way instead
 
     # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
@@ -109,13 +122,20 @@ class Tracker(Logger):
         self._write({"step": at, "time": round(seconds, 3), **row})
         self._box.put(lambda: self._run.metrics(row, at, seconds))
 
+    def _keep(self, name: str, text: str) -> None:
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            (self.run_folder / name).write_text(text)
+        except OSError as error:
+            self._box.lose(f"{name}: {error}")
+
     def _write(self, line: Mapping[str, float | int]) -> None:
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-            with (self.run_folder / "metrics.jsonl").open("a") as file:
+            with (self.run_folder / METRICS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk does not end a run here
-            self._box.lose(f"metrics.jsonl: {error}")
+            self._box.lose(f"{METRICS}: {error}")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -125,7 +145,10 @@ class Tracker(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Ends the run: FINISHED after success, else what `end_as` said, else FAILED. Waits for what is under way."""
-        if self._outbox is None or (self._held and status == "success"):
+        if self._held and status == "success":
+            return
+        self._lock.release()
+        if self._outbox is None:
             return
         if status == "success":
             self.log_metrics({f"final/{k[4:]}": v for k, v in self._latest.items() if k.startswith("val/")})
@@ -133,9 +156,10 @@ class Tracker(Logger):
         box, self._outbox = self._outbox, None
         box.put(lambda: self._run.end(state))
         box.close(_PATIENCE_LOCAL if self.tracking_uri.startswith("sqlite") else _PATIENCE_SERVER)
-        print(f"\nRun {self.run_name} {state}; every metric is in {self.run_folder / 'metrics.jsonl'}")
+        print(f"\nRun {self.run_name} {state}; every metric is in {self.run_folder / METRICS}")
         if box.lost:
             print(f"MLflow at {self.tracking_uri} lacks {box.lost} of its entries. {box.error}")
+            print(f"To add them: python -m ogls.tracking.replay {self.run_folder} {self.tracking_uri}")
         print(f"MLflow: {self.ui_command}", flush=True)
 
     # ---- the project's own ----
@@ -158,7 +182,7 @@ class Tracker(Logger):
         program = str(beside) if beside.exists() and not shutil.which("mlflow") else "mlflow"
         return f"{program} ui --backend-store-uri {self.tracking_uri} --host 127.0.0.1"
 
-    def resume(self, run_id: str | None, run_folder: Path | None) -> None:
+    def resume(self, run_id: str | None, run_folder: Path | None = None) -> None:
         """Goes on in a run that was begun before, in its folder. To be called before anything is logged.
 
         In MLflow it is the run of this id or, where the id is not known, of the folder's name.
@@ -167,6 +191,24 @@ class Tracker(Logger):
         if run_folder is not None:
             self.folder, self.run_name = run_folder.parent, run_folder.name
         self._run.run_id, self._run.name, self._run.resumed = run_id, self.run_name, True
+
+    @rank_zero_only
+    def rewind(self, step: int, row: Mapping[str, float]) -> None:
+        """Takes the rows of steps after `step` out of metrics.jsonl: they are about to be made again.
+
+        `row` is what `step` itself measured; it is added if the file lacks it.
+        """
+        file = self.run_folder / METRICS
+        rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
+        write_rows(file, rows)
+        if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
+            self.log_metrics({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
+
+    @rank_zero_only
+    def hold_folder(self) -> None:
+        """No other run may write to this run's folder until it ends: FolderInUse if another one does so already."""
+        if not self._lock.held:
+            self._lock.acquire(self.run_folder)
 
     def end_as(self, state: Literal["FAILED", "KILLED"]) -> None:
         """What an unsuccessful end will be called."""
@@ -183,9 +225,13 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_config(self, text: str, values: Mapping[str, Any]) -> None:
-        """The resolved configuration: whole as `config.yaml`, its leaves as parameters."""
-        self.log_hyperparams({**values, "method": self.method, "seed": self.seed})
-        self._box.put(lambda: self._run.text(text, "config.yaml"))
+        """The resolved configuration: whole as `config.yaml`, its leaves as parameters, in the run's folder too."""
+        values = {**values, "method": self.method, "seed": self.seed}
+        self.config_sha256 = sha256(text.encode()).hexdigest()
+        self._keep(CONFIG, text)
+        self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
+        self.log_hyperparams(values)
+        self._box.put(lambda: self._run.text(text, CONFIG))
 
     @rank_zero_only
     def log_data(self, splits: Mapping[str, ProblemSource]) -> None:
@@ -209,6 +255,12 @@ class Tracker(Logger):
             columns = list(rows[0])
             cells = [[row[column] for column in columns] for row in rows[:_ROWS_LIMIT]]
             self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
+
+    @rank_zero_only
+    def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:
+        """Accuracy of every held-out problem by its id, which paired tests of two runs need."""
+        text = json.dumps(dict(accuracy))
+        self._box.put(lambda: self._run.text(text, f"problems/step-{step:06d}.json"))
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:

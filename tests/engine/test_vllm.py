@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from ogls.engine.base import Sampling, end_token_ids
+from ogls.engine.canary import logprob_gap
+from ogls.engine.guard import EngineGuard
 from ogls.engine.vllm import VllmEngine
 from ogls.lora import Lora
 from ogls.policy import Policy
@@ -107,6 +109,42 @@ def test_other_trainable_sets_are_synced_too(engine: VllmEngine, tiny_model: Pat
     shift(policy, 0.05 if lora is None else 0.1)
     engine.load(policy, 1)
     assert mismatch(policy, engine.generate(PROMPTS, SAMPLING, n=8, seed=0)) <= 0.03
+
+
+def perturbed(weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in weights:
+        spoilt = value + value.float().std() * torch.randn_like(value)
+        yield name, spoilt if name.endswith("1.mlp.down_proj.weight") else value
+
+
+def dropped(weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, value) for name, value in weights if not name.endswith("1.mlp.down_proj.weight"))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("weights in the engine are not the policy's")
+@pytest.mark.parametrize("sabotage", ["none", "one perturbed", "one dropped", "sync skipped", "prefix cache kept"])
+def test_the_canary_tells_an_engine_with_other_weights(
+    engine: VllmEngine, policy: Policy, sabotage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the weights are right, and the engine's prefix cache holds the canaries' prompts; then they change."""
+    canaries = [[(7 * i + 11 * j) % 250 + 5 for j in range(200)] for i in range(4)]
+    engine.load(policy, 0)
+    assert logprob_gap(engine, policy, canaries, 16) <= EngineGuard(engine).max_gap
+    shift(policy, 0.1)
+    weights, reset = policy.merged_weights, engine._llm.reset_prefix_cache
+    if sabotage in ("one perturbed", "one dropped"):
+        spoil = perturbed if sabotage == "one perturbed" else dropped
+        monkeypatch.setattr(policy, "merged_weights", lambda: spoil(weights()))
+    elif sabotage == "sync skipped":
+        monkeypatch.setattr(engine, "_load", lambda policy: None)
+    elif sabotage == "prefix cache kept":
+        monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
+    engine.load(policy, 1)
+    gap = logprob_gap(engine, policy, canaries, 16)
+    reset()
+    print(f"{sabotage}: {gap:.4f}")
+    assert (gap <= EngineGuard(engine).max_gap) == (sabotage == "none")
 
 
 @pytest.mark.slow

@@ -1,0 +1,116 @@
+"""An engine that is watched, and rebuilt once when it fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ogls.engine.base import RolloutEngine, Sampling
+from ogls.engine.canary import logprob_gap
+from ogls.exits import EngineFailed
+from ogls.records import Completion
+from ogls.watchdog import time_limit
+
+if TYPE_CHECKING:
+    from ogls.policy import Policy
+
+PATIENCE = 3600.0
+_CANARIES, _TOKENS = 8, 16  # prompts, and tokens drawn after each
+
+
+class EngineGuard:
+    """`start`, `load` and `generate` of an engine, such that what comes back was sampled from the policy's weights.
+
+    The engine has failed if it raises (ValueError aside: that is a setting or a prompt that cannot work), gives what no
+    engine may give, takes longer than `patience`, or if its first draw after a load differs from the policy by more
+    than `max_gap` (see `ogls.engine.canary`). It is then closed, started and loaded again, and the same completions are
+    asked for with the same seed; if it fails again, EngineFailed.
+
+    Args:
+        engine: to be watched.
+        patience: seconds that any call of it may take; an hour.
+        max_gap: mean difference of log-probs between engine and trainer. Sound bf16 engines stay below 0.02.
+    """
+
+    def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.03) -> None:
+        self.engine, self.patience, self.max_gap = engine, patience or PATIENCE, max_gap
+        self._canaries: list[Sequence[int]] = []  # always the same prompts
+        self._to_check = False
+
+    def start(self, folder: Path, context_length: int) -> None:
+        self._folder, self._context_length = folder, context_length
+        with self._watched("starting the engine"):
+            self.engine.start(folder, context_length)
+
+    def load(self, policy: Policy, version: int) -> None:
+        self._policy, self._version = policy, version
+        try:
+            self._load()
+        except ValueError:
+            raise
+        except Exception as error:
+            self._rebuild(error)
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        if not prompts:
+            return []
+        try:
+            return self._generate(prompts, sampling, n, seed)
+        except ValueError:
+            raise
+        except Exception as error:
+            self._rebuild(error)
+        try:
+            return self._generate(prompts, sampling, n, seed)
+        except Exception as error:
+            raise EngineFailed(f"the engine failed again after it was rebuilt: {_described(error)}") from error
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        if self._to_check and self.engine.samples_policy:
+            if not self._canaries:
+                self._canaries, self._canary_tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
+            with self._watched("comparing the engine with the policy"):
+                gap = logprob_gap(self.engine, self._policy, self._canaries, self._canary_tokens)
+            if not gap <= self.max_gap:
+                raise RuntimeError(
+                    f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
+                    f"{self.max_gap} at most"
+                )
+        self._to_check = False
+        with self._watched("generating"):
+            return self.engine.generate(prompts, sampling, n, seed)
+
+    def _load(self) -> None:
+        with self._watched("loading weights into the engine"):
+            self.engine.load(self._policy, self._version)
+        if self.engine.version != self._version:
+            raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {self._version}")
+        self._to_check = True
+
+    def _rebuild(self, reason: Exception) -> None:
+        print(f"The engine failed and is rebuilt: {_described(reason)}", file=sys.stderr, flush=True)
+        with suppress(Exception), self._watched("closing the engine"):  # it is broken: whatever it says now
+            self.engine.close()
+        try:
+            self.start(self._folder, self._context_length)
+            self._load()
+        except Exception as error:
+            raise EngineFailed(f"the engine failed and could not be rebuilt: {_described(error)}") from error
+
+    def _watched(self, phase: str) -> AbstractContextManager[None]:
+        return time_limit(phase, self.patience)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:500]}"

@@ -1,0 +1,43 @@
+"""A run whose tracking server was away goes from its folder into MLflow.
+
+    python -m ogls.tracking.replay runs/NAME [sqlite:///mlflow.db]
+
+What MLflow has already is not added again, so a run may be replayed any number of times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows
+from ogls.tracking.mlflow_run import MLflowRun
+
+
+def replay(folder: Path, tracking_uri: str) -> int:
+    """How many rows of metrics MLflow lacked and has now. The run of this name is taken up, or made."""
+    for name in (METRICS, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no run's folder: {name} is missing")
+    told = json.loads((folder / DESCRIPTION).read_text())
+    run = MLflowRun(tracking_uri, told["experiment"], told["name"], told["tags"], system_metrics=False)
+    run.resumed = True
+    run.params(told["params"])
+    if (folder / CONFIG).is_file():
+        run.text((folder / CONFIG).read_text(), CONFIG)
+    rows = run.missing(read_rows(folder / METRICS))
+    for row in rows:
+        metrics = {name: value for name, value in row.items() if name not in ("step", "time")}
+        run.metrics(metrics, int(row["step"]), row["time"])
+    finished = any(name.startswith("final/") for row in read_rows(folder / METRICS) for name in row)
+    run.end("FINISHED" if finished else "KILLED")
+    return len(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("tracking_uri", nargs="?", default="sqlite:///mlflow.db")
+    given = parser.parse_args()
+    print(f"{replay(given.folder, given.tracking_uri)} rows added to {given.tracking_uri}")

@@ -1,0 +1,23 @@
+"""A verifier that loads in no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ogls.records import Problem, Verdict
+from ogls.verifiers.base import Verifier
+from ogls.verifiers.extract import UNPARSABLE, last_boxed
+
+
+@dataclass(frozen=True)
+class Boxed(Verifier):
+    r"""What stands in the last ``\boxed{}``, letter by letter."""
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        answer = last_boxed(text)
+        if answer is None:
+            return UNPARSABLE
+        return Verdict(correct=answer == problem.answer, status="graded", answer=answer)
+
+    def canonical(self, problem: Problem) -> str:
+        return f"\\boxed{{{problem.answer}}}"

@@ -1,0 +1,84 @@
+"""Processes to kill, forked in milliseconds from one that has imported torch, Lightning and the project.
+
+python -m tests.faults.nursery     reads lines of JSON [function of victims, argument, ...], writes process ids
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nursery:
+    """Forks victims and tells how they ended."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nursery"],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def _ask(self, *request: object) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def fork(self, function: str, *arguments: object) -> int:
+        """Process id of a victim that has begun with `function`."""
+        return self._ask("fork", function, *map(str, arguments))
+
+    def wait(self, process: int) -> int:
+        """Its exit code; -9 after a kill."""
+        return self._ask("wait", process)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def serve() -> None:
+    import torch
+
+    from tests.faults import victims
+
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what victims print is not an answer
+    for line in sys.stdin:
+        request, *arguments = json.loads(line)
+        if request == "fork":
+            answer = os.fork()
+            if answer == 0:
+                _be(getattr(victims, arguments[0]), arguments[1:])
+        else:
+            answer = os.waitstatus_to_exitcode(os.waitpid(int(arguments[0]), 0)[1])
+        print(answer, file=answers, flush=True)
+
+
+def _be(victim, arguments) -> None:
+    try:
+        victim(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,113 @@
+"""A run of seconds in which everything is real but the engine: policy, teacher, grading, checkpoints, record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+
+from ogls.callbacks import BestCheckpoint, GracefulStop, Health, RunRecorder
+from ogls.chains import ChainErrors, Chains
+from ogls.checkpoint import SoundCheckpoints
+from ogls.data import RolloutDataModule
+from ogls.engine.base import Sampling
+from ogls.lora import Lora
+from ogls.module import SelfDistillation
+from ogls.privilege import PeerOutcomes
+from ogls.prompts import Prompts
+from ogls.sampling import Evaluation
+from ogls.selection import UpToError
+from ogls.teacher import EMA
+from ogls.tracking import Tracker
+from tests.faults.boxed import Boxed
+from tests.scripted import ChainEngine
+
+EPOCHS, STEPS = 3, 4
+AWAY = "http://127.0.0.1:9"  # a tracking server that refuses at once
+
+
+def data_module(**changes: Any) -> RolloutDataModule:
+    settings: dict[str, Any] = {
+        "train": Chains(size=30),
+        "val": Chains(size=4, split="heldout"),
+        "prompts": Prompts(system="", student="{problem}", attempt="{problem} Not {attempt}?"),
+        "engine": ChainEngine(),
+        "privilege": PeerOutcomes(max_peers=1),
+        "selection": UpToError(),
+        "locator": ChainErrors(),
+        "verifier": Boxed(),
+        "sampling": Sampling(max_tokens=60),
+        "evaluation": Evaluation(samples=2, sampling=Sampling(max_tokens=60)),
+        "group_size": 3,
+        "problems_per_step": 3,
+        "steps_per_epoch": STEPS,
+        "context_length": 300,
+    }
+    return RolloutDataModule(**(settings | changes))
+
+
+def module(model: Path, kind: type[SelfDistillation] = SelfDistillation, **changes: Any) -> SelfDistillation:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "lora": Lora(rank=4, alpha=8),
+        "learning_rate": 1e-3,
+        "teacher": EMA(0.5),
+        "schedule": "linear",
+    }
+    made = kind(model=str(model), dtype="float32", **(settings | changes))
+    made.configure_model()  # now, so that the same seed makes the same adapter
+    return made
+
+
+def trainer(folder: Path, callbacks: Sequence[Callback] = (), epochs: int = EPOCHS, **changes: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "max_epochs": epochs,
+        "logger": Tracker(
+            method="small", folder=str(folder), run_name="small-s0-run", tracking_uri=AWAY, system_metrics=False
+        ),
+        "callbacks": [
+            RunRecorder(),
+            BestCheckpoint("val/avg_at_2", save_every=1),
+            GracefulStop(),
+            Health(),
+            *callbacks,
+        ],
+        "plugins": [SoundCheckpoints()],
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(**(settings | changes))
+
+
+def fit(
+    model: Path,
+    folder: Path,
+    *,
+    goes_on: bool = False,
+    learner: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    epochs: int = EPOCHS,
+    training: Mapping[str, Any] | None = None,
+    **data: Any,
+) -> SelfDistillation:
+    """Train in `folder`; with `goes_on`, from its last checkpoint."""
+    student, problems = module(model, **(learner or {})), data_module(**data)
+    try:
+        trainer(folder, callbacks, epochs, **(training or {})).fit(
+            student, problems, ckpt_path="last" if goes_on else None
+        )
+    finally:
+        problems.close()
+    return student
+
+
+def weights(student: SelfDistillation) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in student.policy.trainable().items()}

@@ -1,0 +1,124 @@
+"""Numbers that are none, memory that runs out, steps that say nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from ogls.callbacks import Health
+from ogls.exits import RunEnded
+from ogls.meter import Meter
+from ogls.module import SelfDistillation
+from ogls.records import Lesson
+from ogls.tracking import tracker
+from ogls.tracking.files import METRICS, read_rows
+from tests.faults import small
+from tests.scripted import ChainEngine
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "_PATIENCE_SERVER", 0.1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+class Poisoned(SelfDistillation):
+    """The loss of some steps is multiplied by something that is no number."""
+
+    steps: ClassVar[dict[int, float]] = {}
+
+    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: Meter) -> torch.Tensor:
+        value = super()._micro_batch(lessons, totals, meter)
+        return value * self.steps.get(self.policy_version, 1.0)
+
+
+class Watch(Callback):
+    """The weights after every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self.weights.append(small.weights(pl_module))
+
+
+def run(folder: Path) -> Path:
+    return folder / "small-s0-run"
+
+
+@pytest.mark.fault("loss or gradient not finite")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_step_that_is_not_finite_moves_no_bit(
+    value: float, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Poisoned, "steps", {1: value})
+    watch = Watch()
+    small.fit(tiny_model, tmp_path, epochs=1, learner={"kind": Poisoned}, callbacks=[watch])
+    before, after, then = watch.weights[0], watch.weights[1], watch.weights[2]
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert any(not torch.equal(then[name], after[name]) for name in before)
+    assert all(torch.isfinite(value).all() for value in watch.weights[3].values())
+    rows = [row for row in read_rows(run(tmp_path) / METRICS) if "train/skipped" in row]
+    assert [row["train/skipped"] for row in rows] == [0, 1, 0, 0]
+    dumped = json.loads((run(tmp_path) / "skipped-step-000002.json").read_text())
+    assert dumped["policy_version"] == 1
+    assert dumped["lessons"][0]["token_ids"]
+
+
+@pytest.mark.fault("loss or gradient not finite")
+def test_three_such_steps_in_a_row_end_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Poisoned, "steps", {0: float("nan"), 2: float("nan"), 3: float("nan"), 4: float("nan")})
+    with pytest.raises(RunEnded, match=r"not finite in 3 steps in a row; see .*skipped-step-000005.json") as caught:
+        small.fit(tiny_model, tmp_path, epochs=2, learner={"kind": Poisoned})
+    assert caught.value.exit_code == 1
+
+
+class Cramped(SelfDistillation):
+    """Has memory for micro-batches of `room` tokens by budget."""
+
+    room: ClassVar[int] = 0
+
+    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: Meter) -> torch.Tensor:
+        value = super()._micro_batch(lessons, totals, meter)
+        if self.tokens_per_micro_batch > self.room:
+            value.backward()  # half-made gradients must not stay
+            raise torch.OutOfMemoryError("injected")
+        return value
+
+
+@pytest.mark.fault("out of memory")
+def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = small.fit(tiny_model, tmp_path / "wide", epochs=1)
+    monkeypatch.setattr(Cramped, "room", 4096 // 8)
+    student = small.fit(tiny_model, tmp_path / "cramped", epochs=1, learner={"kind": Cramped})
+    assert student.tokens_per_micro_batch == 512
+    assert capsys.readouterr().err.count("Out of memory") == 3
+    for name, value in small.weights(expected).items():
+        torch.testing.assert_close(small.weights(student)[name], value, rtol=0, atol=1e-6)
+    losses = [
+        [row["train/loss"] for row in read_rows(run(tmp_path / folder) / METRICS) if "train/loss" in row]
+        for folder in ("wide", "cramped")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.fault("out of memory")
+def test_the_fourth_time_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        small.fit(tiny_model, tmp_path, epochs=1, learner={"kind": Cramped})
+
+
+@pytest.mark.fault("no signal: all right or all wrong")
+def test_steps_without_a_signal_end_the_run_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunEnded, match=r"no step had a lesson since 3 steps.*accuracy 1\.000"):
+        small.fit(tiny_model, tmp_path, engine=ChainEngine(slips=0.0), callbacks=[Health(max_silent=3)])

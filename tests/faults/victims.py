@@ -1,0 +1,106 @@
+"""What is killed: functions run in a process forked from one that has imported everything (see `nursery`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from safetensors.torch import save_file
+
+from ogls.callbacks.best import CHECKPOINTS, LAST
+from ogls.checkpoint import write
+from ogls.engine.base import Sampling
+from ogls.exits import FolderInUse
+from ogls.records import Completion
+from ogls.run_lock import RunLock
+from ogls.tracking import tracker
+from tests.faults import small
+from tests.scripted import ChainEngine
+
+
+def train(model: str, folder: str, killed_at: str = "") -> None:
+    """Train, or go on where it stopped; at the end the weights lie in `folder`."""
+    tracker._PATIENCE_SERVER = 0.1  # there is no server to wait for
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    last = Path(folder) / "small-s0-run" / CHECKPOINTS / LAST
+    killers = [KilledAt(int(killed_at))] if killed_at else []
+    student = small.fit(Path(model), Path(folder), goes_on=last.exists(), callbacks=killers)
+    save_file(small.weights(student), Path(folder) / "weights.safetensors")
+
+
+def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at: str = "") -> None:
+    """Train as one of several processes, as if a launcher had begun them."""
+    tracker._PATIENCE_SERVER = 0.1
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    student = small.fit(
+        Path(model),
+        Path(folder),
+        callbacks=[KilledAt(int(killed_at))] if killed_at else [],
+        engine=PromptEngine(),
+        training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
+        problems_per_step=5,
+        epochs=2,
+        learner={"tokens_per_micro_batch": 150},
+    )
+    save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
+
+
+class PromptEngine(ChainEngine):
+    """What it draws depends on weights and prompt alone, so it is the same however the prompts are shared."""
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        drawn = [super(PromptEngine, self)._generate([p], sampling, n, hash((self._version, *p))) for p in prompts]
+        return [group for (group,) in drawn]
+
+
+class KilledAt(Checkpoint):
+    """Killed when the checkpoint of a step has been written. Lightning calls callbacks of this kind last, in order."""
+
+    monitor = None
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save_for_ever(path: str) -> None:
+    """Checkpoint after checkpoint, of growing number, under one name."""
+    step = 0
+    while True:
+        step += 1
+        tensors = {str(i): torch.full((50_000,), float(step)) for i in range(10)}
+        write({"global_step": step, "state_dict": tensors}, Path(path))
+
+
+def race(folder: str, go: str) -> None:
+    """Take the folder at the moment `go`; exit code 0, or 73 where the other has it, who keeps it until then."""
+    lock, lost = RunLock(), Path(folder) / "lost"
+    while time.time() < float(go):
+        pass
+    try:
+        lock.acquire(Path(folder))
+    except FolderInUse:
+        lost.touch()
+        os._exit(FolderInUse.exit_code)
+    while not lost.exists():
+        time.sleep(0.01)
+
+
+def hold(folder: str) -> None:
+    """Take the folder and keep it."""
+    lock = RunLock()
+    lock.acquire(Path(folder))
+    time.sleep(600)

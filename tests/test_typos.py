@@ -1,0 +1,74 @@
+"""Every key of the default run, misspelt."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+from lightning import Trainer
+
+from ogls.cli import build
+from ogls.suggest import suggestion
+
+STRUCTURE = {"class_path", "init_args"}
+
+
+def keys(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if isinstance(key, str) and key not in STRUCTURE:
+            yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from keys(value, (*path, key))
+
+
+def misspelt(word: str) -> str:
+    """Two letters in the middle change places, or one is added."""
+    middle = len(word) // 2
+    swapped = word[: middle - 1] + word[middle] + word[middle - 1] + word[middle + 1 :]
+    return swapped if len(word) > 4 and swapped != word else word + "e"
+
+
+@pytest.mark.fault("configuration misspelt")
+def test_every_misspelt_key_exits_with_2_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        build(["fit", "--config", "math.yaml", "--print_config"])
+    config = yaml.safe_load(printed.getvalue())
+    for of_fit in ("ckpt_path", "weights_only"):
+        del config[of_fit]
+    parser = build(["--config", "math.yaml"], run=False).parser
+    ours = [path for path in keys(config) if path[0] != "trainer" or path[1] in ("max_epochs", "logger", "callbacks")]
+    assert len(ours) > 90
+    suggested = 0
+    for path in ours:
+        changed = copy.deepcopy(config)
+        owner = changed
+        for key in path[:-1]:
+            owner = owner[key]
+        value, wrong = owner.pop(path[-1]), misspelt(path[-1])
+        owner[wrong] = {"a": 1} if value == {} else value  # a key of nothing says nothing
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told), pytest.raises(SystemExit) as stopped:
+            parser.parse_object(changed)
+        assert stopped.value.code == 2, path
+        assert wrong in told.getvalue(), (path, told.getvalue()[-300:])
+        suggested += f"did you mean {path[-1]!r}?" in told.getvalue()
+    assert suggested > 0.8 * len(ours)
+    record_property("tried", len(ours))
+
+
+def test_suggestions() -> None:
+    assert suggestion("unrecognized arguments: --model.learning_rat 1", ["learning_rate"]).endswith("'learning_rate'?")
+    told = "Problem with given class_path 'ogls.steering.OutcomeSteering':\n    Option 'alpa' is not accepted"
+    assert suggestion(told, []) == "; did you mean 'alpha'?"
+    assert suggestion("Group 'trainer' does not accept option 'max_epoch'", dir(Trainer)) != ""
+    assert suggestion("Option 'zzz' is not accepted", ["alpha"]) == ""
