@@ -1,6 +1,10 @@
 """``python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--key value]``"""
 
-from ogls.cli import main
+from ogls.startup import defer_torchmetrics
+
+defer_torchmetrics()
+
+from ogls.cli import main  # noqa: E402 - Lightning comes in here
 
 if __name__ == "__main__":
     main()
