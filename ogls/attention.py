@@ -50,13 +50,15 @@ def packed_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
     n = packing.num_root_tokens
     qs, ks, vs = (_to_grid(x[:n], packing.roots) for x in (q, k, v))  # [roots, longest, heads, d]
-    out = _from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)
+    out = [_from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)]
     if packing.branches is not None:
-        qb, kb, vb = (_to_grid(x[n:], packing.branches) for x in (q, k, v))
+        first, n = n, n + len(packing.branches.tokens)
+        qb, kb, vb = (_to_grid(x[first:n], packing.branches) for x in (q, k, v))
         kb, vb = (torch.cat([x.index_select(0, packing.owners), b], dim=1) for x, b in ((ks, kb), (vs, vb)))
-        branch_out = _attend(qb, kb, vb, packing.mask, scaling)
-        out = torch.cat([out, _from_grid(branch_out, packing.branches)])
-    return out[None], None
+        out.append(_from_grid(_attend(qb, kb, vb, packing.mask, scaling), packing.branches))
+    if n < len(q):
+        out.append(q.new_zeros(len(q) - n, *out[0].shape[1:]))
+    return torch.cat(out)[None], None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -8,7 +8,8 @@ lie in one row, and only the attention (`ogls.attention`) knows the sequences. T
 
 Example: prefixes [a b c] and [d e], suffixes [u v w] and [x y] of the first, [z q] of the second. The row is
 `a b c | d e z | u v | x`: two roots, two branches. The last token of a suffix is not run: nothing is predicted from it.
-The state that predicts u and x is that of c, for z it is that of e.
+The state that predicts u and x is that of c, for z it is that of e. On a CPU the row ends in tokens that nobody sees,
+so that rows of nearly the same length have the same (`ogls.sizes`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ogls.sizes import rounded_up
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Grid:
-    """Sequences of a row as a right-padded grid: `cells` [sequences * longest] into the row, `tokens` back."""
+    """Sequences of a row as a right-padded grid: `cells` [sequences * longest] into the row, `tokens` [tokens] back."""
 
     cells: Tensor
     tokens: Tensor
@@ -85,23 +88,27 @@ def pack(
             predicting += [last, *range(branch_starts[branch], branch_starts[branch + 1])]
 
     lengths = [len(root) for root in roots]
+    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    root_grid = _grid(lengths, device)
+    branch_grid = _grid([len(b) for b in branches], device) if branches else None
+    branch_roots = tensor([lengths[owner] for owner in branch_owners])
     positions = [p for n in lengths for p in range(n)]
     positions += [lengths[o] + p for o, branch in zip(branch_owners, branches, strict=True) for p in range(len(branch))]
-    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    padding = [0] * (rounded_up(branch_starts[-1], device) - branch_starts[-1])
     return Packing(
-        token_ids=tensor([t for sequence in (*roots, *branches) for t in sequence]),
-        position_ids=tensor(positions),
+        token_ids=tensor([t for sequence in (*roots, *branches, padding) for t in sequence]),
+        position_ids=tensor(positions + padding),
         predicting=tensor(predicting),
         num_root_tokens=root_starts[-1],
-        roots=_grid(lengths, device),
-        branches=_grid([len(b) for b in branches], device) if branches else None,
+        roots=root_grid,
+        branches=branch_grid,
         owners=tensor(branch_owners),
-        mask=_branch_mask(tensor(lengths), tensor(branch_owners), max(map(len, branches)), dtype) if branches else None,
+        mask=branch_grid and _branch_mask(root_grid.longest, branch_roots, branch_grid.longest, dtype),
     )
 
 
 def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
-    longest = max(lengths)
+    longest = rounded_up(max(lengths), device)
     size = torch.tensor(lengths, device=device)
     inside = torch.arange(longest, device=device) < size[:, None]
     cells = torch.zeros(len(lengths), longest, dtype=torch.long, device=device)
@@ -109,12 +116,14 @@ def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
     return Grid(cells=cells.flatten(), tokens=inside.flatten().nonzero()[:, 0], longest=longest)
 
 
-def _branch_mask(root_lengths: Tensor, owners: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own so far."""
-    longest_root = int(root_lengths.max())
-    steps = torch.arange(longest, device=owners.device)
-    own = (steps[None, :] <= steps[:, None]).expand(len(owners), -1, -1)
-    root = torch.arange(longest_root, device=owners.device) < root_lengths[owners, None]
+def _branch_mask(longest_root: int, root_lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own so far.
+
+    root_lengths [branches]: of the root that each branch continues.
+    """
+    steps = torch.arange(longest, device=root_lengths.device)
+    own = (steps[None, :] <= steps[:, None]).expand(len(root_lengths), -1, -1)
+    root = torch.arange(longest_root, device=root_lengths.device) < root_lengths[:, None]
     seen = torch.cat([root[:, None, :].expand(-1, longest, -1), own], dim=2)
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 

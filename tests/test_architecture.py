@@ -16,7 +16,7 @@ TEXT = {
     *{"selection", "evaluation", "reflection", "lab"},
 }
 TORCH_ONLY = {"steering", "divergence", "kernels", "objective", "mixture", "policy_gradient", "topk", "trust_region"}
-TENSOR = {"model", "lora", "attention", "policy", "packing", "scoring", "drift", "teacher", *TORCH_ONLY}
+TENSOR = {"model", "lora", "attention", "policy", "packing", "sizes", "scoring", "drift", "teacher", *TORCH_ONLY}
 WITH_LIGHTNING = {"module", "data", "callbacks", "checkpoint", "cli", "sweep", "tracking"}
 LAZY = {"vllm", "mlflow", "transformers", "peft", "datasets", "reasoning_gym", "math_verify"}  # slow to import
 ONLY_IN = {"vllm": {"engine.vllm"}, "mlflow": {"tracking.mlflow_run"}, "optuna": {"sweep"}}  # or anywhere below
