@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,16 +21,18 @@ from ogls.chains import Chain, ChainErrors, first_mistake
 from ogls.cli import build
 from ogls.data import RolloutDataModule
 from ogls.engine.base import Sampling
+from ogls.grading import GradingPool
 from ogls.lora import Lora
 from ogls.model import load_tokenizer
 from ogls.module import SelfDistillation
 from ogls.privilege import PeerOutcomes
 from ogls.prompts import PromptEncoder, Prompts
-from ogls.records import Batch, Lesson, Problem
-from ogls.reflection import CorrectiveIdea, ModelReflector
+from ogls.records import Batch, Problem
+from ogls.reflection import ChainReflector, CorrectiveIdea, ModelReflector
 from ogls.sampling import Evaluation
 from ogls.selection import FromError
 from ogls.steering import Unsteered
+from ogls.verifiers import ByKind
 from tests.reflection.made import OTHER, RIGHT, SUM, WRONG, letters, reply
 from tests.scripted import ScriptedEngine
 from tests.test_data import Given
@@ -204,14 +207,14 @@ def test_places_of_the_reflector_serve_any_other_method(encoder: PromptEncoder, 
 # ---- the ablations, as configurations on top of rosd.yaml ----
 
 
-@pytest.fixture
+Made = tuple[RolloutDataModule, Batch]
+
+
+@pytest.fixture(scope="module")
 def configured(
-    encoder: PromptEncoder, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[RolloutDataModule, Batch]]]:
+    encoder: PromptEncoder, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Made]]:
     """The data module that a stack of configurations makes, and its first batch from a scripted engine."""
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-    monkeypatch.chdir(tmp_path)
-    made = []
 
     def script(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = encoder.tokenizer.decode(prompt)
@@ -225,75 +228,97 @@ def configured(
             said = reply(mistake.quote if mistake else "none", f"About {chain}.")
         return letters(encoder, said)
 
-    def configure(*overlays: str) -> tuple[RolloutDataModule, Batch]:
-        stack = [arg for name in ("math", *overlays) for arg in ("--config", f"{name}.yaml")]
-        sizes = ("--data.context_length", "500", "--data.problems_per_step", "12", "--data.sampling.max_tokens", "60")
-        sizes += ("--data.train.size", "40", "--data.val.size", "4")
-        data = build([*stack, *sizes, "--trainer.accelerator", "cpu"], run=False).datamodule
-        assert isinstance(data, RolloutDataModule)
-        data.engine = ScriptedEngine(script)
-        made.append(attach(data, encoder, tiny_model))
-        data.encoder = PromptEncoder(data.prompts, encoder.tokenizer)
-        return data, data.make_batch(0)
+    with pytest.MonkeyPatch.context() as patch, GradingPool(ByKind()) as pool:
+        patch.setattr(sys, "argv", ["run.py"])
+        patch.chdir(tmp_path_factory.mktemp("run"))
 
-    yield configure
-    for data in made:
-        data.close()
+        @cache
+        def configure(*overlays: str) -> Made:
+            stack = [arg for name in ("math", *overlays) for arg in ("--config", f"{name}.yaml")]
+            sizes = ["--data.train.size", "40", "--data.val.size", "4", "--data.problems_per_step", "12"]
+            room = ["--data.context_length", "500", "--data.sampling.max_tokens", "60", "--trainer.accelerator", "cpu"]
+            data = build([*stack, *sizes, *room], run=False).datamodule
+            assert isinstance(data, RolloutDataModule)
+            data.engine, data.pool = ScriptedEngine(script), pool
+            data.encoder = PromptEncoder(data.prompts, encoder.tokenizer)
+            return data, attach(data, encoder, tiny_model).make_batch(0)
+
+        yield configure
 
 
-def by_tokens(batch: Batch) -> dict[tuple[int, ...], Lesson]:
-    return {lesson.token_ids: lesson for lesson in batch.lessons}
+def weights(batch: Batch) -> dict[tuple[int, ...], tuple[float, ...]]:
+    return {lesson.token_ids: lesson.weights for lesson in batch.lessons}
+
+
+def views(batch: Batch) -> dict[tuple[int, ...], tuple[str, tuple[int, ...]]]:
+    return {lesson.token_ids: (lesson.views[1].role, lesson.views[1].prefix_ids) for lesson in batch.lessons}
 
 
 def wrong(batch: Batch) -> set[tuple[int, ...]]:
-    return {r.completion.token_ids for group in batch.groups for r in group.failures}
+    return {r.completion.token_ids for group in batch.groups for r in group.failures} & weights(batch).keys()
 
 
-def test_every_ablation_changes_what_it_says_and_nothing_else(configured: Any):
+def test_rosd_learns_from_the_quote_on_and_right_rollouts_whole(configured: Callable[..., Made]):
     _, rosd = configured("rosd")
-    full = by_tokens(rosd)
-    mistaken = wrong(rosd) & full.keys()
+    mistaken = wrong(rosd)
     assert len(mistaken) > 4
-    assert mistaken != full.keys()
-    assert any(full[ids].weights[0] == 0 for ids in mistaken)
-    assert all(set(full[ids].weights) == {1.0} for ids in full.keys() - mistaken)
-
-    def views(batch: Batch) -> dict[tuple[int, ...], tuple[int, ...]]:
-        return {lesson.token_ids: lesson.views[1].prefix_ids for lesson in batch.lessons}
-
-    _, exact = configured("rosd", "rosd_exact")
-    assert exact.metrics["train/reflection_token_precision"] == exact.metrics["train/reflection_token_recall"] == 1
+    for ids, of in weights(rosd).items():
+        assert sorted(of) == list(of)
+        assert of[-1] == 1
+        assert ids in mistaken or of[0] == 1
+    assert any(weights(rosd)[ids][0] == 0 for ids in mistaken)
+    assert mistaken != weights(rosd).keys()
+    assert {role for role, _ in views(rosd).values()} == {"idea"}
     assert rosd.metrics["train/reflection_line_precision"] == rosd.metrics["train/reflection_line_recall"] == 1
     assert rosd.metrics["train/reflection_token_precision"] < 1
 
-    data, peers = configured("rosd", "rosd_no_reflector")
+
+def test_exact_reflections(configured: Callable[..., Made]):
+    (_, rosd), (data, exact) = configured("rosd"), configured("rosd", "rosd_exact")
+    assert isinstance(data.reflector, ChainReflector)
+    assert exact.metrics["train/reflection_token_precision"] == exact.metrics["train/reflection_token_recall"] == 1
+    assert weights(exact).keys() == weights(rosd).keys()
+    assert all(sum(weights(exact)[ids]) <= sum(weights(rosd)[ids]) for ids in wrong(rosd))
+
+
+def test_reflector_removed(configured: Callable[..., Made]):
+    (_, rosd), (data, peers) = configured("rosd"), configured("rosd", "rosd_no_reflector")
     assert data.reflector is None
-    assert data.engine.version == 0
-    assert {v.role for lesson in peers.lessons for v in lesson.views} == {"plain", "success"}
-    assert {w for lesson in peers.lessons for w in lesson.weights} == {1.0}
+    assert "train/reflections" not in peers.metrics
+    assert wrong(rosd) <= weights(peers).keys()
+    assert {role for role, _ in views(peers).values()} == {"success"}
+    assert {w for of in weights(peers).values() for w in of} == {1.0}
 
-    _, idea = configured("rosd", "rosd_idea_only")
+
+def test_idea_with_the_whole_rollout(configured: Callable[..., Made]):
+    (_, rosd), (_, idea) = configured("rosd"), configured("rosd", "rosd_idea_only")
     assert views(idea) == views(rosd)
-    assert {w for lesson in idea.lessons for w in lesson.weights} == {1.0}
+    assert {w for of in weights(idea).values() for w in of} == {1.0}
 
-    _, place = configured("rosd", "rosd_place_only")
-    assert {v.role for lesson in place.lessons for v in lesson.views} == {"plain", "success"}
-    assert {ids: lesson.weights for ids, lesson in by_tokens(place).items()}.items() <= {
-        ids: lesson.weights for ids, lesson in full.items()
-    }.items()
-    assert mistaken <= by_tokens(place).keys()
 
-    _, shifted = configured("rosd", "rosd_shifted")
+def test_place_without_idea(configured: Callable[..., Made]):
+    (_, rosd), (_, place) = configured("rosd"), configured("rosd", "rosd_place_only")
+    assert {role for role, _ in views(place).values()} == {"success"}
+    assert wrong(rosd) == wrong(place)
+    assert weights(place).items() <= weights(rosd).items()
+
+
+def test_places_shifted(configured: Callable[..., Made]):
+    (_, rosd), (_, shifted) = configured("rosd"), configured("rosd", "rosd_shifted")
     assert views(shifted) == views(rosd)
-    for ids, lesson in by_tokens(shifted).items():
-        later = 8 if ids in mistaken else 0
-        assert lesson.weights.index(1.0) == min(full[ids].weights.index(1.0) + later, len(ids) - 1)
+    for ids, of in weights(shifted).items():
+        start = weights(rosd)[ids].index(1.0)
+        assert of.index(1.0) == (min(start + 8, len(ids) - 1) if ids in wrong(rosd) else start)
 
-    _, shuffled = configured("rosd", "rosd_shuffled")
-    assert {i: lesson.weights for i, lesson in by_tokens(shuffled).items()} == {i: le.weights for i, le in full.items()}
+
+def test_ideas_shuffled(configured: Callable[..., Made]):
+    (_, rosd), (_, shuffled) = configured("rosd"), configured("rosd", "rosd_shuffled")
+    assert weights(shuffled) == weights(rosd)
     assert all(views(shuffled)[ids] != view for ids, view in views(rosd).items())
 
-    _, anywhere = configured("rosd", "rosd_random")
+
+def test_as_many_tokens_at_a_random_place(configured: Callable[..., Made]):
+    (_, rosd), (_, anywhere) = configured("rosd"), configured("rosd", "rosd_random")
     assert views(anywhere) == views(rosd)
-    assert all(sum(lesson.weights) == sum(full[ids].weights) for ids, lesson in by_tokens(anywhere).items())
-    assert any(lesson.weights != full[ids].weights for ids, lesson in by_tokens(anywhere).items())
+    assert {ids: sum(of) for ids, of in weights(anywhere).items()} == {i: sum(of) for i, of in weights(rosd).items()}
+    assert weights(anywhere) != weights(rosd)
