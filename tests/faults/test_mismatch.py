@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ogls.model import load_tokenizer, tokenizer_sha256
+from ogls.prompts import PromptEncoder, Prompts
 from ogls.tracking import tracker
 from tests.faults import small
 
@@ -34,8 +35,10 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(model: Path) -> Non
 
 def test_a_tokenizer_without_a_chat_template_is_refused(model: Path) -> None:
     (model / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(model)
     with pytest.raises(ValueError, match="no chat template"):
-        load_tokenizer(model)
+        PromptEncoder(Prompts(), tokenizer)
+    PromptEncoder(Prompts(chat=False), tokenizer)
 
 
 def test_a_run_does_not_go_on_with_another_template(
