@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     draw(table, advice, sweep, options.out.with_suffix(".png"))
     table.to_csv(options.out.with_suffix(".csv"), index=False)
-    print(f"{len(lessons)} lessons of {len(batch.groups)} problems, weights after {batch.policy_version} steps")
+    print(f"{len(lessons)} lessons of {len(batch.groups)} problems, weights after {model.policy_version} steps")
     print(report(table, advice, sweep))
     print(f"written: {options.out}.png, .csv")
 
