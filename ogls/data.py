@@ -198,7 +198,7 @@ class RolloutDataModule(LightningDataModule):
         problems = self.ranks.share(self._problems_of(version // self.updates_per_rollout))
         prompts = [self.encoder.student(problem) for problem in problems]
         if self.privilege.samples_rollouts:
-            seed = derive(self.seed, "rollouts", version, *([self.ranks.rank] if self.ranks.rank else []))
+            seed = self._seed_of("rollouts", version)
             return self._sampler.rollouts(problems, prompts, self.group_size, self.sampling, seed, meter)
         return [
             RolloutGroup(problem=problem, prompt_ids=prompt, rollouts=(), policy_version=version)
@@ -206,8 +206,11 @@ class RolloutDataModule(LightningDataModule):
         ]
 
     def _means(self, version: int) -> Means:
-        seed = derive(self.seed, "reflections", version)
+        seed = self._seed_of("reflections", version)
         return Means(encoder=self.encoder, ask=self._sampler.replies, seed=seed)
+
+    def _seed_of(self, purpose: str, version: int) -> int:
+        return derive(self.seed, purpose, version, *([self.ranks.rank] if self.ranks.rank else []))
 
     @property
     def _builder(self) -> LessonBuilder:
@@ -265,9 +268,7 @@ class RolloutDataModule(LightningDataModule):
         # The same seed at every validation: what differs between two of them is the policy.
         seed = derive(self.seed, name, int(with_solution))
         own, prompts = self.ranks.share(problems), self.ranks.share(prompts)
-        groups = self._sampler.rollouts(
-            own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, Meter()
-        )
+        groups = self._sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, Meter())
         yield self.ranks.joined(groups)
 
     def close(self) -> None:
