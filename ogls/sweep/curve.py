@@ -16,18 +16,25 @@ _SEED, _MEAN = "#56b4e9", "#0072b2"  # Okabe and Ito
 
 
 def draw_curve(trials: Sequence[FrozenTrial], accuracies: Sequence[Sequence[float]], title: str, file: Path) -> None:
-    """One panel a parameter: the accuracy of every seed, their mean, and the 95 % interval of that mean.
+    """One panel a parameter that varies: the accuracy of every seed, their mean, and the 95 % interval of that mean.
+
+    Bars may leave the panel: with two seeds the interval is thirteen times their spread.
 
     Args:
         trials: complete ones.
         accuracies: of each trial, one a seed.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    varied = [name for name in names if len({t.params[name] for t in trials if name in t.params}) > 1]
+    names = varied or names
     figure = Figure(figsize=(3.6 * len(names) + 0.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         chosen = [pair for pair in zip(trials, accuracies, strict=True) if name in pair[0].params]
         _panel(axes, name, [trial.params[name] for trial, _ in chosen], [values for _, values in chosen])
+    low, high = min(map(min, accuracies)), max(map(max, accuracies))
+    margin = 0.15 * (high - low) or 0.05
+    panels[0].set_ylim(low - margin, high + margin)
     panels[0].set_ylabel("accuracy")
     seeds = max(map(len, accuracies))
     about = f"{seeds} seeds a trial, bars: 95 % over seeds" if seeds > 1 else "one seed a trial"
@@ -42,6 +49,7 @@ def _panel(axes: Axes, name: str, at: Sequence[object], accuracies: Sequence[Seq
         kinds = sorted({str(value) for value in at})
         places = [float(kinds.index(str(value))) for value in at]
         axes.set_xticks(range(len(kinds)), kinds)
+        axes.set_xlim(-0.5, len(kinds) - 0.5)
     for x, values in zip(places, accuracies, strict=True):
         axes.plot([x] * len(values), values, ".", color=_SEED, markersize=5)
     means = [math.fsum(values) / len(values) for values in accuracies]

@@ -89,7 +89,7 @@ def resolve(settings: Settings, options: Options) -> str:
 def page(study: Study, settings: Settings) -> str:
     """Optuna's plots, those that the trials so far allow, on one page that needs no network."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    figures = [plot_timeline(study)] if study.get_trials(deepcopy=False) else []
+    figures = []
     if len(complete) > 1 and settings.against is None:
         figures += [plot(study, target_name="accuracy") for plot in _PLOTS]
         figures.append(plot_intermediate_values(study))
@@ -99,6 +99,8 @@ def page(study: Study, settings: Settings) -> str:
         figures.append(plot_pareto_front(study, target_names=["accuracy", settings.against]))
         for index, name in enumerate(["accuracy", settings.against]):
             figures += [plot(study, target=lambda t, i=index: t.values[i], target_name=name) for plot in _PLOTS]
+    if study.get_trials(deepcopy=False):
+        figures.append(plot_timeline(study))
     parts = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(figures)]
     style = "<style>body {max-width: 1100px; margin: 1em auto; font-family: sans-serif}</style>"
     head = f'<meta charset="utf-8"><title>{settings.study}</title>{style}'

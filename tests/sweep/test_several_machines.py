@@ -74,6 +74,7 @@ def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: py
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(HERE), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a dozen processes that nothing here needs
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     folders = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", f"{tmp_path}/files"]
     server = subprocess.Popen([*command, *folders], cwd=tmp_path, env=environment)
