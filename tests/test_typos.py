@@ -30,8 +30,9 @@ def keys(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def misspelt(word: str) -> str:
     """Two letters in the middle change places, or one is added."""
     middle = len(word) // 2
-    swapped = word[: middle - 1] + word[middle] + word[middle - 1] + word[middle + 1 :]
-    return swapped if len(word) > 4 and swapped != word else word + "e"
+    if len(word) < 5 or word[middle] == word[middle - 1]:
+        return word + "e"
+    return word[: middle - 1] + word[middle] + word[middle - 1] + word[middle + 1 :]
 
 
 @pytest.mark.fault("configuration misspelt")

@@ -23,8 +23,7 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, Tracker):
             trainer.logger.updates = lambda: trainer.global_step
-            goes_on = trainer.state.fn == TrainerFn.FITTING and trainer.ckpt_path is not None
-            if stage != "predict" and not goes_on:  # else the checkpoint says which folder it is
+            if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 trainer.logger.hold_folder()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -51,6 +50,7 @@ class RunRecorder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
+            trainer.logger.hold_folder()  # not earlier: a checkpoint may say which it is
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
 

@@ -117,7 +117,10 @@ class Tracker(Logger):
             raise ValueError(f"metric names may have letters, digits, spaces and _ / . - but got {wrong[0]!r}")
         if not row:
             return
-        at, seconds = self.updates() if self.updates else step or 0, time.time()
+        self._record(row, self.updates() if self.updates else step or 0)
+
+    def _record(self, row: Mapping[str, float], at: int) -> None:
+        seconds = time.time()
         self._latest.update(row)
         self._write({"step": at, "time": round(seconds, 3), **row})
         self._box.put(lambda: self._run.metrics(row, at, seconds))
@@ -202,7 +205,7 @@ class Tracker(Logger):
         rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
         write_rows(file, rows)
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
-            self.log_metrics({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
+            self._record({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
 
     @rank_zero_only
     def hold_folder(self) -> None:

@@ -93,13 +93,12 @@ def test_a_kill_between_checkpoint_and_log_loses_no_row(
 
 @pytest.mark.fault("checkpoint damaged: cut, bit flipped, empty, missing, foreign")
 def test_going_on_from_a_damaged_checkpoint_takes_the_one_before(
-    nursery: Nursery, tiny_model: Path, tmp_path: Path, unbroken: tuple[Path, float], capfd: pytest.CaptureFixture[str]
+    nursery: Nursery, tiny_model: Path, tmp_path: Path, unbroken: tuple[Path, float]
 ) -> None:
     assert nursery.wait(nursery.fork("train", tiny_model, tmp_path, 6)) == -9
     last = tmp_path / "small-s0-run/checkpoints/last.ckpt"
     os.truncate(last, last.stat().st_size // 2)
     assert nursery.wait(nursery.fork("train", tiny_model, tmp_path)) == 0
-    assert f"Passed over: {last} is no whole checkpoint" in capfd.readouterr().err
     same(tmp_path, unbroken[0])
 
 

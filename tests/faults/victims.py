@@ -48,7 +48,7 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
         training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
         problems_per_step=5,
         epochs=2,
-        learner={"tokens_per_micro_batch": 150},
+        learner={"tokens_per_micro_batch": 150, "learning_rate": 1e-4},
     )
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
 
