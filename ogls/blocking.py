@@ -18,9 +18,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ogls.sizes import rounded_up
+
 # Bytes of all logits buffers of a chunk, and of one fp32 tile, of which about five are alive at a time. On a CPU these
 # have to fit into a core's cache; on a GPU a tile has to be large enough to be worth its launches (not measured yet).
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 36 << 20, "cuda": 1 << 30}
 TILE_BYTES = {"cpu": 3 << 17, "cuda": 1 << 28}
 
 
@@ -29,10 +31,11 @@ def chunks(
 ) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
     """Slices of the tokens, each with the same `num_buffers` logits buffers [rows, vocab] in the head's dtype.
 
-    `weight` is the head [vocab, hidden]; `chunk_rows` overrides the byte budget.
+    `weight` is the head [vocab, hidden]; `chunk_rows` overrides the byte budget. All but the last have a rounded number
+    of rows (`ogls.sizes`).
     """
-    fits = CHUNK_BYTES[weight.device.type] // (num_buffers * len(weight) * weight.element_size())
-    rows = even_rows(num_tokens, fits if chunk_rows is None else chunk_rows)
+    fits = max(1, CHUNK_BYTES[weight.device.type] // (num_buffers * len(weight) * weight.element_size()))
+    rows = chunk_rows or min(fits, rounded_up(even_rows(num_tokens, fits), weight.device))
     buffers = [weight.new_empty(rows, len(weight)) for _ in range(num_buffers)]
     for block in blocks(num_tokens, rows):
         yield block, tuple(buffer[: block.stop - block.start] for buffer in buffers)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ogls.batching import micro_batches
 from ogls.compatibility import check_method, check_monitors
+from ogls.diagnostics import diagnostics
 from ogls.drift import kl_to_base
 from ogls.evaluation import evaluate
-from ogls.kernels import diagnostics
 from ogls.meter import Meter
 from ogls.model import load_tokenizer, local_folder, resolve_model, tokenizer_sha256
 from ogls.objective import Distillation, Objective, States

@@ -15,7 +15,10 @@ TEXT = {
     *{"prompts", "problems", "chains", "verifiers", "grading", "grading_worker", "privilege", "advantage", "lessons"},
     *{"selection", "evaluation", "reflection", "lab"},
 }
-TORCH_ONLY = {"steering", "divergence", "kernels", "objective", "mixture", "policy_gradient", "topk", "trust_region"}
+TORCH_ONLY = {
+    *{"steering", "divergence", "diagnostics", "kernels", "objective", "mixture", "policy_gradient", "topk"},
+    "trust_region",
+}
 TENSOR = {"model", "lora", "attention", "policy", "packing", "sizes", "scoring", "drift", "teacher", *TORCH_ONLY}
 WITH_LIGHTNING = {"module", "data", "callbacks", "checkpoint", "cli", "sweep", "tracking"}
 LAZY = {"vllm", "mlflow", "transformers", "peft", "datasets", "reasoning_gym", "math_verify"}  # slow to import

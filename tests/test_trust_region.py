@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ogls import blocking
-from ogls.kernels import diagnostics
+from ogls.diagnostics import diagnostics
 from ogls.trust_region import largest_alpha, tilted_kl
 
 V, H = 11, 6
