@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import write_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
