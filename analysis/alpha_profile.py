@@ -9,8 +9,9 @@ first token that it does not share with it. There the right token is known, and 
 
 The right tokens are likeliest at the alpha with the largest weighted mean of log target(right token) over the distilled
 tokens up to and including the fork; that mean is concave in alpha, as the target is an exponential family. Recommended
-is the smallest alpha that is worse than this by no more than one standard error of the difference: beyond it the target
-moves on and gains nothing. Where the teacher reads the right text itself, both are optimistic.
+is the smallest alpha that is worse than this by no more than a hundredth of a nat, or one standard error of the
+difference if that is more: beyond it the target moves on and gains nothing. Where the teacher reads the right text
+itself, both are optimistic.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from states import distilled, opened, parser_of, reaching, score
 from style import COLORS, GREY, panels, save
 
 RESAMPLES = 1000
+TOLERANCE = 0.01  # nats a token
 
 
 def resampled(over: np.ndarray, under: np.ndarray) -> np.ndarray:
@@ -66,7 +68,7 @@ def advise(sums: Sums, alphas: Sequence[float]) -> Advice:
     draws = draws[~np.isnan(draws).any(1)]
     best = int(over.sum(0).argmax())
     loss = (over.sum(0)[best] - over.sum(0)) / under.sum()
-    tolerated = (draws[:, [best]] - draws).std(0)
+    tolerated = np.maximum((draws[:, [best]] - draws).std(0), TOLERANCE)
     low, high = np.percentile(np.asarray(alphas)[draws.argmax(1)], [2.5, 97.5])
     first = int((loss <= tolerated).argmax())
     return Advice(likeliest=alphas[best], low=float(low), high=float(high), recommended=alphas[first])
@@ -135,7 +137,7 @@ def report(table: pd.DataFrame, advice: Advice, sweep: pd.DataFrame | None) -> s
     lines = [shown.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
     edge = ", the largest tried" if advice.likeliest == table["alpha"].max() else ""
     lines.append(f"right tokens are likeliest at alpha {advice.likeliest:g} [{advice.low:g}, {advice.high:g}]{edge}")
-    lines.append(f"recommended alpha: {advice.recommended:g}, the smallest within one standard error of that")
+    lines.append(f"recommended alpha: {advice.recommended:g}, as good but for {TOLERANCE} nats or one standard error")
     if sweep is not None:
         top = sweep.loc[sweep["value"].idxmax()]
         lines.append(f"best alpha of the sweep: {top['alpha']:g} (objective {top['value']:.4g}, {len(sweep)} alphas)")

@@ -76,6 +76,16 @@ def test_the_alpha_of_greatest_likelihood_and_the_one_recommended() -> None:
     assert loss(advice.recommended) == pytest.approx(error, rel=0.1)
 
 
+def test_what_is_gained_beyond_a_hundredth_of_a_nat_is_not_worth_a_larger_alpha() -> None:
+    # Always right: log p_right = -log(1 + 2 e^-alpha) rises for ever, the same in every draw of problems.
+    lessons = [scored(str(i), (2,), (1.0,), [[1.0, 0.0, 0.0]]) for i in range(3)]
+    alphas = np.linspace(0, 10, 1001).tolist()
+    sums = collect([one.lesson for one in lessons], lessons, {str(i): [(0,)] for i in range(3)}, alphas, HEAD)
+    advice = alpha_profile.advise(sums, alphas)
+    assert advice.likeliest == 10.0
+    assert advice.recommended == pytest.approx(math.log(2 / (math.exp(0.01) * (1 + 2 * math.exp(-10)) - 1)), abs=0.011)
+
+
 def test_a_sweep_is_read_by_alpha_and_shown_beside_the_profile(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/optuna.db"
     study = optuna.create_study(storage=storage, study_name="alpha", direction="maximize")
