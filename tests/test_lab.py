@@ -92,7 +92,7 @@ def test_the_student_works_in_part_and_is_a_good_teacher(encoder: PromptEncoder,
     chains = [Chain.parse(problem.text) for problem in problems]
     assert 0.35 < accuracy([encoder.student(problem) for problem in problems]) < 0.65
     assert accuracy([encoder.attempt(p, c.work()) for p, c in zip(problems, chains, strict=True)]) > 0.9
-    assert accuracy([encoder.idea(p, c.idea) for p, c in zip(problems, chains, strict=True)]) > 0.85
+    assert accuracy([encoder.idea(p, c.idea) for p, c in zip(problems, chains, strict=True)]) > 0.75
 
 
 def test_a_run_of_the_lab(tmp_path: Path):
