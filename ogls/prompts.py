@@ -203,7 +203,7 @@ class PromptEncoder:
             )
         messages = [{"role": "system", "content": system}] if has_system else []
         messages.append({"role": "user", "content": _STAND_IN if plain else text})
-        encoded = self.tokenizer.apply_chat_template(
+        encoded: Any = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=not plain, return_dict=not plain, **options
         )
         if not plain:

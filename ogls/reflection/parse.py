@@ -36,7 +36,7 @@ def parse_reflection(reply: str, correct: bool) -> Reflection | None:
     values = {name: value.strip() for name, value in found.items() if isinstance(value, str)}
     if any(name not in values or not acceptable(values[name], limit) for name, limit in limits.items()):
         return None
-    return Reflection(**values)
+    return Reflection(idea=values["idea"], quote=values.get("quote"))
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
