@@ -113,8 +113,8 @@ FORBIDDEN |= {
 }
 
 
-# The verifier that the parent process itself sends down a socket pair before any text is graded.
-EXCEPTIONS = {("ogls/grading_worker.py", "pickle.load")}
+# The verifier that the parent process itself sends down a socket pair before any text is graded; run.py of a trial.
+EXCEPTIONS = {("ogls/grading_worker.py", "pickle.load"), ("ogls/sweep/attached.py", "runpy.run_path")}
 SOURCES = [
     path.relative_to(ROOT).as_posix()
     for folder in ("ogls", "experiments", "analysis", "sweeps")

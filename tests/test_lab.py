@@ -63,6 +63,11 @@ def test_demonstrations_follow_from_the_seed_and_teach_completions_only(encoder:
         assert torch.equal(ids[row, 1:][learned[:-1]], targets[row, :-1][learned[:-1]])
 
 
+class Unsolved(Chains):
+    def __getitem__(self, index: int) -> Problem:
+        return Problem(id="q", text="", answer="")
+
+
 def test_terse_solutions_are_the_last_line():
     worked = Chains(size=3)
     terse = TerseSolutions(problems=worked)
@@ -70,7 +75,7 @@ def test_terse_solutions_are_the_last_line():
     assert [problem.solution for problem in terse] == [f"\\boxed{{{problem.answer}}}" for problem in worked]
     assert terse[1].text == worked[1].text
     with pytest.raises(ValueError, match="'q' has no solution"):
-        TerseSolutions(problems=[Problem(id="q", text="", answer="")])[0]  # pyright: ignore
+        TerseSolutions(problems=Unsolved(size=1))[0]
 
 
 @pytest.fixture(scope="module")

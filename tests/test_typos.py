@@ -17,6 +17,7 @@ from ogls.cli import build
 from ogls.suggest import suggestion
 
 STRUCTURE = {"class_path", "init_args"}
+OF_TRAINER = (("max_epochs",), ("logger",), ("callbacks",))  # the rest is Lightning's own
 
 
 def keys(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -47,7 +48,7 @@ def test_every_misspelt_key_exits_with_2_and_is_named(
     for of_fit in ("ckpt_path", "weights_only"):
         del config[of_fit]
     parser = build(["--config", "math.yaml"], run=False).parser
-    ours = [path for path in keys(config) if path[0] != "trainer" or path[1] in ("max_epochs", "logger", "callbacks")]
+    ours = [path for path in keys(config) if path[0] != "trainer" or path[1:2] in OF_TRAINER]
     assert len(ours) > 90
     suggested = 0
     for path in ours:
