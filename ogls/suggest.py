@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 
 _CLASS = re.compile(r"class_path '([\w.]+)'")
@@ -20,7 +21,8 @@ def suggestion(message: str, known: Iterable[str]) -> str:
     names = set(known)
     for path in _CLASS.findall(message):
         module, _, name = path.rpartition(".")
-        names |= set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        with suppress(ImportError, AttributeError):  # it may be the class that is misspelt
+            names |= set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
     for key in _UNKNOWN.findall(message):
         word = key.rpartition(".")[2]
         close = get_close_matches(word, names, n=1)
