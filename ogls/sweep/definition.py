@@ -105,7 +105,8 @@ class Settings:
     @property
     def identity(self) -> dict[str, object]:
         """What all trials of a study have in common. A worker that has it otherwise may not join."""
-        return {"configs": list(self.configs), "further": list(self.further), "seeds": self.seeds}
+        configs, further = list(self.configs), list(self.further)
+        return {"configs": configs, "further": further, "seeds": self.seeds, "against": self.against}
 
 
 def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | None = None) -> Settings:

@@ -7,10 +7,12 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna import Study
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from ogls.sweep import attempts
@@ -70,7 +72,9 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
         "sampler": optuna.samplers.TPESampler(),
         "pruner": optuna.pruners.MedianPruner(n_startup_trials=5),
     }
-    directions = ["maximize"] if settings.against is None else ["maximize", "minimize"]
+    directions: list[StudyDirection | Literal["minimize", "maximize"]] = [StudyDirection.MAXIMIZE]
+    if settings.against is not None:
+        directions.append(StudyDirection.MINIMIZE)
     first = list(sweep.first if points is None else points)
     known = settings.study in optuna.get_all_study_names(storage)
     if not known:
@@ -83,19 +87,19 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
         study.set_user_attr(_IDENTITY, settings.identity)
     except DuplicatedStudyError:
         study, created = optuna.load_study(**common), False
-        _check(study, settings, directions)
+        _check(study, settings, len(directions))
     if created or points is not None:
         for point in first:
             study.enqueue_trial(dict(point), skip_if_exists=True)
     return study, created
 
 
-def _check(study: Study, settings: Settings, directions: Sequence[str]) -> None:
+def _check(study: Study, settings: Settings, objectives: int) -> None:
     deadline = time.monotonic() + 20  # its maker may be about to say
     while _IDENTITY not in study.user_attrs and time.monotonic() < deadline:
         time.sleep(0.1)
-    has = {"objectives": [d.name.lower() for d in study.directions], **study.user_attrs.get(_IDENTITY, {})}
-    asked = {"objectives": list(directions), **settings.identity}
+    has = {"objectives": len(study.directions), **study.user_attrs.get(_IDENTITY, {})}
+    asked = {"objectives": objectives, **settings.identity}
     wrong = [f"{name}: {has.get(name)} there, {value} here" for name, value in asked.items() if has.get(name) != value]
     if wrong:
         raise ValueError(f"the study {settings.study!r} exists with other settings ({'; '.join(wrong)}): say --study")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class TrialRun:
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def watch(self) -> Iterator[RunNumbers]:
+    def watch(self) -> Generator[RunNumbers, None, None]:
         """Starts the run, or goes on with it, and yields its numbers whenever there are new ones.
 
         A run that came to its end before is not made again. Leaving the iteration ends the run after the step under

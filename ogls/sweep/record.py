@@ -34,7 +34,7 @@ class StudyRecord:
         self._run = MLflowRun(settings.tracking_uri, settings.experiment, settings.study, tags, system_metrics=False)
         self._run.run_id = self._kept() if created else _wait(self._kept, _PATIENCE_SERVER)
         self._box = Outbox()
-        self._put(lambda: self._run.params({**settings.identity, "against": settings.against}))
+        self._put(lambda: self._run.params(settings.identity))
         _wait(lambda: self._run.run_id or self._box.lost, self._patience)
 
     def _kept(self) -> str | None:

@@ -95,9 +95,10 @@ def page(study: Study, settings: Settings) -> str:
         figures.append(plot_intermediate_values(study))
         if len({trial.value for trial in complete}) > 1:  # else there is nothing to attribute
             figures.append(plot_param_importances(study, target_name="accuracy"))
-    elif len(complete) > 1:
-        figures.append(plot_pareto_front(study, target_names=["accuracy", settings.against]))
-        for index, name in enumerate(["accuracy", settings.against]):
+    elif len(complete) > 1 and settings.against is not None:
+        names = ["accuracy", settings.against]
+        figures.append(plot_pareto_front(study, target_names=names))
+        for index, name in enumerate(names):
             figures += [plot(study, target=lambda t, i=index: t.values[i], target_name=name) for plot in _PLOTS]
     if study.get_trials(deepcopy=False):
         figures.append(plot_timeline(study))

@@ -192,7 +192,7 @@ def test_a_study_of_other_settings_is_not_gone_on_with(capsys: pytest.CaptureFix
     assert sweep("--n-trials", "2", "--seeds", "3") == 2
     assert "seeds: 1 there, 3 here" in capsys.readouterr().err
     assert sweep("--n-trials", "2", "--against", "kl") == 2
-    assert "['maximize'] there, ['maximize', 'minimize'] here" in capsys.readouterr().err
+    assert "objectives: 1 there, 2 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
