@@ -108,7 +108,7 @@ class Payload:
         return (os.system, ("touch executed",))
 
 
-@pytest.mark.fault("code in a checkpoint")
+@pytest.mark.fault("code in a checkpoint or a model")
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write({"global_step": 1, "state_dict": Payload()}, tmp_path / "evil.ckpt")

@@ -106,6 +106,7 @@ def test_what_is_no_model_is_refused(tiny_model: Path, tmp_path: Path, monkeypat
         resolve_model("nobody/nothing")
 
 
+@pytest.mark.fault("code in a checkpoint or a model")
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_code_in_a_repository_is_refused(tiny_model: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "with-code"

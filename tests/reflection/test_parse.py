@@ -60,12 +60,14 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.fault("reflector output as an attack")
 @pytest.mark.parametrize("reply", HOSTILE)
 def test_everything_else_is_not_read(reply: str):
     assert parse_reflection(reply, correct=False) is None
     assert parse_reflection(reply, correct=True) is None
 
 
+@pytest.mark.fault("reflector output as an attack")
 @given(
     st.one_of(st.text(), st.recursive(st.text() | st.none() | st.integers(), st.lists).map(json.dumps)), st.booleans()
 )
