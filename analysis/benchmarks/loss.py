@@ -1,31 +1,26 @@
-"""Time and peak memory of the loss against autograd over all logits, TRL's chunked divergence, and three bare GEMMs.
+"""Time and peak memory of the loss against autograd over all logits, TRL, Liger, and three bare GEMMs.
 
     python analysis/benchmarks/loss.py                      # T=512, V=49152, d=576, K=8, bf16
     python analysis/benchmarks/loss.py --tokens 1024 --vocab 151936 --hidden 2048 --rounds 7
 
 Every side starts from the same final-norm states of K + 1 views and of the student, and ends with the gradient of the
-student's states. Agreement with autograd in fp64 is asserted before anything is timed. Sides are interleaved (each
-round runs all of them forwards and backwards, ABBA), two rounds warm up, ratios are taken within a round, and their
-median is given with a 95 % bootstrap interval. Peak memory is that of a second call
-in a fresh process over what the first one left.
-`--clock cpu` counts processor time instead of wall time: less disturbed by what else runs on the machine.
-TRL is optional: `pip install trl==1.16.0`.
+student's states. Agreement with autograd in fp64 is asserted before anything is timed. Peak memory is that of a second
+call in a fresh process over what the first one left. TRL's chunked divergence and Liger's chunked JSD take part where
+they are installed: `pip install trl==1.16.0 liger-kernel==0.8.5`.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import os
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from harness import announce, installed, log, parser, peak_mib, report, time_sides
 from torch import Tensor
 
 from ogls.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
@@ -33,7 +28,7 @@ from ogls.kernels import chunked_divergence
 from ogls.records import Role
 from ogls.steering import OutcomeSteering
 
-WARM_UP = 2
+FLOOR = "three bare GEMMs"
 ALPHA = 1.0
 
 
@@ -67,9 +62,9 @@ def make_inputs(tokens: int, vocab: int, hidden: int, views: int, dtype: torch.d
     return Inputs(student.to(dtype), [view.to(dtype) for view in near], weight.to(dtype))
 
 
-def ours(inputs: Inputs, divergence: Divergence) -> tuple[Tensor, Tensor]:
+def ours(inputs: Inputs, divergence: Divergence, compiled: bool = False) -> tuple[Tensor, Tensor]:
     student = inputs.student.detach().requires_grad_()
-    values, _ = chunked_divergence(student, inputs.combined(), inputs.weight, None, divergence)
+    values, _ = chunked_divergence(student, inputs.combined(), inputs.weight, None, divergence, compiled=compiled)
     values.mean().backward()
     assert student.grad is not None
     return values.detach(), student.grad
@@ -126,6 +121,19 @@ def trl(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
     return values.detach(), student.grad
 
 
+def liger(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
+    """At the best of what it offers: no hard loss, torch.compile. Its sum is over tokens, and not one by one."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore[reportMissingImports]
+
+    student = inputs.student.detach().requires_grad_()
+    target, labels = inputs.combined().to(inputs.weight.dtype), torch.zeros(len(student), dtype=torch.long)
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta)
+    value = loss(student, inputs.weight, target, inputs.weight, labels)
+    value.backward()
+    assert student.grad is not None
+    return value.detach(), student.grad
+
+
 def three_gemms(inputs: Inputs, buffers: dict[str, Tensor]) -> None:
     """What no loss with two heads and a gradient can do without; outputs are allocated once."""
     shape = len(inputs.student), len(inputs.weight)
@@ -139,7 +147,9 @@ def three_gemms(inputs: Inputs, buffers: dict[str, Tensor]) -> None:
 def sides(inputs: Inputs) -> dict[str, Callable[[], object]]:
     one_view = Inputs(inputs.student, inputs.views[:2] + inputs.views[-1:], inputs.weight)
     table: dict[str, Callable[[], object]] = {
-        "three bare GEMMs": functools.partial(three_gemms, inputs, {}),
+        FLOOR: functools.partial(three_gemms, inputs, {}),
+        "ours, forward KL, compiled": functools.partial(ours, inputs, ForwardKL(), True),
+        "ours, JSD(0.5), compiled": functools.partial(ours, inputs, JensenShannon(), True),
         "ours, forward KL": functools.partial(ours, inputs, ForwardKL()),
         "ours, forward KL, one view a pool": functools.partial(ours, one_view, ForwardKL()),
         "ours, reverse KL": functools.partial(ours, inputs, ReverseKL()),
@@ -149,18 +159,13 @@ def sides(inputs: Inputs) -> dict[str, Callable[[], object]]:
         "naive, combined states, forward KL": functools.partial(naive_combined, inputs, 0.0),
         "naive, combined states, JSD(0.5)": functools.partial(naive_combined, inputs, 0.5),
     }
-    if trl_version():
+    if installed("trl"):
         table["TRL, combined states, forward KL"] = functools.partial(trl, inputs, 0.0)
         table["TRL, combined states, JSD(0.5)"] = functools.partial(trl, inputs, 0.5)
+    if installed("liger-kernel"):
+        table["Liger, combined states, forward KL"] = functools.partial(liger, inputs, 0.0)
+        table["Liger, combined states, JSD(0.5)"] = functools.partial(liger, inputs, 0.5)
     return table
-
-
-def trl_version() -> str | None:
-    try:
-        import trl  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    return trl.__version__
 
 
 def assert_agreement(views: int) -> None:
@@ -169,7 +174,7 @@ def assert_agreement(views: int) -> None:
     for divergence, beta in ((ForwardKL(), 0.0), (JensenShannon(), 0.5)):
         truth = naive_steered(small, beta)
         tried = {"ours": ours(small, divergence), "naive, combined": naive_combined(small, beta)}
-        if trl_version():
+        if installed("trl"):
             tried["TRL"] = trl(small, beta)
         for name, found in tried.items():
             tolerance = 1e-4 if name == "TRL" else 1e-10  # TRL's statistics are fp32 whatever it is given
@@ -178,54 +183,16 @@ def assert_agreement(views: int) -> None:
     print("agreement with K + 1 heads and autograd in fp64: values and gradients to 1e-10 (TRL: 1e-4)")
 
 
-def status_kib(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
-
-
-def peak_mib(side: Callable[[], object]) -> float:
-    """Highest resident memory during a second call, over what was held before it (Linux)."""
-    side()
-    before = status_kib("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # forget the old high-water mark
-    side()
-    return (status_kib("VmHWM") - before) / 1024
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
-
-
-def time_sides(
-    table: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> dict[str, np.ndarray]:
-    """Seconds a round [rounds] of each side: the mean of its run on the way there and its run on the way back."""
-    seconds = {name: np.zeros(rounds) for name in table}
-    for number in range(-WARM_UP, rounds):
-        for name in [*table, *reversed(table)]:
-            start = clock()
-            table[name]()
-            if number >= 0:
-                seconds[name][number] += (clock() - start) / 2
-    return seconds
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--vocab", type=int, default=49152)
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--views", type=int, default=8, help="K: views beside the plain one, half of them failures")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--only", nargs="*", default=[""], help="sides whose name contains one of these; GEMMs always")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = parser(__doc__ or "", rounds=9)
+    options.add_argument("--tokens", type=int, default=512)
+    options.add_argument("--vocab", type=int, default=49152)
+    options.add_argument("--hidden", type=int, default=576)
+    options.add_argument("--views", type=int, default=8, help="K: views beside the plain one, half of them failures")
+    options.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    options.add_argument("--only", nargs="*", default=[""], help="sides whose name contains one of these; GEMMs always")
+    options.add_argument("--peak-of", help=argparse.SUPPRESS)
+    args = options.parse_args()
     torch.set_num_threads(args.threads)
     inputs = make_inputs(args.tokens, args.vocab, args.hidden, args.views, getattr(torch, args.dtype))
     table = sides(inputs)
@@ -233,25 +200,17 @@ def main() -> None:
         print(peak_mib(table[args.peak_of]))
         return
 
-    floor = "three bare GEMMs"
-    table = {name: side for name, side in table.items() if name == floor or any(part in name for part in args.only)}
-    peer = trl_version() or "not installed, its rows are left out"
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, TRL {peer}")
-    print(f"T={args.tokens} V={args.vocab} d={args.hidden} K={args.views} {args.dtype}")
-    print(f"threads {args.threads} of {os.cpu_count()} CPUs, {args.clock} clock, load before {os.getloadavg()[0]:.1f}")
+    announce(args)
+    table = {name: side for name, side in table.items() if name == FLOOR or any(part in name for part in args.only)}
     assert_agreement(args.views)
-    clock = time.perf_counter if args.clock == "wall" else time.process_time
-    seconds = time_sides(table, args.rounds, clock)
-    print(f"load after {os.getloadavg()[0]:.1f}, {args.rounds} rounds\n")
-    print(f"{'':36}{'ms':>8}{'x GEMMs':>10}{'95 % interval':>18}{'peak MiB':>10}")
-    for name, taken in seconds.items():
-        ratio, low, high = interval(taken / seconds[floor])
+    seconds = time_sides(table, args)
+
+    def peak(name: str) -> float:
         command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
-        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(
-            f"{name:36}{1e3 * np.median(taken):8.0f}{ratio:10.2f}{f'{low:.2f} .. {high:.2f}':>18}{peak:10.0f}",
-            flush=True,
-        )
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    figures = report(seconds, FLOOR, args, {name: functools.partial(peak, name) for name in table})
+    log("loss", figures, args)
 
 
 if __name__ == "__main__":

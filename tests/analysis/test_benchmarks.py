@@ -1,0 +1,76 @@
+"""The benchmarks' own arithmetic, and the GPU script in small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from harness import exponent, interval  # noqa: E402
+from roofline import MODELS, Machine, Model, Step, decode, predict  # noqa: E402
+from rows import lessons  # noqa: E402
+
+
+def test_exponents_and_intervals() -> None:
+    assert exponent([2, 4, 8], [3 * 2**1.5, 3 * 4**1.5, 3 * 8**1.5]) == pytest.approx(1.5)
+    median, low, high = interval(np.array([1.0, 1.1, 1.2, 1.3, 5.0]))
+    assert 1.0 <= low <= median == 1.2 <= high <= 5.0
+
+
+def test_the_models_weights_are_counted() -> None:
+    """Against transformers' own layers, made without memory."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = MODELS["smollm2"]
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_size,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    linear = [m.weight.numel() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert sum(linear) == shape.trunk + shape.head
+
+
+def test_a_step_by_hand() -> None:
+    """One layer of width 2: 2 x 2 x (1 + 1) x 2 + 3 x 2 x 4 = 40 weights, a head of 10 x 2; 100 FLOP/s, 10 bytes/s."""
+    model, machine = Model(1, 2, 4, 1, 1, 2, 10), Machine(flops=100.0, bandwidth=10.0)
+    assert (model.trunk, model.head, model.kv_bytes) == (40, 20, 8)
+    assert model.forward(3) == 2 * 40 + 4 * 2 * 3
+    # two sequences: 2 x 2 x 60 / 100 = 2.4 s of arithmetic, (120 + 2 x 8 x (4 + 3)) / 10 = 23.2 s of reading, a step
+    assert decode(model, machine, sequences=2, prompt=4, length=6) == pytest.approx(6 * 23.2)
+    step = Step(prompts=1, group_size=2, prompt=4, length=6, views=1)
+    found = predict(model, machine, step)
+    assert found["head and loss"] == pytest.approx(12 * 6 * 20 / 100)
+    assert found["teacher, K views"] == pytest.approx((10 + 12) * model.forward(10) / 100)
+    assert found["teacher, K views unshared"] == pytest.approx(2 * (10 + 6) * model.forward(10) / 100)
+
+
+def test_made_up_batches_have_what_the_trainer_needs() -> None:
+    batch = lessons(groups=2, group_size=3, prompt=9, length=12, views=2, vocab=100)
+    assert len(batch) == 6
+    assert [view.role for view in batch[0].views] == ["plain", "success", "failure"]
+    assert batch[0].views == batch[2].views != batch[3].views
+    assert all(10 <= token < 100 for lesson in batch for token in lesson.token_ids)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_in_small(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--out", str(tmp_path / "gpu.json")]
+    subprocess.run(command, check=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["machine"]["left_out"] == []
+    assert {"OPSD", "OGLS-SD, K=2", "OGLS-SD, K=8"} <= {name.rsplit("/", 1)[1] for name in found["figures"]}
