@@ -52,7 +52,9 @@ def test_the_tokenizer_that_is_shipped_is_the_one_that_would_be_made(encoder: Pr
 
 
 def test_demonstrations_follow_from_the_seed_and_teach_completions_only(encoder: PromptEncoder):
-    first, second = (demonstrations.Demonstrations(encoder, demonstrations.Habits(), seed=3) for _ in range(2))
+    first, second = (
+        demonstrations.Demonstrations(encoder, demonstrations.Habits(), 3, list(Chains(size=50))) for _ in range(2)
+    )
     batch = next(first.batches(8, lots=2))
     assert batch == next(second.batches(8, lots=2))
     ids, targets = pretrain.padded(batch)

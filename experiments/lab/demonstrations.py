@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ogls.chains import PARENTHESES_FIRST, Chain, Chains, first_mistake
+from ogls.chains import PARENTHESES_FIRST, Chain, first_mistake
 from ogls.prompts import PromptEncoder
 from ogls.records import Problem
 
@@ -23,6 +23,9 @@ CHAINS = {"min_steps": 2, "max_steps": 3, "parentheses": 0.7}
 IDEAS = ("Calculate with care.", "Calculate from left to right.", "Copy the numbers with care.")
 IDEAS += ("The answer is the last result.", PARENTHESES_FIRST)
 PHRASES = ("What is ", "\\boxed{", "Calculate ", " again.", '{"quote": "', '", "idea": "', '{"idea": "', '"}', *IDEAS)
+
+PROBLEMS = [{"size": 13_000, "seed": 100 + part, **CHAINS} for part in range(3)]
+"""Of pre-training; one source holds no more."""
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompt ids, completion ids."""
@@ -56,11 +59,10 @@ class Habits:
 
 
 class Demonstrations:
-    """Endless demonstrations; the n-th is a function of the seed and of those before it."""
+    """Endless demonstrations on the chains of `problems`; the n-th is a function of the seed and of those before it."""
 
-    def __init__(self, encoder: PromptEncoder, habits: Habits, seed: int) -> None:
-        self.encoder, self.habits, self.rng = encoder, habits, random.Random(seed)
-        self.problems = [problem for part in range(3) for problem in Chains(size=13_000, seed=100 + part, **CHAINS)]
+    def __init__(self, encoder: PromptEncoder, habits: Habits, seed: int, problems: Sequence[Problem]) -> None:
+        self.encoder, self.habits, self.rng, self.problems = encoder, habits, random.Random(seed), problems
 
     def batches(self, size: int, lots: int = 16) -> Iterator[list[Example]]:
         """Batches of examples of about the same length: `lots` of them are drawn at once and sorted."""

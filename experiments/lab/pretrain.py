@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from demonstrations import CHAINS, PHRASES, Demonstrations, Example, Habits, terse
+from demonstrations import CHAINS, PHRASES, PROBLEMS, Demonstrations, Example, Habits, terse
 from tokenizers import Tokenizer, decoders, models
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
@@ -168,7 +168,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     tokenizer = make_tokenizer(prompts())
     model = make_model(tokenizer)
-    demonstrations = Demonstrations(PromptEncoder(prompts(), tokenizer), Habits(), options.seed)
+    problems = [problem for part in PROBLEMS for problem in Chains(**part)]
+    demonstrations = Demonstrations(PromptEncoder(prompts(), tokenizer), Habits(), options.seed, problems)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
     train(model, demonstrations.batches(options.batch), options.steps, options.rate, options.minutes)
     model.to(torch.bfloat16).save_pretrained(options.out)
