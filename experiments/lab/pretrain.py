@@ -65,7 +65,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             num_hidden_layers=4,
             num_attention_heads=8,
             num_key_value_heads=8,
-            max_position_embeddings=1024,
+            max_position_embeddings=4096,
             initializer_range=0.04,
             tie_word_embeddings=True,
             bos_token_id=None,
