@@ -7,8 +7,8 @@ gradient. That gradient with respect to the student's states is taken in the for
     z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three GEMMs a chunk
 
 The GEMMs run on chunks of tokens, the row passes (softmax, divergence, gradient) on tiles of a few rows that stay in
-the cache (see `blocking`), or compiled into one kernel for the whole chunk; the gradient overwrites the logits. Row
-statistics are fp32 (fp64 under a fp64 head).
+the cache (see `blocking`), one by one or compiled into few; the gradient overwrites the logits. Row statistics are fp32
+(fp64 under a fp64 head).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def chunked_divergence(
 
     hidden_student, hidden_target [tokens, hidden]; weight [vocab, hidden] and bias [vocab] of the frozen head. No
     gradient flows to the target. `clip` bounds each vocabulary summand (see `clip_terms`). `chunk_rows` overrides the
-    byte budget. `compiled` fuses the row passes by torch.compile: the same results to rounding, some three times as
-    fast on a CPU, after a build that takes half a minute once a machine and seconds once a process.
+    byte budget. `compiled` fuses the row passes by torch.compile: the same results to rounding in two thirds of their
+    time on a CPU, after a build that takes half a minute once a machine and seconds once a process.
 
     Returns the divergences [tokens] and, when `token_ids` [tokens] are given, the student's detached log-probs of those
     tokens at the same temperature.
@@ -71,15 +71,12 @@ def chunked_divergence(
             states_gap = targets[rows].to(values.dtype) - students[rows].to(values.dtype)
             apply_head(states_gap, weight, None, out=gaps)
             sampled = (None, None) if ids is None or logprobs is None else (ids[rows], logprobs[rows])
-            if compiled:
-                row_pass(logits, gaps, values[rows], *sampled)
-            else:
-                for_each_tile(row_pass, logits, gaps, values[rows], *sampled)
+            for_each_tile(row_pass, logits, gaps, values[rows], *sampled, compiled=compiled)
             # Where the student is its target all is 0, and rounding is all there would be: an optimiser that divides
             # by the gradient's size would make full steps of it.
-            reached = (states_gap == 0).all(-1)
-            values[rows].masked_fill_(reached, 0.0)
-            logits.masked_fill_(reached[:, None], 0.0)
+            reached = (states_gap == 0).all(-1).nonzero().squeeze(1)
+            values[rows].index_fill_(0, reached, 0.0)
+            logits.index_fill_(0, reached, 0.0)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
     values = attach(hidden_student, values[:num_tokens], gradient, temperature)
@@ -157,7 +154,7 @@ def chunked_logprobs(
 
 @cache
 def fused(row_pass: Callable[..., None]) -> Callable[..., None]:
-    """`row_pass` as one kernel for any number of rows."""
+    """`row_pass` as few compiled loops, for any number of rows."""
     build = torch.compile(row_pass)
 
     def run(*tensors: Tensor | None, **options: Any) -> None:
