@@ -65,7 +65,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with draft.open("wb") as file:
             archive = _Archive(file)
-            torch.save(checkpoint, archive)
+            torch.save(checkpoint, archive)  # pyright: ignore[reportArgumentType] - it needs `write` alone
             if archive.error is not None:
                 raise archive.error
             text = json.dumps(manifest(checkpoint)).encode()

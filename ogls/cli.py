@@ -55,7 +55,7 @@ class OglsCLI(LightningCLI):
     def before_fit(self) -> None:
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             self.datamodule.fit_follows = True
-            with self.trainer.logger.kept_open():
+            with self.trainer.logger.kept_open():  # pyright: ignore
                 self.trainer.validate(self.model, self.datamodule, verbose=False)
 
 
