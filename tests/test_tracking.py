@@ -257,6 +257,8 @@ def test_a_run_whose_server_was_away_is_replayed(
     assert run.data.params == {"lr": "1", "method": "ogls_sd", "seed": "0"}
     assert run.data.tags["purpose"] == "test"
     rows = read_rows(tmp_path / "away" / METRICS)
+    times = [int(row["time"] * 1000) for row in rows]
+    assert (run.info.start_time, run.info.end_time) == (times[0], times[-1])
     for metric in ("train/loss", "val/avg_at_4", "final/avg_at_4"):
         assert {row["step"]: row[metric] for row in rows if metric in row} == history(place, run, metric)
     with pytest.raises(ValueError, match=r"is no run's folder: metrics.jsonl is missing"):

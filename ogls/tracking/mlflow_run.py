@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ class MLflowRun:
         self.system_metrics = system_metrics
         self.run_id: str | None = None
         self.resumed = False  # goes on in the run of this id, or of this name where the id is not known
+        self.began = time.time()  # seconds; MLflow may hear of the run much later
         self._client: MlflowClient | None = None
         self._monitor: SystemMetricsMonitor | None = None
 
@@ -64,7 +66,8 @@ class MLflowRun:
             named = client.search_runs([experiment_id], f"run_name = '{self.name}'", max_results=1)
             self.run_id = named[0].info.run_id if named else None
         if self.run_id is None:
-            run = client.create_run(experiment_id, tags=resolve_tags(self.tags), run_name=self.name)
+            began, tags = int(self.began * 1000), resolve_tags(self.tags)
+            run = client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.name)
             self.run_id = run.info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
@@ -149,10 +152,10 @@ class MLflowRun:
         client, run_id = self.open()
         client.log_artifacts(run_id, str(folder), name)
 
-    def end(self, state: str) -> None:
-        """FINISHED, FAILED or KILLED; a later call takes the run up again."""
+    def end(self, state: str, seconds: float | None = None) -> None:
+        """FINISHED, FAILED or KILLED, now or at that time; a later call takes the run up again."""
         client, run_id = self.open()
         if self._monitor is not None:
             self._monitor.finish()
-        client.set_terminated(run_id, state)
+        client.set_terminated(run_id, state, None if seconds is None else int(seconds * 1000))
         self._client = self._monitor = None

@@ -23,15 +23,18 @@ def replay(folder: Path, tracking_uri: str) -> int:
     told = json.loads((folder / DESCRIPTION).read_text())
     run = MLflowRun(tracking_uri, told["experiment"], told["name"], told["tags"], system_metrics=False)
     run.resumed = True
+    known = read_rows(folder / METRICS)
+    if known:
+        run.began = known[0]["time"]
     run.params(told["params"])
     if (folder / CONFIG).is_file():
         run.text((folder / CONFIG).read_text(), CONFIG)
-    rows = run.missing(read_rows(folder / METRICS))
+    rows = run.missing(known)
     for row in rows:
         metrics = {name: value for name, value in row.items() if name not in ("step", "time")}
         run.metrics(metrics, int(row["step"]), row["time"])
-    finished = any(name.startswith("final/") for row in read_rows(folder / METRICS) for name in row)
-    run.end("FINISHED" if finished else "KILLED")
+    finished = any(name.startswith("final/") for row in known for name in row)
+    run.end("FINISHED" if finished else "KILLED", known[-1]["time"] if known else None)
     return len(rows)
 
 

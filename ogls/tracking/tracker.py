@@ -157,7 +157,8 @@ class Tracker(Logger):
             self.log_metrics({f"final/{k[4:]}": v for k, v in self._latest.items() if k.startswith("val/")})
         state = "FINISHED" if status == "success" else self._ending or "FAILED"
         box, self._outbox = self._outbox, None
-        box.put(lambda: self._run.end(state))
+        ended = time.time()
+        box.put(lambda: self._run.end(state, ended))
         box.close(_PATIENCE_LOCAL if self.tracking_uri.startswith("sqlite") else _PATIENCE_SERVER)
         print(f"\nRun {self.run_name} {state}; every metric is in {self.run_folder / METRICS}")
         if box.lost:
