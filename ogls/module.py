@@ -271,9 +271,7 @@ class SelfDistillation(LightningModule):
             meter.mean("alpha", alpha[taught[:, 0]])
             steer, alpha = steer * alpha[rows], 1.0
         weight, bias = self.policy.head
-        values = diagnostics(
-            student[rows], anchor[rows], steer, alpha, weight, bias, marker_ids=self._marker_ids
-        )
+        values = diagnostics(student[rows], anchor[rows], steer, alpha, weight, bias, marker_ids=self._marker_ids)
         for name, value in values.items():
             meter.mean(name, torch.tensor(value))
 

@@ -123,7 +123,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Inside, the trainable weights are those that training began with: an adapter of zeros, or the folder's values.
+        """Inside, the trainable weights are those training began with: an adapter of zeros, or the folder's values.
 
         Unlike `without_adapter` this is also seen by whoever copies weights or adapter, as engines do.
         """

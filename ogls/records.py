@@ -58,8 +58,8 @@ class Verdict:
 class Reflection:
     """What a reflector says of a rollout: the idea that a wrong one lacks, or that carries a right one.
 
-    `quote` is where a wrong rollout first goes wrong, and `span` its characters [start, end) in the rollout's text; None
-    where it could not be found there, and of a right rollout.
+    `quote` is where a wrong rollout first goes wrong, and `span` its characters [start, end) in the rollout's text;
+    None where it could not be found there, and of a right rollout.
     """
 
     idea: str
