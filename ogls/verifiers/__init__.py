@@ -1,6 +1,7 @@
 """Verifiers: is the answer that a text gives the right one?"""
 
-from ogls.verifiers.base import ByKind, Verifier
+from ogls.verifiers.base import Verifier
+from ogls.verifiers.by_kind import ByKind
 from ogls.verifiers.choice import ChoiceVerifier
 from ogls.verifiers.gold import unverifiable_gold, verify_gold
 from ogls.verifiers.math import MathVerifier
