@@ -177,22 +177,27 @@ class RolloutDataModule(LightningDataModule):
 
     def make_batch(self, version: int) -> Batch:
         """The batch of optimiser step `version`: a function of (seed, version, weights), whatever was made before."""
-        meter = Meter()
-        with meter.time("data"):
-            groups = self._groups(version, meter)
-            measured = summarise(groups)
-            if self.reflector is not None:
-                with meter.time("reflect"):
-                    groups, rates = self.reflector.reflect(groups, self._means(version), self.locator)
-                measured |= rates
-            with meter.time("lessons"):
-                lessons, counts = self._builder.build(groups)
+        meter = Meter("rollouts", version + 1)
+        groups = self._groups(version, meter)
+        measured = summarise(groups)
+        if self.reflector is not None:
+            with meter.time("reflect"):
+                groups, rates = self.reflector.reflect(groups, self._means(version), self.locator)
+            measured |= rates
+        with meter.time("lessons"):
+            lessons, counts = self._builder.build(groups)
         measured |= counts
         metrics = meter.metrics() | {f"train/{name}": value for name, value in measured.items()}
         if "time/generate" in metrics:
             tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
             metrics["speed/generate_tokens_per_s"] = tokens / max(metrics["time/generate"], 1e-9)
-        return Batch(lessons=lessons, policy_version=version, groups=tuple(groups), metrics=metrics)
+        return Batch(
+            lessons=lessons,
+            policy_version=version,
+            groups=tuple(groups),
+            metrics=metrics,
+            intervals=tuple(meter.intervals),
+        )
 
     def _groups(self, version: int, meter: Meter) -> list[RolloutGroup]:
         problems = self.ranks.share(self._problems_of(version // self.updates_per_rollout))
@@ -268,7 +273,8 @@ class RolloutDataModule(LightningDataModule):
         # The same seed at every validation: what differs between two of them is the policy.
         seed = derive(self.seed, name, int(with_solution))
         own, prompts = self.ranks.share(problems), self.ranks.share(prompts)
-        groups = self._sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, Meter())
+        meter = Meter("rollouts", self._module.policy_version)  # a validation is timed as a whole
+        groups = self._sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, meter)
         yield self.ranks.joined(groups)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What one optimiser step measures of itself: sums, means over tokens, and seconds a phase."""
+"""What one optimiser step measures of itself: sums, means over tokens, and when each phase ran."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from ogls.records import Interval, Lane
+
+_EPOCH = time.time() - time.perf_counter()  # when the clock that never jumps stood at 0
+
 
 class Meter:
-    """Collects over micro-batches; `metrics` names means and sums ``train/...`` and phases ``time/...`` (seconds)."""
+    """Collects over micro-batches; `metrics` names means and sums ``train/...`` and phases ``time/...`` (seconds).
 
-    def __init__(self) -> None:
+    Phases do not contain one another; `intervals` says when they ran, for the timeline of optimiser step `step`.
+    """
+
+    def __init__(self, lane: Lane, step: int) -> None:
+        self._lane: Lane = lane
+        self._step = step
         self._sums: dict[str, float] = defaultdict(float)
         self._means: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self._seconds: dict[str, float] = defaultdict(float)
+        self.intervals: list[Interval] = []
 
     def add(self, name: str, value: float) -> None:
         self._sums[name] += value
@@ -32,9 +41,13 @@ class Meter:
         try:
             yield
         finally:
-            self._seconds[phase] += time.perf_counter() - start
+            start, end = _EPOCH + start, _EPOCH + time.perf_counter()
+            self.intervals.append(Interval(lane=self._lane, phase=phase, step=self._step, start=start, end=end))
 
     def metrics(self) -> dict[str, float]:
         means = {name: total / count for name, (total, count) in self._means.items() if count}
         values = {f"train/{name}": value for name, value in (self._sums | means).items()}
-        return values | {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
+        for interval in self.intervals:
+            name = f"time/{interval.phase}"
+            values[name] = values.get(name, 0.0) + interval.end - interval.start
+        return values

@@ -148,7 +148,8 @@ class SelfDistillation(LightningModule):
         """Batches are text and token ids; tensors are made micro-batch by micro-batch."""
         return batch
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One update; returns the `intervals` of its step."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert self.policy_version == self.trainer.global_step, (self.policy_version, self.trainer.global_step)
         assert 0 <= self.policy_version - batch.policy_version < data.updates_per_rollout
@@ -180,11 +181,13 @@ class SelfDistillation(LightningModule):
             "train/alpha": self.steering.alpha_at(self.policy_version - 1),
         }
         self.log_dict(measured | ranks.averaged({**batch.metrics, **meter.metrics()}), batch_size=1)
+        made_for_it = [interval for interval in batch.intervals if interval.step == self.policy_version]
+        return {"intervals": made_for_it + meter.intervals}
 
     def _accumulate(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[Meter, float]:
         """Gradients and loss of the step. Where memory runs out, the same step in micro-batches of half the size."""
         while True:
-            meter, loss = Meter(), 0.0
+            meter, loss = Meter("training", self.policy_version + 1), 0.0
             self.zero_grad()
             try:
                 for part in micro_batches(lessons, self.tokens_per_micro_batch):

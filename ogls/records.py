@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["plain", "success", "failure", "idea"]
+Lane = Literal["rollouts", "training"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +150,21 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """When a phase of optimiser step `step` (1 the first) ran, in seconds since the epoch.
+
+    Its lane is the half of the step that it belongs to: text becomes ``rollouts``, tensors are ``training``. Intervals
+    of one lane do not overlap.
+    """
+
+    lane: Lane
+    phase: str
+    step: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Everything one optimiser step learns from, and what was measured while it was made."""
 
@@ -156,3 +172,4 @@ class Batch:
     policy_version: int
     groups: tuple[RolloutGroup, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+    intervals: tuple[Interval, ...] = ()

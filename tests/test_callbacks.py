@@ -19,6 +19,7 @@ from tiny import STEPS, Tiny, TinyData, trainer
 from ogls.callbacks import RichProgress
 from ogls.callbacks.progress import describe, phases
 from ogls.checkpoint import write
+from ogls.tracking.files import read_trace
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,11 @@ def client() -> MlflowClient:
     return MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
 
 
+def trace() -> list[tuple[int, str]]:
+    (folder,) = Path("runs").iterdir()
+    return [(interval.step, interval.phase) for interval in read_trace(folder / "trace.json")]
+
+
 def runs() -> list[Run]:
     return client().search_runs([e.experiment_id for e in client().search_experiments()])
 
@@ -61,6 +67,11 @@ def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
     assert caught.value.code == 143
     assert [run.info.status for run in runs()] == ["KILLED"]
     assert [row["step"] for row in rows()] == [1, 2]
+    (folder,) = Path("runs").iterdir()
+    with (folder / "trace.json").open("a") as file:  # what a kill in the third step may leave
+        file.write(
+            '{"ph": "X", "name": "student", "pid": 0, "tid": 1, "ts": 1, "dur": 1, "args": {"step": 3}},\n{"ph": "X"'
+        )
 
     model = Tiny()
     trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
@@ -70,6 +81,10 @@ def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
     history = client().get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, 2 * STEPS + 1))
     assert [row["step"] for row in rows() if "train/loss" in row] == list(range(1, 2 * STEPS + 1))
+    assert [step for step, phase in trace() if phase == "student"] == list(range(1, 2 * STEPS + 1))
+    assert [step for step, phase in trace() if phase == "validate"] == [STEPS, 2 * STEPS]
+    events = json.loads((folder / "trace.json").read_text().removesuffix(",\n") + "]")  # the format's own closing
+    assert {event["tid"] for event in events} == {0, 1}
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
 
 

@@ -26,7 +26,7 @@ from ogls.objective import Distillation, Likelihood, Objective
 from ogls.policy_gradient import GRPO
 from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
 from ogls.prompts import Prompts
-from ogls.records import Batch
+from ogls.records import Batch, Interval
 from ogls.selection import UpToError
 from ogls.steering import OutcomeSteering, Unsteered
 from ogls.teacher import EMA, Live
@@ -243,6 +243,31 @@ class SaveAt(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.file)
+
+
+class Intervals(Callback):
+    def __init__(self) -> None:
+        self.steps: list[list[Interval]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.steps.append(outputs["intervals"])
+
+
+def test_the_phases_of_a_step_follow_one_another(tiny_model: Path, tmp_path: Path):
+    seen = Intervals()
+    model = module(tiny_model, objective=Distillation(importance_cap=2.0))
+    fit(tiny_model, tmp_path, model, callbacks=[seen], updates_per_rollout=2)
+    first, second = seen.steps
+    rollouts, training = (
+        ["sync", "generate", "grade", "lessons"],
+        ["teacher", "student", "diagnostics", "student", "optimizer"],
+    )
+    assert [interval.phase for interval in first] == rollouts + training
+    assert [interval.phase for interval in second] == training  # on the same rollouts
+    for number, step in enumerate(seen.steps, 1):
+        assert all(interval.step == number for interval in step)
+        assert all((interval.lane == "rollouts") == (interval.phase in rollouts) for interval in step)
+        assert all(a.start <= a.end <= b.start for a, b in zip(step, step[1:], strict=False))
 
 
 def test_a_run_goes_on_bitwise_from_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path):

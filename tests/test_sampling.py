@@ -66,10 +66,13 @@ def test_phases_are_timed(tiny_model: Path):
     start, _ = moved(tiny_model, Lora(rank=4, alpha=8))
     encoder = PromptEncoder(Prompts(system=""), load_tokenizer(tiny_model))
     module: Any = SimpleNamespace(policy=start, policy_version=0, folder=tiny_model)
-    problem, meter = Problem(id="p", text="What is 1+1?", answer="2"), Meter()
+    problem, meter = Problem(id="p", text="What is 1+1?", answer="2"), Meter("rollouts", 1)
     with GradingPool(ByKind()) as pool:
         sampler = Sampler(TransformersEngine(), module, encoder, pool, 200)
         (group,) = sampler.rollouts([problem], [encoder.student(problem)], 2, GREEDY, 0, meter)
     first, second = group.rollouts
     assert first.completion == second.completion
-    assert meter.metrics().keys() == {"time/sync", "time/generate", "time/grade"}
+    assert [interval.phase for interval in meter.intervals] == ["sync", "generate", "grade"]
+    assert all(a.end <= b.start for a, b in zip(meter.intervals, meter.intervals[1:], strict=False))
+    lengths = {f"time/{interval.phase}": interval.end - interval.start for interval in meter.intervals}
+    assert meter.metrics() == lengths

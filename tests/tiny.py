@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
 from ogls.checkpoint import SoundCheckpoints
 from ogls.problems.base import ProblemSource
-from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+from ogls.records import Completion, Interval, Problem, Rollout, RolloutGroup, Verdict
 from ogls.tracking import Tracker
 
 STEPS = 4  # an epoch
@@ -92,7 +92,7 @@ class Tiny(LightningModule):
         torch.nn.init.zeros_(self.policy.weight)
         self.rises = rises
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
         assert int(batch) == self.trainer.global_step
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -101,6 +101,8 @@ class Tiny(LightningModule):
         self.during.get(self.trainer.global_step, lambda: None)()
         self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
         print(f"stepped {self.trainer.global_step}", flush=True)
+        at = float(self.trainer.global_step)
+        return {"intervals": [Interval(lane="training", phase="student", step=int(at), start=at, end=at + 0.5)]}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         time.sleep(self.trainer.datamodule.seconds)  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint
-from ogls.records import RolloutGroup
+from ogls.records import Interval, RolloutGroup
 from ogls.tracking import Tracker
 
 
 class RunRecorder(Callback):
-    """Ties the run to the `Tracker`: data, what each validation showed, and going on in the same MLflow run.
+    """Ties the run to the `Tracker`: data, timeline, what each validation showed, going on in the same MLflow run.
 
     Lightning moves the checkpoint callbacks to the end, so this one decides on the run's folder before they look at it.
     """
@@ -53,6 +54,19 @@ class RunRecorder(Callback):
             trainer.logger.hold_folder()  # not earlier: a checkpoint may say which it is
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        if isinstance(trainer.logger, Tracker):
+            trainer.logger.log_intervals(outputs["intervals"])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.time()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.logger, Tracker):
+            step = trainer.global_step
+            whole = Interval(lane="training", phase="validate", step=step, start=self._began, end=time.time())
+            trainer.logger.log_intervals([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows: list[dict[str, Any]] = []

@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from ogls.records import Interval, Lane
 
 METRICS = "metrics.jsonl"  # a row a line: step, time, metrics
+TRACE = "trace.json"  # when each phase ran; for https://ui.perfetto.dev and chrome://tracing too
 CONFIG = "config.yaml"  # the resolved configuration
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
+
+
+_LANES: tuple[Lane, ...] = get_args(Lane)
+TRACE_HEAD = "[\n" + "".join(
+    json.dumps({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": lane}}) + ",\n"
+    for number, lane in enumerate(_LANES)
+)
+
+
+def trace_lines(intervals: Iterable[Interval]) -> str:
+    """Complete events in Chrome's JSON array format, whose closing bracket may be missing: the file can be added to."""
+    events = (
+        {
+            "ph": "X",
+            "name": i.phase,
+            "pid": 0,
+            "tid": _LANES.index(i.lane),
+            "ts": round(1e6 * i.start),
+            "dur": round(1e6 * (i.end - i.start)),
+            "args": {"step": i.step},
+        }
+        for i in intervals
+    )
+    return "".join(json.dumps(event) + ",\n" for event in events)
+
+
+def read_trace(file: Path) -> list[Interval]:
+    """The intervals of trace.json. A last line that a kill has cut short is left out."""
+    events = [json.loads(line.removesuffix(",")) for line in file.read_text().split("\n")[1:-1]]
+    return [
+        Interval(
+            lane=_LANES[event["tid"]],
+            phase=event["name"],
+            step=event["args"]["step"],
+            start=1e-6 * event["ts"],
+            end=1e-6 * (event["ts"] + event["dur"]),
+        )
+        for event in events
+        if event["ph"] == "X"
+    ]
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -24,6 +67,11 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Replaces the file by these rows, at once."""
+    replace_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def replace_text(file: Path, text: str) -> None:
+    """The file holds what it held, or all of `text`."""
     draft = file.with_name(f".{file.name}.draft")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft.write_text(text)
     draft.replace(file)

@@ -21,8 +21,20 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from ogls.problems.base import ProblemSource
+from ogls.records import Interval
 from ogls.run_lock import RunLock
-from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows, write_rows
+from ogls.tracking.files import (
+    CONFIG,
+    DESCRIPTION,
+    METRICS,
+    TRACE,
+    TRACE_HEAD,
+    read_rows,
+    read_trace,
+    replace_text,
+    trace_lines,
+    write_rows,
+)
 from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.outbox import Outbox
 
@@ -122,7 +134,7 @@ class Tracker(Logger):
     def _record(self, row: Mapping[str, float], at: int) -> None:
         seconds = time.time()
         self._latest.update(row)
-        self._write({"step": at, "time": round(seconds, 3), **row})
+        self._append(METRICS, json.dumps({"step": at, "time": round(seconds, 3), **row}) + "\n")
         self._box.put(lambda: self._run.metrics(row, at, seconds))
 
     def _keep(self, name: str, text: str) -> None:
@@ -132,13 +144,13 @@ class Tracker(Logger):
         except OSError as error:
             self._box.lose(f"{name}: {error}")
 
-    def _write(self, line: Mapping[str, float | int]) -> None:
+    def _append(self, name: str, text: str, head: str = "") -> None:
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-            with (self.run_folder / METRICS).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            with (self.run_folder / name).open("a") as file:
+                file.write(text if file.tell() else head + text)
         except OSError as error:  # a full disk does not end a run here
-            self._box.lose(f"{METRICS}: {error}")
+            self._box.lose(f"{name}: {error}")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -198,13 +210,16 @@ class Tracker(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
-        """Takes the rows of steps after `step` out of metrics.jsonl: they are about to be made again.
+        """Takes the rows of steps after `step` out of metrics.jsonl and trace.json: they are about to be made again.
 
         `row` is what `step` itself measured; it is added if the file lacks it.
         """
         file = self.run_folder / METRICS
         rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
         write_rows(file, rows)
+        trace = self.run_folder / TRACE
+        if trace.exists():
+            replace_text(trace, TRACE_HEAD + trace_lines(i for i in read_trace(trace) if i.step <= step))
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
             self._record({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
 
@@ -259,6 +274,11 @@ class Tracker(Logger):
             columns = list(rows[0])
             cells = [[row[column] for column in columns] for row in rows[:_ROWS_LIMIT]]
             self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
+
+    @rank_zero_only
+    def log_intervals(self, intervals: Sequence[Interval]) -> None:
+        """When phases ran, for the timeline; in the run's folder only."""
+        self._append(TRACE, trace_lines(intervals), TRACE_HEAD)
 
     @rank_zero_only
     def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:
