@@ -11,7 +11,7 @@ from torch import Tensor
 from ogls.divergence import ForwardKL, JensenShannon, ReverseKL
 from ogls.mixture import Mixture
 from ogls.objective import Distillation, Likelihood, States, Term
-from ogls.policy_gradient import GRPO, Shaping
+from ogls.policy_gradient import GRPO, Scaled, Shifted
 from ogls.records import Lesson, View
 from ogls.topk import TopK
 
@@ -61,7 +61,8 @@ OBJECTIVES = [
     Distillation(JensenShannon(), support=TopK(3, "union")),
     Likelihood(),
     GRPO(temperature=1.2),
-    GRPO(shaping=Shaping()),
+    GRPO(shaping=Scaled()),
+    GRPO(shaping=Shifted()),
 ]
 
 
@@ -184,8 +185,8 @@ def test_missing_states_are_named() -> None:
         Distillation(importance_cap=2.0)(replace(states, old_logprobs=None))
     with pytest.raises(ValueError, match="GRPO needs advantages and the sampler's log-probs"):
         GRPO()(replace(states, old_logprobs=None))
-    with pytest.raises(ValueError, match="Shaping needs the states of target and anchor"):
-        GRPO(shaping=Shaping())(replace(states, hidden_anchor=None))
+    with pytest.raises(ValueError, match="shaping needs the states of target and anchor"):
+        GRPO(shaping=Scaled())(replace(states, hidden_anchor=None))
 
 
 @pytest.mark.parametrize(

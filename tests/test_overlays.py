@@ -13,7 +13,7 @@ from ogls.cli import build
 from ogls.divergence import JensenShannon
 from ogls.mixture import Mixture
 from ogls.objective import Distillation, Likelihood
-from ogls.policy_gradient import GRPO, Shaping
+from ogls.policy_gradient import GRPO, Shifted
 from ogls.privilege import PeerOutcomes, Several, ShortSuccesses, SuccessfulPeer, Unprivileged
 from ogls.selection import AllTokens
 from ogls.steering import OutcomeContrast, OutcomeSteering, TrustRegionSteering, Unsteered
@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"privilege": PEERS, "advantage": GroupRelative()},
     ),
     "rlcsd": (
-        {"objective": GRPO(shaping=Shaping()), "steering": OutcomeContrast()},
+        {"objective": GRPO(shaping=Shifted()), "steering": OutcomeContrast()},
         {"privilege": PeerOutcomes(max_peers=1, exclude_self=True, learn_successes=True), "advantage": GroupRelative()},
     ),
     "srpo": (

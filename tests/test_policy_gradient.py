@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ogls.objective import States
-from ogls.policy_gradient import GRPO, Shaping
+from ogls.policy_gradient import GRPO, Scaled, Shifted
 from tests.test_objective import gradient_of, make_states, student_logprobs
 
 
@@ -78,31 +81,48 @@ def test_a_token_that_has_become_a_thousand_times_likelier_stays_finite() -> Non
     assert torch.isfinite(gradient_of(loss, states)).all()
 
 
-def test_the_teacher_sizes_advantages_and_never_turns_them() -> None:
+def test_evidence_is_the_log_ratio_of_target_and_anchor_at_the_sampled_token() -> None:
     states = near(make_states())
-    shaping = Shaping(strength=0.5, clip=0.2)
-    shaped, evidence = shaping(states, states.advantages, 1.0)
 
     def logprobs(hidden: Tensor) -> Tensor:
         return sampled(replace(states, hidden_student=hidden))
 
-    expected = logprobs(states.hidden_target) - logprobs(states.hidden_anchor)
-    torch.testing.assert_close(evidence, expected)
-    size = (states.advantages.sign() * expected).exp().clamp(0.8, 1.2)
-    torch.testing.assert_close(shaped, states.advantages * (0.5 + 0.5 * size))
-    assert (shaped.sign() == states.advantages.sign()).all()
-    loss, extras = GRPO(shaping=shaping)(states)
-    plain, _ = GRPO()(replace(states, advantages=shaped))
-    torch.testing.assert_close(loss, plain)
-    torch.testing.assert_close(extras["evidence"], expected)
+    evidence = logprobs(states.hidden_target) - logprobs(states.hidden_anchor)
+    for shaping in (Scaled(), Shifted(scale=0.5)):
+        loss, extras = GRPO(shaping=shaping)(states)
+        torch.testing.assert_close(extras["evidence"], evidence)
+        plain, _ = GRPO()(replace(states, advantages=shaping(states.advantages, evidence)))
+        torch.testing.assert_close(loss, plain)
+
+
+def test_a_scaled_advantage_by_hand() -> None:
+    advantages, evidence = torch.tensor([1.0, 1.0, -1.0, -2.0, 0.0]), torch.tensor([0.1, 5.0, 0.1, -9.0, 1.0])
+    expected = [0.5 + 0.5 * math.exp(0.1), 1.1, -(0.5 + 0.5 * math.exp(-0.1)), -2.2, 0.0]
+    torch.testing.assert_close(Scaled(strength=0.5, clip=0.2)(advantages, evidence), torch.tensor(expected))
+
+
+def test_a_shifted_advantage_by_hand() -> None:
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.3, -0.3, 0.0, 1.0])
+    evidence = torch.tensor([9.0, -9.0, 9.0, -9.0, -9.0, 9.0, 9.0, 0.02 * math.atanh(0.03)])
+    expected = [1.5, 0.5, -0.5, -1.5, 0.0, 0.0, 0.0, 1.0]  # the last step is 0.015, below the threshold
+    torch.testing.assert_close(Shifted()(advantages, evidence), torch.tensor(expected))
+
+
+@given(st.floats(-3, 3), st.floats(-5, 5))
+def test_the_teacher_never_turns_an_advantage(advantage: float, evidence: float) -> None:
+    for shaping in (Scaled(), Shifted()):
+        shaped = shaping(torch.tensor([advantage]), torch.tensor([evidence])).item()
+        assert shaped * advantage >= 0.0
+        assert advantage != 0.0 or shaped == 0.0
 
 
 def test_without_strength_or_where_nobody_read_anything_the_advantage_is_the_groups() -> None:
     states = near(make_states())
     plain, _ = GRPO()(states)
+    unread = replace(states, hidden_target=states.hidden_anchor)
     for unshaped in (
-        GRPO(shaping=Shaping(strength=0.0))(states),
-        GRPO(shaping=Shaping())(replace(states, hidden_target=states.hidden_anchor)),
+        *(GRPO(shaping=shaping)(states) for shaping in (Scaled(strength=0.0), Shifted(strength=0.0))),
+        *(GRPO(shaping=shaping)(unread) for shaping in (Scaled(), Shifted())),
     ):
         torch.testing.assert_close(unshaped[0], plain, rtol=1e-12, atol=1e-12)
 
@@ -113,8 +133,9 @@ def test_without_strength_or_where_nobody_read_anything_the_advantage_is_the_gro
         (lambda: GRPO(clip_low=1.0), "clip_low in"),
         (lambda: GRPO(clip_high=0.0), "clip_high > 0"),
         (lambda: GRPO(temperature=0.0), "temperature > 0, got temperature=0.0"),
-        (lambda: Shaping(strength=1.5), "strength in \\[0, 1\\], got 1.5"),
-        (lambda: Shaping(clip=0.0), "clip in \\(0, 1\\), got 0.0"),
+        (lambda: Scaled(strength=1.5), "strength in \\[0, 1\\], got 1.5"),
+        (lambda: Scaled(clip=0.0), "clip in \\(0, 1\\), got 0.0"),
+        (lambda: Shifted(scale=0.0), "scale > 0 .* got 0.5, 0.0 and 0.02"),
     ],
 )
 def test_parameters_out_of_range(make, message: str) -> None:
