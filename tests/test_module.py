@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def test_the_phases_of_a_step_follow_one_another(tiny_model: Path, tmp_path: Pat
     for number, step in enumerate(seen.steps, 1):
         assert all(interval.step == number for interval in step)
         assert all((interval.lane == "rollouts") == (interval.phase in rollouts) for interval in step)
-        assert all(a.start <= a.end <= b.start for a, b in zip(step, step[1:], strict=False))
+        assert all(a.start <= a.end <= b.start for a, b in pairwise(step))
 
 
 def test_a_run_goes_on_bitwise_from_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path):

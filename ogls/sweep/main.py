@@ -45,6 +45,9 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
     attempts.reclaim(study)
     record = StudyRecord(settings, study, created)
     worker = Worker(sweep, settings, study, record)
+    for trial in attempts.latest(study):
+        if trial.state.is_finished():  # MLflow may have been away when it was
+            worker.settle(trial)
     stopped = True
     try:
         worker.work(_wanted(settings, study))

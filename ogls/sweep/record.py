@@ -12,8 +12,10 @@ from typing import Any
 from optuna import Study
 
 from ogls.sweep.definition import Settings
+from ogls.tracking.files import DESCRIPTION
 from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.outbox import Outbox
+from ogls.tracking.replay import replay
 
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 20.0  # seconds that are waited for MLflow at begin and end
 
@@ -54,14 +56,17 @@ class StudyRecord:
         """MLflow's; None while it cannot be reached, and the trials' runs then stand beside the parent."""
         return self._run.run_id
 
-    def settle(self, run_name: str, number: int, state: str, outcome: str) -> None:
-        """What became of a trial: its run's `state` in MLflow, which a killed process could not say itself, its number
-        as a parameter, and Optuna's word for it as a tag."""
+    def settle(self, folder: Path, number: int, state: str, outcome: str) -> None:
+        """What became of a trial's run in `folder`: its `state` in MLflow, which a killed process could not say itself,
+        its number as a parameter, and Optuna's word for it as a tag. What MLflow lacks of it is added from there."""
 
         def call() -> None:
             client, parent = self._run.open()
             experiment = client.get_run(parent).info.experiment_id
-            where = f"tags.`mlflow.runName` = '{run_name}'"
+            where = f"tags.`mlflow.runName` = '{folder.name}'"
+            known = client.search_runs([experiment], where)
+            if (folder / DESCRIPTION).is_file() and all(run.info.status == "RUNNING" for run in known):
+                replay(folder, self._run.uri)
             for run in client.search_runs([experiment], where):
                 client.log_param(run.info.run_id, "trial", number)
                 client.set_tag(run.info.run_id, "outcome", outcome)
@@ -70,9 +75,14 @@ class StudyRecord:
 
         self._put(call)
 
-    def progress(self, values: dict[str, float], step: int) -> None:
-        seconds = time.time()
-        self._put(lambda: self._run.metrics(values, step, seconds))
+    def progress(self, values: dict[str, float], step: int, seconds: float) -> None:
+        """Metrics of the parent at a time, unless it has them."""
+
+        def call() -> None:
+            for _ in self._run.missing([{**values, "step": step, "time": seconds}]):
+                self._run.metrics(values, step, seconds)
+
+        self._put(call)
 
     def file(self, path: Path) -> None:
         """An artifact."""

@@ -132,19 +132,25 @@ class Worker:
     # ---- what came of it ----
 
     def _after(self, study: Study, trial: FrozenTrial) -> None:
-        number = attempts.original(trial)
-        goes_on = attempts.goes_on(study, trial)
-        outcome = "INTERRUPTED" if goes_on else trial.state.name
+        outcome = self.settle(trial)
         shown = ", ".join(f"{value:.4f}" for value in trial.values or []) or trial.user_attrs.get(WHY, "")
         print(f"trial {trial.number}: {outcome.lower()}, {shown}", flush=True)
+        for run in self._runs(attempts.original(trial), {}) if trial.state != TrialState.FAIL else ():
+            run.tidy()
+
+    def settle(self, trial: FrozenTrial) -> str:
+        """Tells MLflow, and the caller, what became of a trial; more than once does no harm."""
+        number = attempts.original(trial)
+        goes_on = attempts.goes_on(self.study, trial)
+        outcome = "INTERRUPTED" if goes_on else trial.state.name
         for run in self._runs(number, {}):
-            self.record.settle(run.name, number, "KILLED" if goes_on else _OUTCOMES[trial.state], outcome)
-            if trial.state != TrialState.FAIL:
-                run.tidy()
+            self.record.settle(run.folder, number, "KILLED" if goes_on else _OUTCOMES[trial.state], outcome)
         if trial.state == TrialState.COMPLETE:
             names = ["accuracy", self.settings.against]
             values = {f"trial/{name}": value for name, value in zip(names, trial.values, strict=False)}
-            self.record.progress(values, number)
+            assert trial.datetime_complete is not None
+            self.record.progress(values, number, trial.datetime_complete.timestamp())
+        return outcome
 
 
 def _shown(params: dict[str, object]) -> str:

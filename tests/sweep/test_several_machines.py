@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -69,15 +70,11 @@ def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: py
         assert attempts.original(study.trials[1]) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_two_workers_share_a_study(tmp_path: Path) -> None:
-    port = free_port()
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a dozen processes that nothing here needs
+@contextmanager
+def mlflow_server(place: Path, port: int, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    folders = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", f"{tmp_path}/files"]
-    server = subprocess.Popen([*command, *folders], cwd=tmp_path, env=environment)
+    folders = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", f"{place}/files"]
+    server = subprocess.Popen([*command, *folders], cwd=place, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 280
         while time.monotonic() < deadline:
@@ -85,6 +82,26 @@ def test_two_workers_share_a_study(tmp_path: Path) -> None:
                 if tried.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.5)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """Without MLflow's dozen processes for jobs, which nothing here needs."""
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return {**os.environ, "PYTHONPATH": str(HERE), **settings}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_two_workers_share_a_study(tmp_path: Path, environment: dict[str, str]) -> None:
+    port = free_port()
+    with mlflow_server(tmp_path, port, environment):
         with proxy(tmp_path) as url:
             given = ["--n-trials", "8", "--storage", url, "--tracking-uri", f"http://127.0.0.1:{port}"]
             arguments = [sys.executable, "-c", WORKER, *given, "--", "--seconds", "0.5"]
@@ -105,6 +122,36 @@ def test_two_workers_share_a_study(tmp_path: Path) -> None:
         (parent,) = client.search_runs([experiment.experiment_id], "tags.method = 'sweep'")
         assert parent.info.status == "FINISHED"
         assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"plots.html", "trials.csv"}
-    finally:
-        server.terminate()
-        server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_server_that_leaves_in_mid_study(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Costs the study nothing; the same command, once the server is back, gives MLflow what the study came to."""
+    port = free_port()
+    given = ["--n-trials", "8", "--tracking-uri", f"http://127.0.0.1:{port}"]
+    arguments = [sys.executable, "-c", WORKER, *given, "--", "--seconds", "0.5"]
+    with mlflow_server(tmp_path, port, environment) as server:
+        worker = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        made = tmp_path / "steps.txt"
+        while not made.exists() or len(made.read_text().splitlines()) < 10:
+            time.sleep(0.1)
+        os.killpg(server.pid, signal.SIGKILL)
+        told, _ = worker.communicate()
+    assert worker.returncode == 0
+    assert "MLflow lacks" in told
+    study = optuna.load_study(study_name="stub", storage=f"sqlite:///{tmp_path}/sweeps.db")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 8
+    steps = made.read_text()
+    with mlflow_server(tmp_path, port, environment):
+        subprocess.run(arguments, cwd=tmp_path, env=environment, check=True)
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        experiment = client.get_experiment_by_name("sweeps")
+        assert experiment is not None
+        (parent,) = client.search_runs([experiment.experiment_id], "tags.method = 'sweep'")
+        assert parent.info.status == "FINISHED"
+        assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"plots.html", "trials.csv"}
+        values = client.get_metric_history(parent.info.run_id, "trial/accuracy")
+        assert sorted({value.step for value in values}) == list(range(8))
+    assert made.read_text() == steps, "no run was made again"
