@@ -10,6 +10,7 @@ with something else that was measured to be more than ten times as slow.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,27 +22,49 @@ from torch import Tensor
 from ogls.sizes import rounded_up
 
 # Bytes of all logits buffers of a chunk. Fewer rows cost time on a CPU: each product reads and repacks the head anew
-# (three products of 512 rows at |V| = 49,152: 112 ms at once, 175 ms in halves).
-CHUNK_BYTES = {"cpu": 100 << 20, "cuda": 1 << 30}
-# Bytes of one fp32 tile, of which about five are alive at a time. On a CPU these have to fit into a core's cache, not
-# so where the passes are compiled into few; on a GPU a tile has to be worth its launches (not measured yet).
-TILE_BYTES = {"cpu": 3 << 16, "cuda": 1 << 28}
-COMPILED_TILE_BYTES = {"cpu": 3 << 20, "cuda": 1 << 30}
+# (512 rows at |V| = 49,152 on one core: 90 ms in one chunk of 96 MiB, 100 ms in two of 48, 170 ms in four).
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}
+# Bytes of one fp32 tile, of which about five are alive at a time, three where the passes are compiled. On a CPU these
+# have to fit into a core's cache; on a GPU a tile has to be worth its launches (not measured yet).
+TILE_BYTES = {"cpu": 3 << 17, "cuda": 1 << 28}
+COMPILED_TILE_BYTES = {"cpu": 3 << 18, "cuda": 1 << 30}
 
 
-def chunks(
-    num_tokens: int, weight: Tensor, num_buffers: int, chunk_rows: int | None
-) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Slices of the tokens, each with the same `num_buffers` logits buffers [rows, vocab] in the head's dtype.
+def chunks(num_tokens: int, weight: Tensor, num_buffers: int, chunk_rows: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the tokens, each with the same logits buffers [num_buffers, rows, vocab] as one, in the head's dtype.
 
     `weight` is the head [vocab, hidden]; `chunk_rows` overrides the byte budget. All but the last have a rounded number
-    of rows (`ogls.sizes`).
+    of rows (`ogls.sizes`). The buffers serve the next call, too: one loss at a time.
     """
     fits = max(1, CHUNK_BYTES[weight.device.type] // (num_buffers * len(weight) * weight.element_size()))
     rows = chunk_rows or min(fits, rounded_up(even_rows(num_tokens, fits), weight.device))
-    buffers = [weight.new_empty(rows, len(weight)) for _ in range(num_buffers)]
+    buffers = scratch(num_buffers * rows * len(weight), weight)
     for block in blocks(num_tokens, rows):
-        yield block, tuple(buffer[: block.stop - block.start] for buffer in buffers)
+        size = num_buffers, block.stop - block.start, len(weight)
+        yield block, buffers[: math.prod(size)].view(size)
+
+
+class Kept(threading.local):
+    """The scratch memory of a thread."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+
+KEPT = Kept()
+
+
+def scratch(size: int, like: Tensor) -> Tensor:
+    """[size], of `like`'s dtype and device, with any content.
+
+    On a CPU it is kept between calls: to get 96 MiB from the system anew takes half as long as the loss's products.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(size)
+    num_bytes = size * like.element_size()
+    if KEPT.memory.nbytes < num_bytes:
+        with torch.inference_mode(False):  # usable in and out of it
+            KEPT.memory = torch.empty(num_bytes, dtype=torch.uint8)
+    return KEPT.memory[:num_bytes].view(like.dtype)
 
 
 def for_each_tile(

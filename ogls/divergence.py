@@ -21,14 +21,15 @@ from torch import Tensor
 LARGE = 80.0
 
 
-def log_mixture_ratio(u: Tensor, weight: float) -> Tensor:
-    """log m - log p_S = log(1 - weight + weight e^u), m = (1 - weight) p_S + weight p_T. Exactly 0 at u = 0.
+def mixture_ratio(u: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """m / p_S = 1 - weight + weight e^u with u at most LARGE, and log m - log p_S for any u; 1 and 0 at u = 0, exactly.
 
-    By exp and log: expm1 and log1p are several times as slow on a CPU, for digits that the sums over v do not keep.
+    m = (1 - weight) p_S + weight p_T. By exp and log: expm1 and log1p are several times as slow on a CPU, for digits
+    that the sums over v do not keep.
     """
     low = u.clamp(max=LARGE)
-    mixture = torch.lerp(u.new_ones(()), low.exp(), weight)
-    return mixture.log_().add_(u - low)
+    ratio = torch.lerp(u.new_ones(()), low.exp(), weight)
+    return ratio, ratio.log().add_(u - low)
 
 
 class Divergence(ABC):
@@ -70,7 +71,7 @@ class JensenShannon(Divergence):
             raise ValueError(f"JensenShannon needs 0 < beta < 1, got beta={self.beta}")
 
     def terms(self, ps: Tensor, pt: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        k = log_mixture_ratio(u, self.beta)
+        _, k = mixture_ratio(u, self.beta)
         ph = ps * k
         ph *= self.beta - 1.0
         return torch.addcmul(ph, pt, u - k, value=self.beta), ph
@@ -90,9 +91,8 @@ class SkewKL(Divergence):
             raise ValueError(f"SkewKL needs 0 <= skew < 1, got skew={self.skew}")
 
     def terms(self, ps: Tensor, pt: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        k = log_mixture_ratio(u, self.skew)
-        ph = torch.exp(-k)
-        ph *= pt
+        ratio, k = mixture_ratio(u, self.skew)
+        ph = pt / ratio
         ph *= self.skew - 1.0
         return pt * (u - k), ph
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ogls.blocking import chunks, for_each_tile
 from ogls.divergence import Divergence, clip_terms
-from ogls.kernels import accumulation_dtype, apply_head, attach, check_states, softmax_with_normaliser
+from ogls.kernels import accumulation_dtype, attach, check_states, logits_and_gaps, softmax_with_normaliser
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,12 @@ def chunked_topk_divergence(
         topk_tile, divergence=divergence, support=support, temperature=temperature, clip=clip, one_sided=one_sided
     )
     with torch.no_grad():
-        for rows, (logits, gaps) in chunks(len(values), weight, 2, chunk_rows):
-            apply_head(hidden_student[rows], weight, bias, out=logits)
-            states_gap = hidden_target[rows].to(values.dtype) - hidden_student[rows].to(values.dtype)
-            apply_head(states_gap, weight, None, out=gaps)
+        for rows, buffers in chunks(len(values), weight, 2, chunk_rows):
+            reached = logits_and_gaps(hidden_student[rows], hidden_target[rows], weight, bias, out=buffers)
+            logits, gaps = buffers
             for_each_tile(tile_pass, logits, gaps, token_ids[rows], values[rows], logprobs[rows])
-            # As in `chunked_divergence`: what has reached its target is left alone by rounding too.
-            reached = (states_gap == 0).all(-1)
-            values[rows].masked_fill_(reached, 0.0)
-            logits.masked_fill_(reached[:, None], 0.0)
+            values[rows].index_fill_(0, reached, 0.0)
+            logits.index_fill_(0, reached, 0.0)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
     return attach(hidden_student, values, gradient, temperature), logprobs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ogls import blocking
-from ogls.blocking import blocks, chunks, even_rows, for_each_tile
+from ogls.blocking import blocks, chunks, even_rows, for_each_tile, scratch
 
 
 @given(st.integers(0, 500), st.integers(0, 60))
@@ -29,7 +29,19 @@ def test_chunks_keep_to_their_budget_and_reuse_their_buffers(monkeypatch: pytest
     made = list(chunks(23, torch.zeros(13, 5, dtype=torch.float64), 2, None))
     assert [(rows.start, rows.stop) for rows, _ in made] == [(0, 8), (8, 16), (16, 23)]
     assert [tuple(len(buffer) for buffer in buffers) for _, buffers in made] == [(8, 8), (8, 8), (7, 7)]
-    assert len({buffers[0].data_ptr() for _, buffers in made}) == 1
+    assert all(buffers.is_contiguous() for _, buffers in made)  # one product can fill all
+    assert len({buffers.data_ptr() for _, buffers in made}) == 1
+
+
+def test_scratch_is_kept_for_the_next_call() -> None:
+    with torch.inference_mode():
+        first = scratch(1000, torch.zeros(1)).data_ptr()
+    smaller = scratch(1600, torch.zeros(1, dtype=torch.bfloat16))
+    assert smaller.data_ptr() == first
+    assert smaller.dtype == torch.bfloat16
+    smaller += 1.0  # though made in inference mode
+    with ThreadPoolExecutor(1) as others:
+        assert others.submit(lambda: scratch(1000, torch.zeros(1)).data_ptr()).result() != first
 
 
 @pytest.fixture(params=[1, 3])

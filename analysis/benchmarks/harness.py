@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import torch
 
+from ogls.blocking import KEPT
+
 WARM_UP = 2
 Side = Callable[[], object]
 
@@ -74,8 +76,9 @@ def status_kib(field: str) -> int:
 
 
 def peak_mib(side: Callable[[], object]) -> float:
-    """Highest resident memory during a second call, over what was held before it (Linux)."""
+    """Highest resident memory during a second call, over what was held before it, scratch memory included (Linux)."""
     side()
+    KEPT.memory = torch.empty(0, dtype=torch.uint8)
     before = status_kib("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the old high-water mark

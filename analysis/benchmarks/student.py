@@ -56,7 +56,7 @@ def full_logits_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
             compute_full_logit_self_distillation_loss,
         )
 
-        return compute_full_logit_self_distillation_loss(log_p, log_q, 0.0).mean()
+        return compute_full_logit_self_distillation_loss(log_p, log_q, distillation_alpha=0.0).mean()
     return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
 
 
