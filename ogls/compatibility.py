@@ -12,8 +12,29 @@ if TYPE_CHECKING:
     from ogls.steering import Steering
 
 
+def check_data(data: RolloutDataModule) -> None:
+    """Counts, and what privilege and selection need of the text half."""
+    for name in ("group_size", "problems_per_step", "steps_per_epoch", "updates_per_rollout", "grading_workers"):
+        if getattr(data, name) < 1:
+            raise ValueError(f"data.{name} must be at least 1, got {getattr(data, name)}")
+    reader, needed = type(data.privilege).__name__, data.privilege.min_group_size
+    if data.group_size < needed:
+        raise ValueError(
+            f"{reader} contrasts rollouts of one group: data.group_size must be at least {needed}, "
+            f"got {data.group_size}"
+        )
+    if data.privilege.needs_reflector and data.reflector is None:
+        raise ValueError(f"{reader} reads reflections: set data.reflector")
+    if data.selection.needs_error and data.locator is None and data.reflector is None:
+        raise ValueError(f"{type(data.selection).__name__} needs an error locator: set data.locator")
+    if data.privilege.samples_rollouts and data.engine is None:
+        raise ValueError(f"{reader} learns from rollouts: set data.engine")
+
+
 def check_method(objective: Objective, steering: Steering, data: RolloutDataModule) -> None:
     """Privilege, steering and objective: what one needs, another has to give, and nothing is given in vain."""
+    if data.one_step_off:
+        _check_one_step_off(data)
     learner, reader = type(objective).__name__, type(data.privilege).__name__
     roles = sorted(data.privilege.roles)
     if objective.needs_teacher:
@@ -29,11 +50,24 @@ def check_method(objective: Objective, steering: Steering, data: RolloutDataModu
     if objective.needs_advantage != (data.advantage is not None):
         needs = "needs" if objective.needs_advantage else "makes no use of"
         raise ValueError(f"{learner} {needs} advantages: set data.advantage")
-    if data.updates_per_rollout > 1 and not objective.corrects_staleness:
+    if data.max_staleness and not objective.corrects_staleness:
+        cause = "one_step_off" if data.one_step_off else "updates_per_rollout"
         raise ValueError(
-            f"data.updates_per_rollout is {data.updates_per_rollout}, so rollouts are off-policy: "
-            "set model.objective.importance_cap"
+            f"data.{cause} is {getattr(data, cause)}, so rollouts are off-policy: set model.objective.importance_cap"
         )
+
+
+def _check_one_step_off(data: RolloutDataModule) -> None:
+    if data.updates_per_rollout > 1:
+        raise ValueError(
+            f"data.one_step_off makes every batch anew: data.updates_per_rollout is {data.updates_per_rollout}"
+        )
+    if data.ranks.size > 1:
+        raise ValueError(f"data.one_step_off is for one device, got {data.ranks.size}")
+    if not data.privilege.samples_rollouts:
+        raise ValueError(f"{type(data.privilege).__name__} samples nothing ahead: set data.one_step_off to false")
+    if data.reflector is not None and data.reflector.needs_start_weights:
+        raise ValueError("data.one_step_off samples from one version at a time: set data.reflector.weights to student")
 
 
 def check_monitors(monitors: Iterable[str | None], samples: int) -> None:

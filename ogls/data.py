@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
+from torch import Tensor
 
 from ogls.advantage import Advantage
+from ogls.compatibility import check_data
 from ogls.engine.base import RolloutEngine, Sampling
+from ogls.engine.process import EngineProcess
 from ogls.grading import GradingPool
 from ogls.lessons import LessonBuilder
 from ogls.meter import Meter
+from ogls.one_step_off import OneStepOff
 from ogls.privilege import PeerOutcomes, Privilege
-from ogls.problems import ProblemSource
+from ogls.problems import ProblemSource, drawn
 from ogls.prompts import PromptEncoder, Prompts
 from ogls.ranks import Ranks
-from ogls.records import Batch, Problem, RolloutGroup
+from ogls.records import Batch, RolloutGroup
 from ogls.reflection import Means, Reflector
 from ogls.sampling import Evaluation, Sampler, summarise
 from ogls.seeds import derive
@@ -66,6 +69,8 @@ class RolloutDataModule(LightningDataModule):
         steps_per_epoch: optimiser steps an epoch; validation comes at its end.
         updates_per_rollout: optimiser steps on the same rollouts. Above 1 they are off-policy, and the objective needs
             an importance cap.
+        one_step_off: sample the rollouts of the next step while a step trains, with the weights that it began with, by
+            an engine in a process of its own. They are one update stale, and the objective needs an importance cap.
         context_length: prompt and rollout together.
         grading_workers: processes that verify answers.
         seed: order of the problems and seeds of the rollouts.
@@ -91,45 +96,30 @@ class RolloutDataModule(LightningDataModule):
         problems_per_step: int = 32,
         steps_per_epoch: int = 10,
         updates_per_rollout: int = 1,
+        one_step_off: bool = False,
         context_length: int = 2048,
         grading_workers: int = 1,
         seed: int = 0,
         predict_file: str = "rollouts.jsonl",
     ) -> None:
         super().__init__()
-        counts = {
-            "group_size": group_size,
-            "problems_per_step": problems_per_step,
-            "steps_per_epoch": steps_per_epoch,
-            "updates_per_rollout": updates_per_rollout,
-            "grading_workers": grading_workers,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}")
-        if group_size < privilege.min_group_size:
-            raise ValueError(
-                f"{type(privilege).__name__} contrasts rollouts of one group: data.group_size must be at least "
-                f"{privilege.min_group_size}, got {group_size}"
-            )
-        if privilege.needs_reflector and reflector is None:
-            raise ValueError(f"{type(privilege).__name__} reads reflections: set data.reflector")
-        if selection.needs_error and locator is None and reflector is None:
-            raise ValueError(f"{type(selection).__name__} needs an error locator: set data.locator")
-        if engine is None and privilege.samples_rollouts:
-            raise ValueError(f"{type(privilege).__name__} learns from rollouts: set data.engine")
+        if one_step_off and engine is not None:
+            engine = EngineProcess(engine)
         self.train_problems, self.val_problems, self.test_problems = train, val, test or val
         self.prompts, self.engine, self.privilege, self.reflector = prompts, engine, privilege, reflector
         self.selection, self.advantage, self.locator, self.verifier = selection, advantage, locator, verifier
         self.sampling, self.evaluation = sampling, evaluation
         self.group_size, self.problems_per_step, self.steps_per_epoch = group_size, problems_per_step, steps_per_epoch
         self.updates_per_rollout, self.context_length, self.seed = updates_per_rollout, context_length, seed
-        self.predict_file = predict_file
+        self.one_step_off, self.predict_file = one_step_off, predict_file
+        self.grading_workers = grading_workers
+        check_data(self)
         self.pool = GradingPool(verifier, workers=grading_workers)
         self.ranks = Ranks()  # the module says who we are, before anything is sampled
         self.fit_follows = False  # a validation that comes before training checks for both
         self._checked: set[str] = set()
         self._last: Batch | None = None
+        self._weights: dict[str, Tensor] | None = None  # of a checkpoint
 
     # ---- set-up: everything that can be wrong is found here, before weights are loaded ----
 
@@ -170,19 +160,36 @@ class RolloutDataModule(LightningDataModule):
     def _training_batches(self) -> Iterator[Batch]:
         # After a stop in mid-epoch Lightning asks for the rest of the epoch only.
         for _ in range(self._module.policy_version % self.steps_per_epoch, self.steps_per_epoch):
-            version = self._module.policy_version
-            if self._last is None or version - self._last.policy_version >= self.updates_per_rollout:
-                self._last = self.make_batch(version - version % self.updates_per_rollout)
+            step = self._module.policy_version
+            if self.one_step_off:
+                assert self.trainer is not None
+                self._last = self._ahead.take(step, step + 1 < self.trainer.estimated_stepping_batches)
+            elif self._last is None or step % self.updates_per_rollout == 0:
+                self._last = self.make_batch(step - step % self.updates_per_rollout)
             yield self._last
 
-    def make_batch(self, version: int) -> Batch:
-        """The batch of optimiser step `version`: a function of (seed, version, weights), whatever was made before."""
-        meter = Meter("rollouts", version + 1)
-        groups = self._groups(version, meter)
+    @property
+    def max_staleness(self) -> int:
+        """Updates that may lie between the weights that sample rollouts and those that learn from them."""
+        return 1 if self.one_step_off else self.updates_per_rollout - 1
+
+    def make_batch(self, step: int, sampler: Sampler | None = None) -> Batch:
+        """The batch of optimiser step `step`: a function of (seed, step, weights), whatever was made before.
+
+        The weights are those that `sampler` holds, or else the policy's present ones.
+        """
+        meter = Meter("rollouts", step + 1)
+        if sampler is None and self.privilege.samples_rollouts:
+            sampler = self._sampler
+            with meter.time("sync"):
+                sampler.hold(self._module.policy_version)
+        groups = self._groups(step, sampler, meter)
         measured = summarise(groups)
         if self.reflector is not None:
+            ask, seed = (sampler or self._sampler).replies, self._seed_of("reflections", step)
             with meter.time("reflect"):
-                groups, rates = self.reflector.reflect(groups, self._means(version), self.locator)
+                means = Means(encoder=self.encoder, ask=ask, seed=seed)
+                groups, rates = self.reflector.reflect(groups, means, self.locator)
             measured |= rates
         with meter.time("lessons"):
             lessons, counts = self._builder.build(groups)
@@ -193,29 +200,26 @@ class RolloutDataModule(LightningDataModule):
             metrics["speed/generate_tokens_per_s"] = tokens / max(metrics["time/generate"], 1e-9)
         return Batch(
             lessons=lessons,
-            policy_version=version,
+            policy_version=step if sampler is None else sampler.version,
             groups=tuple(groups),
             metrics=metrics,
             intervals=tuple(meter.intervals),
         )
 
-    def _groups(self, version: int, meter: Meter) -> list[RolloutGroup]:
-        problems = self.ranks.share(self._problems_of(version // self.updates_per_rollout))
+    def _groups(self, step: int, sampler: Sampler | None, meter: Meter) -> list[RolloutGroup]:
+        draw = step // self.updates_per_rollout
+        problems = self.ranks.share(drawn(self.train_problems, self.problems_per_step, draw, self.seed))
         prompts = [self.encoder.student(problem) for problem in problems]
-        if self.privilege.samples_rollouts:
-            seed = self._seed_of("rollouts", version)
-            return self._sampler.rollouts(problems, prompts, self.group_size, self.sampling, seed, meter)
+        if sampler is not None:
+            seed = self._seed_of("rollouts", step)
+            return sampler.rollouts(problems, prompts, self.group_size, self.sampling, seed, meter)
         return [
-            RolloutGroup(problem=problem, prompt_ids=prompt, rollouts=(), policy_version=version)
+            RolloutGroup(problem=problem, prompt_ids=prompt, rollouts=(), policy_version=step)
             for problem, prompt in zip(problems, prompts, strict=True)
         ]
 
-    def _means(self, version: int) -> Means:
-        seed = self._seed_of("reflections", version)
-        return Means(encoder=self.encoder, ask=self._sampler.replies, seed=seed)
-
-    def _seed_of(self, purpose: str, version: int) -> int:
-        return derive(self.seed, purpose, version, *([self.ranks.rank] if self.ranks.rank else []))
+    def _seed_of(self, purpose: str, step: int) -> int:
+        return derive(self.seed, purpose, step, *([self.ranks.rank] if self.ranks.rank else []))
 
     @property
     def _builder(self) -> LessonBuilder:
@@ -237,14 +241,15 @@ class RolloutDataModule(LightningDataModule):
         length = max(self.context_length, 0 if self.reflector is None else self.reflector.context_length)
         return Sampler(self.engine, self._module, self.encoder, self.pool, length)
 
-    def _problems_of(self, draw: int) -> list[Problem]:
-        """Problems draw*n ... draw*n + n-1 of an endless sequence of shuffled passes over the training set."""
-        size, first = len(self.train_problems), draw * self.problems_per_step
-        orders: dict[int, list[int]] = {}
-        for lap in range(first // size, (first + self.problems_per_step - 1) // size + 1):
-            orders[lap] = random.Random(derive(self.seed, "order", lap)).sample(range(size), size)
-        positions = range(first, first + self.problems_per_step)
-        return [self.train_problems[orders[p // size][p % size]] for p in positions]
+    @cached_property
+    def _ahead(self) -> OneStepOff:
+        return OneStepOff(self.make_batch, self._sampler, self._module.policy, self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self._ahead.weights} if "_ahead" in self.__dict__ else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._weights = state_dict["weights"]
 
     # ---- evaluation: one call of the engine for the whole set ----
 
@@ -274,6 +279,9 @@ class RolloutDataModule(LightningDataModule):
         seed = derive(self.seed, name, int(with_solution))
         own, prompts = self.ranks.share(problems), self.ranks.share(prompts)
         meter = Meter("rollouts", self._module.policy_version)  # a validation is timed as a whole
+        if "_ahead" in self.__dict__:
+            self._ahead.settle()
+        self._sampler.hold(self._module.policy_version)
         groups = self._sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, meter)
         yield self.ranks.joined(groups)
 
@@ -283,3 +291,4 @@ class RolloutDataModule(LightningDataModule):
         if self.engine is not None:
             self.engine.close()
             self.__dict__.pop("_sampler", None)
+            self.__dict__.pop("_ahead", None)

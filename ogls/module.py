@@ -152,7 +152,8 @@ class SelfDistillation(LightningModule):
         """One update; returns the `intervals` of its step."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert self.policy_version == self.trainer.global_step, (self.policy_version, self.trainer.global_step)
-        assert 0 <= self.policy_version - batch.policy_version < data.updates_per_rollout
+        staleness = self.policy_version - batch.policy_version
+        assert 0 <= staleness <= data.max_staleness, (self.policy_version, batch.policy_version)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         terms = [term for _, term in self.objective.terms]
         ranks = data.ranks
@@ -177,6 +178,7 @@ class SelfDistillation(LightningModule):
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/skipped": float(not finite),
+            "train/staleness": float(staleness),
             "train/learning_rate": scheduler.get_last_lr()[0],
             "train/alpha": self.steering.alpha_at(self.policy_version - 1),
         }

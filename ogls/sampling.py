@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,10 @@ class Evaluation:
 
 
 class Sampler:
-    """Samples from the module's policy. The engine is started here, and takes new weights when there are some."""
+    """Samples from the module's policy, as it was when the engine was last told to `hold` it. The engine starts here.
+
+    `version` is that of the weights that are sampled from.
+    """
 
     def __init__(
         self,
@@ -51,9 +55,27 @@ class Sampler:
         pool: GradingPool,
         context_length: int,
     ) -> None:
-        self._engine, self._module, self._encoder, self._pool = EngineGuard(engine), module, encoder, pool
-        self._engine.start(module.folder, context_length)
-        self._engine.load(module.policy, module.policy_version)
+        self._guard, self._module, self._encoder, self._pool = EngineGuard(engine), module, encoder, pool
+        self._engine: EngineGuard | RolloutEngine = self._guard
+        self._held: int | None = None  # the version that the engine has; a frozen reply changes it
+        self.version = 0
+        self._guard.start(module.folder, context_length)
+
+    def hold(self, version: int) -> None:
+        """What follows is sampled from the policy's present weights, which are of this version."""
+        if self._held != version:
+            self._guard.load(self._module.policy, version)
+        self.version = self._held = version
+
+    def beside(self) -> Sampler:
+        """The same for a thread beside the training: an engine that fails is not rebuilt there, but raises."""
+        made = copy(self)
+        made._engine = self._guard.engine
+        return made
+
+    def rebuild(self, reason: Exception) -> None:
+        """A new engine, with the policy's present weights under the version that it had."""
+        self._guard.rebuild(reason)
 
     def rollouts(
         self,
@@ -64,10 +86,7 @@ class Sampler:
         seed: int,
         meter: Meter,
     ) -> list[RolloutGroup]:
-        """`n` graded rollouts of every prompt, from the present weights."""
-        version = self._module.policy_version
-        with meter.time("sync"):
-            self._hold(version)
+        """`n` graded rollouts of every prompt."""
         with meter.time("generate"):
             completions = self._engine.generate(prompts, sampling, n, seed)
         with meter.time("grade"):
@@ -82,7 +101,7 @@ class Sampler:
                     Rollout(completion=completion, text=text, verdict=next(verdicts))
                     for completion, text in zip(group, group_texts, strict=True)
                 ),
-                policy_version=version,
+                policy_version=self.version,
             )
             for problem, prompt, group, group_texts in zip(problems, prompts, completions, texts, strict=True)
         ]
@@ -90,17 +109,16 @@ class Sampler:
     def replies(
         self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, frozen: bool
     ) -> list[Completion]:
-        """One completion of every prompt, from the present weights or, `frozen`, from those that training began with.
+        """One completion of every prompt, from the weights held or, `frozen`, from those that training began with.
 
-        The latter are the weights of version 0, and the engine holds them under that number.
+        The latter are the weights of version 0, and the engine has them under that number.
         """
+        version = 0 if frozen else self.version
         with self._module.policy.at_start() if frozen else nullcontext():
-            self._hold(0 if frozen else self._module.policy_version)
+            if self._held != version:
+                self._guard.load(self._module.policy, version)
+                self._held = version
             return [completion for (completion,) in self._engine.generate(prompts, sampling, 1, seed)]
-
-    def _hold(self, version: int) -> None:
-        if self._engine.version != version:
-            self._engine.load(self._module.policy, version)
 
 
 def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from ogls.chains import Chain
 from ogls.engine.base import RolloutEngine, Sampling
@@ -24,7 +24,7 @@ class ScriptedEngine(RolloutEngine):
     then keeps the old weights, the others at a `generate`.
     """
 
-    samples_policy: ClassVar[bool] = False
+    samples_policy = False
 
     def __init__(self, script: Script, faults: Mapping[int, Fault] | None = None) -> None:
         self.script, self.faults = script, dict(faults or {})

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync")
+_PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
 
 class RichProgress(ProgressBar):

@@ -50,8 +50,11 @@ class RolloutEngine(ABC):
     that the order is kept, that the prompts fit and that the completions can be true is seen to here.
     """
 
-    samples_policy: ClassVar[bool] = True
+    samples_policy: bool = True
     """Completions and log-probs come from the policy's weights: False for an engine that follows a script."""
+
+    copies_policy: ClassVar[bool] = True
+    """`load` copies weights: False for an engine that samples with the policy itself, and so has to wait for it."""
 
     _context_length: int | None = None
     _version: int | None = None

@@ -25,9 +25,9 @@ class EngineGuard:
     """`start`, `load` and `generate` of an engine, such that what comes back was sampled from the policy's weights.
 
     The engine has failed if it raises (ValueError aside: that is a setting or a prompt that cannot work), gives what no
-    engine may give, takes longer than `patience`, or if its first draw after a load differs from the policy by more
-    than `max_gap` (see `ogls.engine.canary`). It is then closed, started and loaded again, and the same completions are
-    asked for with the same seed; if it fails again, EngineFailed.
+    engine may give, takes longer than `patience`, or if what it draws after a load differs from the policy by more than
+    `max_gap` (see `ogls.engine.canary`; the first load is checked when there are prompts). It is then closed, started
+    and loaded again, and the same completions are asked for with the same seed; if it fails again, EngineFailed.
 
     Args:
         engine: to be watched.
@@ -38,7 +38,7 @@ class EngineGuard:
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.03) -> None:
         self.engine, self.patience, self.max_gap = engine, patience or PATIENCE, max_gap
         self._canaries: list[Sequence[int]] = []  # always the same prompts
-        self._to_check = False
+        self._checked = False
 
     def start(self, folder: Path, context_length: int) -> None:
         self._folder, self._context_length = folder, context_length
@@ -52,11 +52,7 @@ class EngineGuard:
         except ValueError:
             raise
         except Exception as error:
-            self._rebuild(error)
-
-    @property
-    def version(self) -> int:
-        return self.engine.version
+            self.rebuild(error)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
@@ -68,7 +64,7 @@ class EngineGuard:
         except ValueError:
             raise
         except Exception as error:
-            self._rebuild(error)
+            self.rebuild(error)
         try:
             return self._generate(prompts, sampling, n, seed)
         except Exception as error:
@@ -77,17 +73,10 @@ class EngineGuard:
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        if self._to_check and self.engine.samples_policy:
-            if not self._canaries:
-                self._canaries, self._canary_tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
-            with self._watched("comparing the engine with the policy"):
-                gap = logprob_gap(self.engine, self._policy, self._canaries, self._canary_tokens)
-            if not gap <= self.max_gap:
-                raise RuntimeError(
-                    f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
-                    f"{self.max_gap} at most"
-                )
-        self._to_check = False
+        if not self._canaries:
+            self._canaries, self._canary_tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
+        if not self._checked:
+            self._check()
         with self._watched("generating"):
             return self.engine.generate(prompts, sampling, n, seed)
 
@@ -96,9 +85,23 @@ class EngineGuard:
             self.engine.load(self._policy, self._version)
         if self.engine.version != self._version:
             raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {self._version}")
-        self._to_check = True
+        self._checked = False
+        if self._canaries:
+            self._check()
 
-    def _rebuild(self, reason: Exception) -> None:
+    def _check(self) -> None:
+        if self.engine.samples_policy:
+            with self._watched("comparing the engine with the policy"):
+                gap = logprob_gap(self.engine, self._policy, self._canaries, self._canary_tokens)
+            if not gap <= self.max_gap:
+                raise RuntimeError(
+                    f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
+                    f"{self.max_gap} at most"
+                )
+        self._checked = True
+
+    def rebuild(self, reason: Exception) -> None:
+        """Start the engine anew with the weights that the policy has now, as the version that it was loaded with."""
         print(f"The engine failed and is rebuilt: {_described(reason)}", file=sys.stderr, flush=True)
         with suppress(Exception), self._watched("closing the engine"):  # it is broken: whatever it says now
             self.engine.close()

@@ -23,6 +23,8 @@ class TransformersEngine(RolloutEngine):
     Draws are a function of the prompts, the seed and `batch_size`.
     """
 
+    copies_policy = False
+
     def __init__(self, batch_size: int = 64) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -1,7 +1,7 @@
 """Where problems come from."""
 
-from ogls.problems.base import ProblemSource
+from ogls.problems.base import ProblemSource, drawn
 from ogls.problems.reasoning_gym import ReasoningGym
 from ogls.problems.tables import Columns, HubProblems, JsonlProblems
 
-__all__ = ["Columns", "HubProblems", "JsonlProblems", "ProblemSource", "ReasoningGym"]
+__all__ = ["Columns", "HubProblems", "JsonlProblems", "ProblemSource", "ReasoningGym", "drawn"]

@@ -55,6 +55,11 @@ class Reflector(ABC):
         """Tokens that a prompt and its reply take at most; 0 for a reflector that asks no language model."""
         return 0
 
+    @property
+    def needs_start_weights(self) -> bool:
+        """Whether it asks the weights that training began with."""
+        return False
+
     @abstractmethod
     def answer(self, cases: Sequence[Case], means: Means) -> tuple[list[Reflection | None], dict[str, float]]:
         """One reflection for each case, None where there is none to be had, and what was measured on the way."""

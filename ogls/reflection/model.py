@@ -57,6 +57,10 @@ class ModelReflector(Reflector):
     def context_length(self) -> int:
         return self.prompt_tokens + self.sampling.max_tokens
 
+    @property
+    def needs_start_weights(self) -> bool:
+        return self.weights == "frozen"
+
     def answer(self, cases: Sequence[Case], means: Means) -> tuple[list[Reflection | None], dict[str, float]]:
         counts: Counter[str] = Counter()
         prompts = {}

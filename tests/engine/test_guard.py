@@ -49,7 +49,7 @@ def test_an_engine_that_fails_once_is_rebuilt_and_gives_the_same(
     expected = guarded(tiny_model, {})[0].generate(PROMPTS, SAMPLING, 2, seed=9)
     guard, engine = guarded(tiny_model, {0: fault})
     assert guard.generate(PROMPTS, SAMPLING, 2, seed=9) == expected
-    assert (engine.starts, engine.loads, guard.version) == (2, [4, 4], 4)
+    assert (engine.starts, engine.loads, engine.version) == (2, [4, 4], 4)
     assert said in capfd.readouterr().err
     failing, _ = guarded(tiny_model, {0: fault, 1: fault})
     with pytest.raises(EngineFailed, match=f"failed again after it was rebuilt: .*{said}"):
@@ -58,8 +58,8 @@ def test_an_engine_that_fails_once_is_rebuilt_and_gives_the_same(
 
 @pytest.mark.fault("weights in the engine are not the policy's")
 def test_an_engine_that_keeps_old_weights_is_rebuilt(tiny_model: Path) -> None:
-    guard, engine = guarded(tiny_model, {0: "stale"})
-    assert (engine.starts, engine.loads, guard.version) == (2, [4, 4], 4)
+    _, engine = guarded(tiny_model, {0: "stale"})
+    assert (engine.starts, engine.loads, engine.version) == (2, [4, 4], 4)
     with pytest.raises(EngineFailed, match=r"could not be rebuilt: .*holds version 3 of the weights, not 4"):
         guarded(tiny_model, {0: "stale", 1: "stale"})
 

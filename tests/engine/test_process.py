@@ -1,0 +1,109 @@
+"""An engine in a process of its own: the same completions, and an end of that process for every end of this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ogls.engine.base import RolloutEngine, Sampling
+from ogls.engine.guard import EngineGuard
+from ogls.engine.process import EngineProcess
+from ogls.lora import Lora
+from ogls.model import load_tokenizer
+from ogls.policy import Policy
+from tests.scripted import ChainEngine
+
+SAMPLING = Sampling(max_tokens=40)
+
+
+class Reading(ChainEngine):
+    """Says of the weights that it was given what their sum is, as a log-prob would: in an error."""
+
+    def _load(self, policy: Policy) -> None:
+        if policy.lora is not None:
+            total = sum(float(value.double().abs().sum()) for _, value in policy.merged_weights())
+            raise ValueError(f"{total:.6f}")
+
+
+@pytest.fixture
+def prompts(tiny_model: Path) -> list[list[int]]:
+    return [load_tokenizer(tiny_model)(text)["input_ids"] for text in ("What is 12+8-9?", "What is 3*4+5?")]
+
+
+@pytest.fixture
+def beside(tiny_model: Path) -> Iterator[EngineProcess]:
+    engine = EngineProcess(ChainEngine())
+    engine.start(tiny_model, 256)
+    yield engine
+    engine.close()
+
+
+def completions(engine: RolloutEngine, prompts: list[list[int]], policy: Policy) -> object:
+    engine.load(policy, 3)
+    assert engine.version == 3
+    return engine.generate(prompts, SAMPLING, 3, seed=7)
+
+
+def test_it_gives_what_the_engine_gives(beside: EngineProcess, tiny_model: Path, prompts: list[list[int]]) -> None:
+    policy, here = Policy(tiny_model, lora=Lora(rank=4), dtype="float32"), ChainEngine()
+    here.start(tiny_model, 256)
+    assert completions(beside, prompts, policy) == completions(here, prompts, policy)
+
+
+def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
+    policy = Policy(tiny_model, lora=Lora(rank=4), dtype="float32")
+    torch.manual_seed(0)
+    for p in policy.trainable().values():
+        p.data += torch.randn_like(p)
+    engine = EngineProcess(Reading())
+    engine.start(tiny_model, 256)
+    total = sum(float(value.double().abs().sum()) for _, value in policy.merged_weights())
+    with pytest.raises(ValueError, match=f"{total:.6f}"):  # an error there is the same error here
+        engine.load(policy, 0)
+    engine.close()
+
+
+@pytest.mark.fault("engine dies")
+def test_a_process_that_was_killed_is_rebuilt(
+    tiny_model: Path, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = EngineProcess(ChainEngine())
+    guard = EngineGuard(engine)
+    guard.start(tiny_model, 256)
+    guard.load(Policy(tiny_model), 0)
+    expected = guard.generate(prompts, SAMPLING, 2, seed=1)
+    assert engine._process is not None
+    os.kill(engine._process.pid, signal.SIGKILL)
+    assert guard.generate(prompts, SAMPLING, 2, seed=1) == expected
+    engine.close()
+    assert "the engine's process has ended" in capfd.readouterr().err
+
+
+@pytest.mark.fault("kill -9 of the trainer")
+def test_it_ends_with_the_trainer(tiny_model: Path) -> None:
+    script = f"""
+    import os
+    from pathlib import Path
+    from ogls.engine.process import EngineProcess
+    from tests.scripted import ChainEngine
+
+    engine = EngineProcess(ChainEngine())
+    engine.start(Path({str(tiny_model)!r}), 256)
+    print(engine._process.pid, flush=True)
+    os.kill(os.getpid(), 9)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    stat, deadline = Path(f"/proc/{int(done.stdout)}/stat"), time.monotonic() + 60
+    while stat.exists() and stat.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert time.monotonic() < deadline
