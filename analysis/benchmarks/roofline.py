@@ -8,6 +8,7 @@ A phase takes as long as the slower of its arithmetic and its memory traffic, at
 
     trunk, forward       2 P + 2 L w c FLOP a token       P weights without embeddings, L layers, w = heads x head size,
                                                           c mean tokens attended to (causal: half of the length)
+                         on a CPU, also L times a layer's elementwise work, as long as its products
     student              forward, gradient of the states (as much again), and once more with gradient checkpointing;
                          a frozen base has no weight gradients
     head and loss        three products of 2 V d FLOP a distilled token, one more pass of V values over the cache
@@ -72,11 +73,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Machine:
-    """FLOP/s of bf16 products as they are reached, bytes/s of memory, and seconds an elementwise value of the loss."""
+    """FLOP/s of bf16 products as they are reached, bytes/s of memory, and seconds of elementwise work: of the loss on
+    one value, of a layer on one token."""
 
     flops: float
     bandwidth: float
     row_value: float = 0.0
+    layer_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ MACHINES = {"h100": Machine(flops=5.5e14, bandwidth=2.7e12), "h200": Machine(flo
 
 
 def trunk(model: Model, machine: Machine, tokens: float, context: float, passes: float = 1.0) -> float:
-    return passes * tokens * model.forward(context) / machine.flops
+    elementwise = passes + (passes > 1.0)  # a derivative touches two values where the function touches one
+    return tokens * (passes * model.forward(context) / machine.flops + elementwise * model.layers * machine.layer_token)
 
 
 def loss(model: Model, machine: Machine, tokens: float) -> float:
@@ -161,11 +165,28 @@ def best(function, repeats: int = 5) -> float:
 
 
 def this_machine(model: Model, tokens: int) -> Machine:
-    """The rate of the model's own largest product, of a copy, and of the row passes of the loss."""
+    """The rate of the model's own largest product, of a copy, of the row passes of the loss, and of what a layer does
+    beside its products: two norms, the gate, two sums, the rotation."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
     from ogls.blocking import for_each_tile
 
-    wide, x = torch.randn(model.mlp, model.hidden).bfloat16(), torch.randn(tokens, model.hidden).bfloat16()
-    seconds = best(lambda: torch.nn.functional.linear(x, wide))
+    wide, x = (
+        torch.randn(model.layers, model.mlp, model.hidden).bfloat16(),
+        torch.randn(tokens, model.hidden).bfloat16(),
+    )
+    seconds = best(lambda: [torch.nn.functional.linear(x, weight) for weight in wide])  # each from memory
+    norm, gate = LlamaRMSNorm(model.hidden).bfloat16(), torch.randn(tokens, model.mlp).bfloat16()
+    heads = torch.randn(1, model.heads + model.kv_heads, tokens, model.head_size).bfloat16()
+    angles = torch.randn(1, tokens, model.head_size).bfloat16()
+
+    @torch.no_grad()
+    def layer() -> None:
+        norm(x) + norm(x) + x
+        torch.nn.functional.silu(gate) * gate
+        apply_rotary_pos_emb(heads[:, : model.heads], heads[:, model.heads :], angles, angles)
+
+    layer_token = best(layer) / tokens
     large = torch.empty(1 << 27, dtype=torch.uint8)
     bandwidth = 2 * large.numel() / best(lambda: large.clone())
     logits = torch.randn(64, model.vocab).bfloat16()
@@ -184,7 +205,7 @@ def this_machine(model: Model, tokens: int) -> Machine:
         wants_gradient=True,
     )
     row = best(lambda: for_each_tile(rows, logits, gaps, torch.empty(64), None, None)) / logits.numel()
-    return Machine(2 * tokens * wide.numel() / seconds, bandwidth, row)
+    return Machine(2 * tokens * wide.numel() / seconds, bandwidth, row, layer_token)
 
 
 def check(args: argparse.Namespace) -> dict[str, float]:

@@ -1,0 +1,236 @@
+"""One training step on recorded rollouts, without sampling: OPSD and OGLS-SD against TRL's SDPOTrainer.
+
+    python analysis/benchmarks/train.py                            # embedded model after its cold start, 4 x G=8
+    python analysis/benchmarks/train.py --groups 8 --trl-batch 16
+
+Rollouts are sampled once from arithmetic chains, then every side gets the same token ids: teacher, student, clipping
+and AdamW of one step. OPSD reads the worked solution (K = 1); OGLS-SD the plain prompt and all rollouts of the group
+(K = G). Forward KL, each rollout's mean over its tokens, averaged over rollouts; bf16 weights, the same LoRA in fp32,
+no checkpointing.
+
+TRL 1.16's `SDPOTrainer` takes part where it is installed (`pip install trl==1.16.0`), in OPSD's role: full logits, base
+weights as teacher, the privileged prompt of OPSD, no importance ratio, no logging, in micro-batches of --trl-batch
+rollouts; autocast where --trl-autocast asks for it. Its tokenising, grading and re-prompting are left out. Before
+anything is timed, loss and gradient of both are compared in fp32 (in bf16 TRL's softmax over bf16 logits rounds).
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import announce, installed, log, parser, report, time_sides
+from torch import Tensor
+
+from ogls.batching import micro_batches
+from ogls.chains import Chains
+from ogls.divergence import ForwardKL
+from ogls.engine.base import Sampling
+from ogls.engine.transformers import TransformersEngine
+from ogls.kernels import chunked_divergence
+from ogls.lora import PROJECTIONS, Lora
+from ogls.model import EMBEDDED, load_tokenizer, resolve_model
+from ogls.policy import Policy
+from ogls.prompts import PromptEncoder, Prompts
+from ogls.records import Lesson, View
+from ogls.scoring import prompt_states, score_views
+from ogls.steering import OutcomeSteering, PositiveMean, Steering
+
+BUDGET = 8192
+CLIP = 1.0
+
+
+def record(policy: Policy, encoder: PromptEncoder, groups: int, group_size: int, length: int) -> list[list[Lesson]]:
+    """The same rollouts with OPSD's view and with those of OGLS-SD, whose first half is taken for right."""
+    chains = Chains(size=groups, split="heldout", seed=1)
+    problems = [chains[i] for i in range(groups)]
+    prompts = [encoder.student(problem) for problem in problems]
+    engine = TransformersEngine()
+    engine.start(policy.path, 2048)
+    engine.load(policy, 0)
+    sampled = engine.generate(prompts, Sampling(max_tokens=length), group_size, 0)
+    opsd, steered = [], []
+    for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
+        texts = [encoder.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in completions]
+        solution = View(role="success", prefix_ids=encoder.attempt(problem, problem.solution or ""))
+        peers = [
+            View(role="success" if row < group_size // 2 else "failure", prefix_ids=encoder.attempt(problem, text))
+            for row, text in enumerate(texts)
+        ]
+        for completion in completions:
+            tokens = completion.token_ids
+            lesson = Lesson(
+                problem_id=problem.id,
+                prompt_ids=prompt,
+                token_ids=tokens,
+                weights=(1.0 / len(tokens),) * len(tokens),
+                views=(View(role="plain", prefix_ids=prompt), solution),
+            )
+            opsd.append(lesson)
+            steered.append(replace(lesson, views=(lesson.views[0], *peers)))
+    return [opsd, steered]
+
+
+def gradient(policy: Policy, steering: Steering, lessons: Sequence[Lesson]) -> float:
+    """The loss, and its gradient in the adapter."""
+    weight, bias = policy.head
+    total = 0.0
+    for some in micro_batches(lessons, BUDGET):
+        with torch.no_grad(), policy.without_adapter():
+            anchor, direction = score_views(policy, steering, some, 2 * BUDGET)
+            target = anchor + steering.strength(anchor, direction, 0, policy.head) * direction
+        values, _ = chunked_divergence(prompt_states(policy, some), target, weight, bias, ForwardKL())
+        weights = torch.tensor([w for lesson in some for w in lesson.weights]) / len(lessons)
+        loss = (weights * values).sum()
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def step(compute: Callable[[], float], parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> float:
+    loss = compute()
+    torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+
+def trl_trainer(folder: Path, lessons: Sequence[Lesson], batch: int, autocast: bool, dtype: torch.dtype) -> Any:
+    """TRL's trainer with the recorded batch, padded as `SDPOTrainer.sample_rollouts` and its teacher's context are."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.utils import pad, split_tensor_dict  # pyright: ignore[reportMissingImports]
+
+    def padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
+        ids = [torch.tensor(row) for row in rows]
+        ones = [torch.ones_like(row) for row in ids]
+        return pad(ids, padding_value=0, padding_side=side), pad(ones, padding_value=0, padding_side=side)
+
+    prompts, prompt_mask = padded([lesson.prompt_ids for lesson in lessons], "left")
+    read, read_mask = padded([lesson.views[1].prefix_ids for lesson in lessons], "left")
+    completions, mask = padded([lesson.token_ids for lesson in lessons], "right")
+    recorded = {
+        "prompt_ids": prompts,
+        "prompt_mask": prompt_mask,
+        "completion_ids": completions,
+        "completion_mask": mask,
+        "teacher_input_ids": torch.cat([read, completions], 1),
+        "teacher_attention_mask": torch.cat([read_mask, mask], 1),
+        "self_distillation_mask": torch.ones(len(lessons)),
+    }
+    num_parts = len(lessons) // batch
+
+    class Recorded(SDPOTrainer):
+        parts = split_tensor_dict(recorded, num_parts)
+
+        def _prepare_inputs(self, generation_batch: Any) -> Any:
+            return generation_batch
+
+        def _log_self_distillation_metric(self, mode: str, value: float) -> None:
+            pass
+
+    config = SDPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=autocast,
+        gradient_checkpointing=False,
+        disable_dropout=True,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=num_parts,
+        num_generations=8,
+        max_completion_length=completions.shape[1],
+        temperature=1.0,
+        distillation_mode="full_logits",
+        distillation_alpha=0.0,
+        distillation_is_clip=None,
+        distillation_weight=1.0,
+        teacher_model_kind="base",
+        report_to="none",
+    )
+    trainer = Recorded(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": ["-"] * len(lessons)}),
+        processing_class=load_tokenizer(folder),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"),
+    )
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = num_parts
+    return trainer
+
+
+def trl_gradient(trainer: Any) -> float:
+    return sum(trainer.training_step(trainer.model, part, None).item() for part in trainer.parts)
+
+
+def assert_agreement(folder: Path, lessons: Sequence[Lesson]) -> None:
+    """In fp32 TRL's loss and gradient are ours, with a copy of our adapter, a random one."""
+    policy = Policy(folder, lora=Lora(), dtype="float32")
+    trainer = trl_trainer(folder, lessons, len(lessons), False, torch.float32)
+    theirs = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    mine = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+    pairs = [(p, next(q for n, q in theirs.items() if n.endswith(name))) for name, p in mine.items()]
+    assert len(pairs) == len(theirs)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p, q in pairs:
+            q.copy_(p.normal_(std=0.01, generator=generator))
+    losses = gradient(policy, PositiveMean(), lessons), trl_gradient(trainer)
+    ours = torch.cat([p.grad.flatten() for p, _ in pairs if p.grad is not None])
+    other = torch.cat([q.grad.flatten() for _, q in pairs if q.grad is not None])
+    off = float((ours - other).norm() / ours.norm())
+    print(
+        f"in fp32, {len(lessons)} rollouts: loss {losses[0]:.6f}, TRL's {losses[1]:.6f}; gradients differ by {off:.2%}"
+    )
+    assert abs(losses[0] - losses[1]) < 1e-3 * losses[0], "the sides do not compute the same"
+    assert off < 0.01, "the sides do not compute the same"
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--model", default=EMBEDDED)
+    options.add_argument("--adapter", default="experiments/cold_start")
+    options.add_argument("--groups", type=int, default=4)
+    options.add_argument("--group-size", type=int, default=8)
+    options.add_argument("--length", type=int, default=48)
+    options.add_argument("--trl-batch", type=int, default=8)
+    options.add_argument("--trl-autocast", action="store_true")
+    args = options.parse_args()
+    announce(args)
+    folder = resolve_model(args.model, args.adapter or None)
+    policy = Policy(folder, lora=Lora())
+    encoder = PromptEncoder(Prompts(system=""), load_tokenizer(folder))
+    opsd, steered = record(policy, encoder, args.groups, args.group_size, args.length)
+    tokens = [len(lesson.token_ids) for lesson in opsd]
+    print(f"{len(opsd)} rollouts of {min(tokens)} to {max(tokens)} tokens, {sum(tokens)} in all; prompt ", end="")
+    print(f"{len(opsd[0].prompt_ids)}, solution's view {len(opsd[0].views[1].prefix_ids)} tokens")
+
+    def side(compute: Callable[[], float], parameters: list[Any]) -> Callable[[], float]:
+        return functools.partial(step, compute, parameters, torch.optim.AdamW(parameters, lr=1e-6))
+
+    trainable = list(policy.trainable().values())
+    name = f"ours, OGLS-SD, K={args.group_size}"
+    table = {
+        "ours, OPSD": side(lambda: gradient(policy, PositiveMean(), opsd), trainable),
+        name: side(lambda: gradient(policy, OutcomeSteering(), steered), trainable),
+    }
+    if installed("trl"):
+        assert_agreement(folder, opsd[: args.group_size])
+        trainer = trl_trainer(folder, opsd, args.trl_batch, args.trl_autocast, torch.bfloat16)
+        theirs = [p for p in trainer.model.parameters() if p.requires_grad]
+        table["TRL, SDPOTrainer, OPSD"] = side(lambda: trl_gradient(trainer), theirs)
+    losses = {name: f"{run():.5f}" for name, run in table.items()}
+    print("losses in bf16:", losses)
+    log("train", report(time_sides(table, args), "ours, OPSD", args), args)
+
+
+if __name__ == "__main__":
+    main()
