@@ -17,6 +17,11 @@ Script = Callable[[Sequence[int], random.Random], Sequence[int]]
 Fault = Literal["die", "hang", "empty", "garbage", "stale", "slow"]
 
 
+def numbers(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+    """A script that knows nothing, and that another process can import."""
+    return [rng.randrange(3, 300) for _ in range(5)]
+
+
 class ScriptedEngine(RolloutEngine):
     """`script(prompt_ids, rng)` gives the token ids of one completion; every token has log-probability -1.
 

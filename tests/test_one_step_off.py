@@ -13,6 +13,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from ogls.cli import build
 from ogls.engine.base import RolloutEngine, Sampling
 from ogls.engine.process import EngineProcess
 from ogls.engine.transformers import TransformersEngine
@@ -34,10 +35,10 @@ class Copying(TransformersEngine):
 
     copies_policy = True
 
-    def __init__(self, fails_at: int = -1) -> None:
+    def __init__(self, fault: str = "", at: int = -1) -> None:
         super().__init__()
         self.calls: list[tuple[int, str]] = []  # version, thread
-        self.fails_at = fails_at
+        self.fault, self.at = fault, at
 
     def _load(self, policy: Policy) -> None:
         made = Policy(policy.path, lora=policy.lora, dtype="float32")
@@ -49,7 +50,8 @@ class Copying(TransformersEngine):
     ) -> list[list[Completion]]:
         if n > 1:  # neither a canary nor a validation
             self.calls.append((self.version, threading.current_thread().name))
-            if len(self.calls) - 1 == self.fails_at:
+            if len(self.calls) - 1 == self.at:
+                threading.Event().wait(600 if self.fault == "hang" else 0)
                 raise RuntimeError("the engine died, as it was told to")
         return super()._generate(prompts, sampling, n, seed)
 
@@ -168,16 +170,28 @@ def test_a_run_goes_on_bitwise(tiny_model: Path, tmp_path: Path, step: int) -> N
         assert torch.equal(weights(resumed)[name], value), name
 
 
-@pytest.mark.fault("engine dies")
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param("die", "RuntimeError: the engine died", marks=pytest.mark.fault("engine dies")),
+        pytest.param("hang", "TimeExpired: sampling beside the training", marks=pytest.mark.fault("engine hangs")),
+    ],
+)
 def test_an_engine_that_fails_beside_the_training_changes_nothing(
-    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    tmp_path: Path,
+    fault: str,
+    said: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("ogls.one_step_off.PATIENCE", 8.0 if fault == "hang" else 600.0)
     expected = fit(tiny_model, tmp_path, learner(tiny_model), epochs=2, **stale(Copying()))
-    engine = Copying(fails_at=2)
+    engine = Copying(fault, at=2)
     assert fit(tiny_model, tmp_path, learner(tiny_model), epochs=2, **stale(engine)) == expected
     assert [version for version, _ in engine.calls] == [0, 0, 1, 1, 2]
     assert engine.calls[3][1] == "MainThread"  # from the weights that were kept
-    assert "is rebuilt: RuntimeError: the engine died" in capfd.readouterr().err
+    assert f"is rebuilt: {said}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -201,6 +215,14 @@ def test_stale_rollouts_need_a_correction(tiny_model: Path, tmp_path: Path) -> N
         fit(tiny_model, tmp_path, model, **stale(ChainEngine()))
 
 
-def test_an_engine_that_samples_with_the_policy_itself_is_refused() -> None:
+def test_the_overlay_builds_on_vllm_and_is_refused_where_the_policy_itself_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ogls.data.EngineProcess", EngineProcess)
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    built = build(["--config", "math.yaml", "--config", "one_step_off.yaml", "--trainer.accelerator", "cpu"], run=False)
+    assert isinstance(built.datamodule.engine, EngineProcess)
+    assert built.model.objective.corrects_staleness
+    built.datamodule.close()
     with pytest.raises(ValueError, match="TransformersEngine samples with the policy itself and cannot run beside"):
         EngineProcess(TransformersEngine())

@@ -18,14 +18,14 @@ from ogls.engine.base import RolloutEngine, Sampling
 from ogls.engine.guard import EngineGuard
 from ogls.engine.process import EngineProcess
 from ogls.lora import Lora
-from ogls.model import load_tokenizer
 from ogls.policy import Policy
-from tests.scripted import ChainEngine
+from tests.scripted import ScriptedEngine, numbers
 
+PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45]]
 SAMPLING = Sampling(max_tokens=40)
 
 
-class Reading(ChainEngine):
+class Reading(ScriptedEngine):
     """Says of the weights that it was given what their sum is, as a log-prob would: in an error."""
 
     def _load(self, policy: Policy) -> None:
@@ -35,28 +35,23 @@ class Reading(ChainEngine):
 
 
 @pytest.fixture
-def prompts(tiny_model: Path) -> list[list[int]]:
-    return [load_tokenizer(tiny_model)(text)["input_ids"] for text in ("What is 12+8-9?", "What is 3*4+5?")]
-
-
-@pytest.fixture
 def beside(tiny_model: Path) -> Iterator[EngineProcess]:
-    engine = EngineProcess(ChainEngine())
+    engine = EngineProcess(ScriptedEngine(numbers))
     engine.start(tiny_model, 256)
     yield engine
     engine.close()
 
 
-def completions(engine: RolloutEngine, prompts: list[list[int]], policy: Policy) -> object:
+def completions(engine: RolloutEngine, policy: Policy) -> object:
     engine.load(policy, 3)
     assert engine.version == 3
-    return engine.generate(prompts, SAMPLING, 3, seed=7)
+    return engine.generate(PROMPTS, SAMPLING, 3, seed=7)
 
 
-def test_it_gives_what_the_engine_gives(beside: EngineProcess, tiny_model: Path, prompts: list[list[int]]) -> None:
-    policy, here = Policy(tiny_model, lora=Lora(rank=4), dtype="float32"), ChainEngine()
+def test_it_gives_what_the_engine_gives(beside: EngineProcess, tiny_model: Path) -> None:
+    policy, here = Policy(tiny_model, lora=Lora(rank=4), dtype="float32"), ScriptedEngine(numbers)
     here.start(tiny_model, 256)
-    assert completions(beside, prompts, policy) == completions(here, prompts, policy)
+    assert completions(beside, policy) == completions(here, policy)
 
 
 def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
@@ -64,7 +59,7 @@ def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
     torch.manual_seed(0)
     for p in policy.trainable().values():
         p.data += torch.randn_like(p)
-    engine = EngineProcess(Reading())
+    engine = EngineProcess(Reading(numbers))
     engine.start(tiny_model, 256)
     total = sum(float(value.double().abs().sum()) for _, value in policy.merged_weights())
     with pytest.raises(ValueError, match=f"{total:.6f}"):  # an error there is the same error here
@@ -73,17 +68,15 @@ def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
 
 
 @pytest.mark.fault("engine dies")
-def test_a_process_that_was_killed_is_rebuilt(
-    tiny_model: Path, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
-) -> None:
-    engine = EngineProcess(ChainEngine())
+def test_a_process_that_was_killed_is_rebuilt(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = EngineProcess(ScriptedEngine(numbers))
     guard = EngineGuard(engine)
     guard.start(tiny_model, 256)
     guard.load(Policy(tiny_model), 0)
-    expected = guard.generate(prompts, SAMPLING, 2, seed=1)
+    expected = guard.generate(PROMPTS, SAMPLING, 2, seed=1)
     assert engine._process is not None
     os.kill(engine._process.pid, signal.SIGKILL)
-    assert guard.generate(prompts, SAMPLING, 2, seed=1) == expected
+    assert guard.generate(PROMPTS, SAMPLING, 2, seed=1) == expected
     engine.close()
     assert "the engine's process has ended" in capfd.readouterr().err
 
@@ -94,9 +87,9 @@ def test_it_ends_with_the_trainer(tiny_model: Path) -> None:
     import os
     from pathlib import Path
     from ogls.engine.process import EngineProcess
-    from tests.scripted import ChainEngine
+    from tests.scripted import ScriptedEngine, numbers
 
-    engine = EngineProcess(ChainEngine())
+    engine = EngineProcess(ScriptedEngine(numbers))
     engine.start(Path({str(tiny_model)!r}), 256)
     print(engine._process.pid, flush=True)
     os.kill(os.getpid(), 9)

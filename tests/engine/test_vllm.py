@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from ogls.engine.base import Sampling, end_token_ids
 from ogls.engine.canary import logprob_gap
 from ogls.engine.guard import EngineGuard
+from ogls.engine.process import EngineProcess
 from ogls.engine.vllm import VllmEngine
 from ogls.lora import Lora
 from ogls.policy import Policy
@@ -161,6 +163,22 @@ def test_adapter_is_swapped_after_every_change(engine: VllmEngine, policy: Polic
     with pytest.raises(ValueError, match='sync="merged"'):
         swapping.load(Policy(policy.path), 2)
     swapping.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_in_a_process_of_its_own_it_samples_from_the_policy_too(
+    sync: Literal["merged", "adapter"], policy: Policy
+) -> None:
+    beside = EngineProcess(VllmEngine(sync=sync, memory_gib=0.25, max_num_seqs=64, max_lora_rank=8))
+    beside.start(policy.path, context_length=256)
+    for version in range(2):
+        shift(policy)
+        beside.load(policy, version)
+        groups = beside.generate(PROMPTS, SAMPLING, n=8, seed=version)
+        assert mismatch(policy, groups) <= 0.03
+        assert beside.generate(PROMPTS, SAMPLING, n=8, seed=version) == groups
+    beside.close()
 
 
 def test_an_engine_without_weights_says_so() -> None:
