@@ -35,7 +35,7 @@ class LessonBuilder:
     advantage: Advantage | None = None
     reflected: bool = False
 
-    def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, float]]:
+    def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
         """Lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
         counts: Counter[str] = Counter(lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0)
         lessons: list[Lesson] = []
@@ -49,7 +49,7 @@ class LessonBuilder:
         counts["lessons"] = len(lessons)
         counts["rollouts_reinforced"] = sum(lesson.advantage != 0 for lesson in lessons)
         counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.weights) for lesson in lessons)
-        return tuple(lessons), {name: float(value) for name, value in counts.items()}
+        return tuple(lessons), dict(counts)
 
     def _lesson(self, group: RolloutGroup, draft: Draft, counts: Counter[str]) -> Lesson | None:
         prompt_ids = group.prompt_ids if draft.prompt is None else self._view(group.problem, draft.prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -23,17 +23,29 @@ class Meter:
     def __init__(self, lane: Lane, step: int) -> None:
         self._lane: Lane = lane
         self._step = step
-        self._sums: dict[str, float] = defaultdict(float)
-        self._means: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._totals: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)  # of the values that a mean is over
         self.intervals: list[Interval] = []
 
+    @classmethod
+    def joined(cls, parts: Sequence[Meter]) -> Meter:
+        """What several processes measured of one step: sums and means over all of them, seconds of the average one."""
+        whole = cls(parts[0]._lane, parts[0]._step)
+        for part in parts:
+            for name, total in part._totals.items():
+                whole._totals[name] += total / len(parts) if name.startswith("time/") else total
+            for name, count in part._counts.items():
+                whole._counts[name] += count
+        return whole
+
     def add(self, name: str, value: float) -> None:
-        self._sums[name] += value
+        self._totals[f"train/{name}"] += value
 
     def mean(self, name: str, values: Tensor) -> None:
         """Take the mean over all elements of all calls."""
-        self._means[name][0] += values.sum().item()
-        self._means[name][1] += values.numel()
+        if values.numel():
+            self.add(name, values.sum().item())
+            self._counts[f"train/{name}"] += values.numel()
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -43,11 +55,7 @@ class Meter:
         finally:
             start, end = _EPOCH + start, _EPOCH + time.perf_counter()
             self.intervals.append(Interval(lane=self._lane, phase=phase, step=self._step, start=start, end=end))
+            self._totals[f"time/{phase}"] += end - start
 
     def metrics(self) -> dict[str, float]:
-        means = {name: total / count for name, (total, count) in self._means.items() if count}
-        values = {f"train/{name}": value for name, value in (self._sums | means).items()}
-        for interval in self.intervals:
-            name = f"time/{interval.phase}"
-            values[name] = values.get(name, 0.0) + interval.end - interval.start
-        return values
+        return {name: total / self._counts.get(name, 1) for name, total in self._totals.items()}

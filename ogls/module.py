@@ -23,7 +23,7 @@ from ogls.model import load_tokenizer, local_folder, resolve_model, tokenizer_sh
 from ogls.objective import Distillation, Objective, States
 from ogls.policy import Lora, Policy
 from ogls.prompts import REFLECTION_MARKERS
-from ogls.ranks import Ranks
+from ogls.ranks import Ranks, combined
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.scoring import prompt_states, score_views
 from ogls.seeds import derive
@@ -82,7 +82,8 @@ class SelfDistillation(LightningModule):
             raise ValueError(f"model.tokens_per_micro_batch must be at least 1, got {tokens_per_micro_batch}")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base weights
-        self.model_name, self.adapter, self.lora, self.dtype_name = model, adapter, lora, dtype
+        self.model_name, self.adapter, self.lora = model, adapter, lora
+        self.dtype_name: Literal["bfloat16", "float32"] = dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.teacher, self.steering, self.objective = teacher or Frozen(), steering, objective
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
@@ -154,7 +155,8 @@ class SelfDistillation(LightningModule):
         assert self.policy_version == self.trainer.global_step, (self.policy_version, self.trainer.global_step)
         staleness = self.policy_version - batch.policy_version
         assert 0 <= staleness <= data.max_staleness, (self.policy_version, batch.policy_version)
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         terms = [term for _, term in self.objective.terms]
         ranks = data.ranks
         totals = ranks.summed([sum(sum(term.weights_of(lesson)) for lesson in batch.lessons) for term in terms])
@@ -182,7 +184,9 @@ class SelfDistillation(LightningModule):
             "train/learning_rate": scheduler.get_last_lr()[0],
             "train/alpha": self.steering.alpha_at(self.policy_version - 1),
         }
-        self.log_dict(measured | ranks.averaged({**batch.metrics, **meter.metrics()}), batch_size=1)
+        prompts, rows, meters = zip(*ranks.gathered((len(batch.groups) or 1, batch.metrics, meter)), strict=True)
+        rates = combined(list(zip(prompts, rows, strict=True)))
+        self.log_dict(measured | rates | Meter.joined(meters).metrics(), batch_size=1)
         made_for_it = [interval for interval in batch.intervals if interval.step == self.policy_version]
         return {"intervals": made_for_it + meter.intervals}
 

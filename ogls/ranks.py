@@ -30,19 +30,12 @@ class Ranks:
 
     def joined(self, own: Sequence[Item]) -> list[Item]:
         """The shares of all, in the order of what was shared."""
-        shares = self._gathered(list(own))
+        shares = self.gathered(list(own))
         return [shares[i % self.size][i // self.size] for i in range(sum(map(len, shares)))]
 
     def summed(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes, the same bits in each."""
-        return [sum(column) for column in zip(*self._gathered(list(values)), strict=True)]
-
-    def averaged(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Means over the processes that have a metric."""
-        rows = self._gathered(dict(metrics))
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: [row[name] for row in rows if name in row] for name in names}
-        return {name: sum(values) / len(values) for name, values in columns.items()}
+        return [sum(column) for column in zip(*self.gathered(list(values)), strict=True)]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes; a process without one adds nothing."""
@@ -54,9 +47,24 @@ class Ranks:
         for p, part in zip(own, flat.split([p.numel() for p in own]), strict=True):
             p.grad = part.view_as(p)
 
-    def _gathered(self, own: Any) -> list[Any]:
+    def gathered(self, own: Any) -> list[Any]:
+        """What each process has, in the order of their numbers."""
         if self.size == 1:
             return [own]
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, own)
         return everyone
+
+
+def combined(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Metrics of one step from what processes of so many prompts each have measured.
+
+    Whole numbers are counts and add up. Of the others it is the mean over the prompts of the processes that have it.
+    """
+    whole: dict[str, float] = {}
+    for name in dict.fromkeys(name for _, row in parts for name in row):
+        values = [(weight, row[name]) for weight, row in parts if name in row]
+        counts = all(isinstance(value, int) for _, value in values)
+        total = sum(value if counts else weight * value for weight, value in values)
+        whole[name] = float(total) if counts else total / sum(weight for weight, _ in values)
+    return whole

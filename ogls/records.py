@@ -166,7 +166,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Everything one optimiser step learns from, and what was measured while it was made."""
+    """Everything one optimiser step learns from, and what was measured while it was made: counts (int) and rates."""
 
     lessons: tuple[Lesson, ...]
     policy_version: int

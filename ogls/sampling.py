@@ -133,6 +133,6 @@ def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "length_mean": sum(len(r.completion.token_ids) for r in rollouts) / count,
         "truncated_rate": sum(r.truncated for r in rollouts) / count,
         "unparsable_rate": sum(r.verdict.status == "unparsable" for r in rollouts) / count,
-        "verdict_faults": float(sum(r.verdict.status in ("timeout", "crash") for r in rollouts)),
+        "verdict_faults": sum(r.verdict.status in ("timeout", "crash") for r in rollouts),
         "reflection_markers": sum(count_reflection_markers(r.text) for r in rollouts) / count,
     }

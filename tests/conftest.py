@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.table import pytest_runtest_makereport, pytest_terminal_summary
+from faults.table import pytest_addoption, pytest_runtest_makereport, pytest_terminal_summary
 from hypothesis import settings
 from random_models import write_model
 
 from tests.faults.nursery import Nursery
 
-__all__ = ["pytest_runtest_makereport", "pytest_terminal_summary"]
+__all__ = ["pytest_addoption", "pytest_runtest_makereport", "pytest_terminal_summary"]
 
 settings.register_profile("patient", deadline=None)  # a machine may have other work
 settings.load_profile("patient")
@@ -35,6 +35,16 @@ def embedded_model() -> Path:
     from ogls.model import EMBEDDED, resolve_model
 
     return resolve_model(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making MLflow's tables takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +18,10 @@ from tiny import STEPS, Tiny, TinyData, trainer
 
 from ogls.callbacks import RichProgress
 from ogls.callbacks.progress import describe, phases
-from ogls.checkpoint import write
+from ogls.checkpoint import read_manifest, write
+from ogls.exits import DiskFailed
 from ogls.tracking.files import read_trace
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Making MLflow's tables takes seconds."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+from tests.faults.nursery import Nursery
 
 
 @pytest.fixture(autouse=True)
@@ -137,18 +131,31 @@ def test_an_error_ends_the_run_as_failed() -> None:
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("SIGTERM, Ctrl-C")
-def test_exit_code_of_a_process(place: Path) -> None:
-    script = Path(__file__).with_name("tiny.py")
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
-    command = [sys.executable, str(script), "2", "0.5"]
-    process = subprocess.Popen(command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert any("stepped 2" in line for line in process.stdout)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 143
+def test_exit_code_of_a_process(nursery: Nursery, place: Path) -> None:
+    process = nursery.fork("train_until_told", place)
+    while not (place / "stepping").exists():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGTERM)
+    (place / "told").touch()
+    assert nursery.wait(process) == 143
+    assert [row["step"] for row in rows()] == [1, 2]
+    assert [run.info.status for run in runs()] == ["KILLED"]
+
+
+@pytest.mark.fault("disk full while a checkpoint is written")
+def test_a_full_disk_is_a_metric_and_the_third_time_in_a_row_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    failing = Tiny(during={2: lambda: monkeypatch.setattr(os, "fsync", full)})
+    with pytest.raises(DiskFailed) as caught:
+        trainer(2, method="tiny", system_metrics=False).fit(failing, TinyData())
+    assert caught.value.exit_code == 74
+    failed = [(row["step"], row["train/checkpoints_failed"]) for row in rows() if "train/checkpoints_failed" in row]
+    assert failed == [(2, 1), (3, 2)]
+    (folder,) = Path("runs").iterdir()
+    assert read_manifest(folder / "checkpoints/last.ckpt")["global_step"] == 1
 
 
 def test_last_is_an_error_where_there_is_none() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -10,12 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from ogls.checkpoint import read_manifest
-from ogls.ranks import Ranks
+from ogls.meter import Meter
+from ogls.ranks import Ranks, combined
 from ogls.tracking.files import METRICS, read_rows
 from tests.faults.nursery import Nursery
+
+SAMPLED = {  # diagnostics of some tokens of each micro-batch, of which each process has its own
+    f"train/{name}"
+    for name in (
+        *("delta_range", "delta_std", "hoeffding_bound", "kl_target_anchor", "kl_target_student", "tv_target_anchor"),
+        *("marker_mass_student", "marker_mass_target", "student_entropy", "target_entropy"),
+    )
+}
 
 
 def free_port() -> int:
@@ -35,13 +46,36 @@ def test_shares_cover_everything_once() -> None:
     alone = Ranks()
     assert alone.joined(items) == alone.share(items) == items
     assert alone.summed([1.5, 2.0]) == [1.5, 2.0]
-    assert alone.averaged({"a": 1.0}) == {"a": 1.0}
+    assert alone.gathered("a") == ["a"]
 
 
-def test_two_processes_are_one(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+def test_counts_add_up_and_rates_are_means_over_prompts() -> None:
+    parts = [(3, {"lessons": 5, "accuracy": 0.5}), (1, {"lessons": 2, "accuracy": 0.25, "start": 0.5})]
+    assert combined(parts) == {"lessons": 7.0, "accuracy": (3 * 0.5 + 0.25) / 4, "start": 0.5}
+    first, second = Meter("training", 1), Meter("training", 1)
+    for meter, values in ((first, [1.0, 2.0, 3.0]), (second, [6.0])):
+        meter.add("loss_grpo", 0.5)
+        meter.mean("kl", torch.tensor(values))
+        with meter.time("student"):
+            pass
+    joined = Meter.joined([first, second]).metrics()
+    assert (joined["train/loss_grpo"], joined["train/kl"]) == (1.0, 3.0)
+    seconds = [meter.metrics()["time/student"] for meter in (first, second)]
+    assert joined["time/student"] == pytest.approx(sum(seconds) / 2)
+
+
+@pytest.mark.fault("work shared by two processes")
+def test_two_processes_are_one(
+    nursery: Nursery,
+    tiny_model: Path,
+    tmp_path: Path,
+    empty_database: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
     alone, together, port = tmp_path / "alone", tmp_path / "together", free_port()
     for folder in (alone, together):
         folder.mkdir()
+        shutil.copy(empty_database, folder)
     assert nursery.wait(nursery.fork("train_as", tiny_model, alone, 0, 1, port)) == 0
     both = [nursery.fork("train_as", tiny_model, together, rank, 2, port) for rank in (0, 1)]
     assert [nursery.wait(process) for process in both] == [0, 0]
@@ -51,9 +85,15 @@ def test_two_processes_are_one(nursery: Nursery, tiny_model: Path, tmp_path: Pat
     for name, value in expected.items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-6)
         assert torch.equal(first[name], second[name])
-    for name in ("train/loss", "train/grad_norm", "val/avg_at_2"):
+    gap = max(float((first[name] - value).abs().max()) for name, value in expected.items())
+    record_property("figure", f"weights after 8 steps differ by {gap:.0e} from one process's")
+    measured = {name for row in rows(alone) for name in row if name.startswith(("train/", "val/"))}
+    assert {"train/loss_grpo", "train/loss_distillation", "train/tokens_learned", "train/accuracy"} <= measured
+    for name in measured - SAMPLED:
         one, two = ({row["step"]: row[name] for row in rows(folder) if name in row} for folder in (alone, together))
         assert two == pytest.approx(one, rel=1e-5, abs=1e-6), name
+    (run,) = MlflowClient(f"sqlite:///{together}/mlflow.db").search_runs(["1"])
+    assert (run.info.status, run.data.metrics["final/avg_at_2"]) == ("FINISHED", rows(alone)[-1]["final/avg_at_2"])
     assert [path.name for path in together.iterdir() if path.is_dir()] == ["small-s0-run"]
     assert read_manifest(together / "small-s0-run/checkpoints/last.ckpt")["global_step"] == 8
 
@@ -61,8 +101,9 @@ def test_two_processes_are_one(nursery: Nursery, tiny_model: Path, tmp_path: Pat
 @pytest.mark.fault("one of two processes is killed")
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_process_dies_the_other_ends(
-    killed: int, nursery: Nursery, tiny_model: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    killed: int, nursery: Nursery, tiny_model: Path, tmp_path: Path, empty_database: Path
 ) -> None:
+    shutil.copy(empty_database, tmp_path)
     port = free_port()
     deaths = [("3",) if rank == killed else () for rank in (0, 1)]
     both = [nursery.fork("train_as", tiny_model, tmp_path, rank, 2, port, *deaths[rank]) for rank in (0, 1)]

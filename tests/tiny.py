@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,14 +50,12 @@ class Steps:
     def __iter__(self) -> Any:
         assert self.data.trainer is not None
         for _ in range(self.data.trainer.global_step % STEPS, STEPS):
-            time.sleep(self.data.seconds)
             yield torch.tensor([float(self.data.trainer.global_step)])
 
 
 class TinyData(LightningDataModule):
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seconds = seconds
         self.train_problems = Problems(3)
         self.val_problems = Problems(2)
 
@@ -100,12 +96,10 @@ class Tiny(LightningModule):
         optimizer.step()
         self.during.get(self.trainer.global_step, lambda: None)()
         self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
-        print(f"stepped {self.trainer.global_step}", flush=True)
         at = float(self.trainer.global_step)
         return {"intervals": [Interval(lane="training", phase="student", step=int(at), start=at, end=at + 0.5)]}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        time.sleep(self.trainer.datamodule.seconds)  # pyright: ignore[reportAttributeAccessIssue]
         accuracy = 0.1 * (1 + self.trainer.global_step) if self.rises else 1.0 - 0.1 * self.trainer.global_step
         self.log_dict({"val/avg_at_4": accuracy, "val/avg_at_4_low": accuracy - 0.1}, batch_size=1)
 
@@ -124,12 +118,3 @@ def trainer(epochs: int, **tracker: Any) -> Trainer:
         log_every_n_steps=1,
         enable_model_summary=False,
     )
-
-
-if __name__ == "__main__":
-    epochs, seconds = int(sys.argv[1]), float(sys.argv[2])
-    ckpt_path = sys.argv[3] if len(sys.argv) > 3 else None
-    model = Tiny()
-    made = trainer(epochs, method="tiny", system_metrics=False)
-    made.fit(model, TinyData(seconds), ckpt_path=ckpt_path)
-    print(f"weight {model.policy.weight.item()}")

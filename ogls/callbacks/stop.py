@@ -71,7 +71,7 @@ class GracefulStop(Callback):
             self._received = number
             if not self._training:
                 sys.exit(128 + number)
-            print("\nStopping after this step; once more stops at once.", file=sys.stderr, flush=True)
+            os.write(2, b"\nStopping after this step; once more stops at once.\n")  # print may be what was interrupted
 
     def _stop(self) -> None:
         self._stopping = True

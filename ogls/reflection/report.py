@@ -55,7 +55,7 @@ def report(
         "reflection_token_recall": shared / errors if errors else None,
     }
     known = {name: value for name, value in rates.items() if value is not None}
-    return {"reflections": float(len(reflections)), **known}
+    return {"reflections": len(reflections), **known}
 
 
 def answer_in(problem: Problem, text: str) -> bool:

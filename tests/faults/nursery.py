@@ -1,4 +1,4 @@
-"""Processes to kill, forked in milliseconds from one that has imported torch, Lightning and the project.
+"""Processes to kill or to run, forked in milliseconds from one that has imported all that takes seconds to import.
 
 python -m tests.faults.nursery     reads lines of JSON [function of victims, argument, ...], writes process ids
 """
@@ -19,7 +19,8 @@ class Nursery:
     """Forks victims and tells how they ended."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.nursery"],
             cwd=ROOT,
@@ -28,12 +29,16 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        self._answer()  # all is imported: from here on a victim's time is its own
 
     def _ask(self, *request: object) -> int:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
         return int(self._process.stdout.readline())
 
     def fork(self, function: str, *arguments: object) -> int:
@@ -53,13 +58,19 @@ class Nursery:
 
 
 def serve() -> None:
+    from ogls.startup import defer_torchmetrics
+
+    defer_torchmetrics()
+    import mlflow.tracking  # noqa: F401 - every run needs it, and its import takes longer than a run
     import torch
 
+    import ogls.cli  # noqa: F401
     from tests.faults import victims
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what victims print is not an answer
+    print(os.getpid(), file=answers, flush=True)
     for line in sys.stdin:
         request, *arguments = json.loads(line)
         if request == "fork":
@@ -74,6 +85,8 @@ def serve() -> None:
 def _be(victim, arguments) -> None:
     try:
         victim(*arguments)
+    except SystemExit:
+        raise  # ends as any program does, with whatever may keep it from that
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -62,11 +62,13 @@ def module(model: Path, kind: type[SelfDistillation] = SelfDistillation, **chang
     return made
 
 
-def trainer(folder: Path, callbacks: Sequence[Callback] = (), epochs: int = EPOCHS, **changes: Any) -> Trainer:
+def trainer(
+    folder: Path, callbacks: Sequence[Callback] = (), epochs: int = EPOCHS, tracking_uri: str = AWAY, **changes: Any
+) -> Trainer:
     settings: dict[str, Any] = {
         "max_epochs": epochs,
         "logger": Tracker(
-            method="small", folder=str(folder), run_name="small-s0-run", tracking_uri=AWAY, system_metrics=False
+            method="small", folder=str(folder), run_name="small-s0-run", tracking_uri=tracking_uri, system_metrics=False
         ),
         "callbacks": [
             RunRecorder(),
@@ -96,14 +98,14 @@ def fit(
     callbacks: Sequence[Callback] = (),
     epochs: int = EPOCHS,
     training: Mapping[str, Any] | None = None,
+    tracking_uri: str = AWAY,
     **data: Any,
 ) -> SelfDistillation:
     """Train in `folder`; with `goes_on`, from its last checkpoint."""
     student, problems = module(model, **(learner or {})), data_module(**data)
     try:
-        trainer(folder, callbacks, epochs, **(training or {})).fit(
-            student, problems, ckpt_path="last" if goes_on else None
-        )
+        made = trainer(folder, callbacks, epochs, tracking_uri, **(training or {}))
+        made.fit(student, problems, ckpt_path="last" if goes_on else None)
     finally:
         problems.close()
     return student

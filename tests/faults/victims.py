@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +17,19 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save_file
 
+from ogls.advantage import GroupRelative
 from ogls.callbacks.best import CHECKPOINTS, LAST
 from ogls.checkpoint import write
 from ogls.engine.base import Sampling
 from ogls.exits import FolderInUse
+from ogls.mixture import Mixture
+from ogls.objective import Distillation
+from ogls.policy_gradient import GRPO
 from ogls.records import Completion
 from ogls.run_lock import RunLock
-from ogls.tracking import tracker
+from ogls.tracking import Tracker, tracker
+from ogls.tracking.mlflow_run import MLflowRun
+from tests import tiny
 from tests.faults import small
 from tests.scripted import ChainEngine
 
@@ -37,7 +46,7 @@ def train(model: str, folder: str, killed_at: str = "") -> None:
 
 def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at: str = "") -> None:
     """Train as one of several processes, as if a launcher had begun them."""
-    tracker._PATIENCE_SERVER = 0.1
+    os.chdir(folder)
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     student = small.fit(
@@ -46,11 +55,61 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
         callbacks=[KilledAt(int(killed_at))] if killed_at else [],
         engine=PromptEngine(),
         training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
         problems_per_step=5,
         epochs=2,
-        learner={"tokens_per_micro_batch": 150, "learning_rate": 1e-4},
+        advantage=GroupRelative(),
+        learner={
+            "objective": Mixture((GRPO(), Distillation()), (0.5, 1.0)),
+            "tokens_per_micro_batch": 150,
+            "learning_rate": 1e-4,
+        },
     )
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
+
+
+def run(folder: str, output: str, environment: str, *arguments: str) -> None:
+    """experiments/run.py in `folder`, what it says in the file `output`."""
+    os.chdir(folder)
+    os.environ |= json.loads(environment)
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["run.py", *arguments]
+    runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "run.py"), run_name="__main__")
+    sys.exit(0)
+
+
+def train_until_told(folder: str) -> None:
+    """A run that in its second step waits to be told to go on."""
+
+    def wait() -> None:
+        Path("stepping").touch()
+        while not Path("told").exists():
+            time.sleep(0.01)
+
+    os.chdir(folder)
+    tiny.trainer(2, method="tiny", system_metrics=False).fit(tiny.Tiny(during={2: wait}), tiny.TinyData())
+
+
+def begin_database(uri: str, name: str) -> None:
+    """A run of one metric in a database that may not be there yet."""
+    made = MLflowRun(uri, "ogls", name, {}, system_metrics=False)
+    made.params({"a": 1})
+    made.metrics({"b": 2.0}, 0, 0.0)
+    made.end("FINISHED", 0.0)
+
+
+def track(uri: str, folder: str) -> None:
+    """200 steps for a tracking server that may be away; the costliest share of a step goes to `cost`."""
+    tracker._PATIENCE_SERVER = 1.0
+    made = Tracker(tracking_uri=uri, folder=folder, run_name="r", system_metrics=False)
+    start = time.perf_counter()
+    for step in range(200):
+        made.log_metrics({"train/loss": 1.0}, step)
+    (Path(folder) / "cost").write_text(str((time.perf_counter() - start) / 200))
+    made.finalize("success")
+    sys.exit(0)
 
 
 class PromptEngine(ChainEngine):
