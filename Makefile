@@ -51,9 +51,13 @@ faults: $(STAMP)
 torture: $(STAMP)
 	$(BIN)/python -m pytest -m "fault and torture" $(ARGS)
 
-# pip-audit asks the advisory databases about every pin; it brings its own environment.
+# pip-audit brings its own environment. Strict: a pin that it could not look up is no pin without holes.
 audit: $(STAMP)
-	@$(UV_SETTINGS); $(BIN)/uv tool run pip-audit --no-deps --disable-pip --requirement $(PINS)
+	@$(UV_SETTINGS); for pins in requirements.txt requirements-cuda.txt; do \
+		$(BIN)/uv tool run pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement $$pins || \
+		{ echo "$$pins: a known hole, or PyPI's advisories cannot be reached from here (then: 'not found on PyPI')" >&2; \
+		exit 1; }; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
