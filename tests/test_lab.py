@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import run
 
 from ogls.chains import Chain, Chains
 from ogls.engine.base import Sampling
@@ -20,6 +19,8 @@ from ogls.policy import Policy
 from ogls.prompts import PromptEncoder
 from ogls.records import Problem
 from ogls.verifiers import ByKind
+from tests.faults.nursery import Nursery
+from tests.test_cli import run_in
 
 LAB = Path(__file__).resolve().parents[1] / "experiments" / "lab"
 sys.path.insert(0, str(LAB))
@@ -102,14 +103,14 @@ def test_the_student_works_in_part_and_is_a_good_teacher(encoder: PromptEncoder,
     assert accuracy([encoder.idea(p, c.idea) for p, c in zip(problems, chains, strict=True)]) > 0.75
 
 
-def test_a_run_of_the_lab(tmp_path: Path):
+def test_a_run_of_the_lab(nursery: Nursery, tmp_path: Path):
     small = [
         *("--data.val.size", "16", "--data.evaluation.samples", "2", "--data.problems_per_step", "8"),
         *("--data.steps_per_epoch", "2", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
         *("--trainer.callbacks.init_args.monitor", "val/avg_at_2"),
     ]
-    done = run("fit", "--config", "lab.yaml", "--config", "opsd.yaml", *small, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, output = run_in(nursery, "fit", "--config", "lab.yaml", "--config", "opsd.yaml", *small, cwd=tmp_path)
+    assert code == 0, output[-3000:]
     (metrics,) = tmp_path.glob("runs/opsd-s0-*/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     drift = {row["step"]: row["val/kl_to_base"] for row in rows if "val/kl_to_base" in row}

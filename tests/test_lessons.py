@@ -70,6 +70,7 @@ def test_the_token_ids_are_those_that_were_sampled(encoder: PromptEncoder):
     assert lesson.token_ids == one_by_one
 
 
+@pytest.mark.fault("malformed data, over-long prompts and views")
 def test_a_view_that_does_not_fit_is_dropped_and_counted_never_cut(encoder: PromptEncoder):
     of = group(encoder, PROBLEM.solution, WRONG)
     longest = max(len(encoder.attempt(PROBLEM, text)) for text in (PROBLEM.solution, WRONG))

@@ -112,6 +112,7 @@ def test_a_prompt_about_an_attempt_is_shortened_in_the_solutions_middle_then_at_
     assert encoder.reflect_within(100, problem, attempt, False, solution) is None
 
 
+@pytest.mark.fault("reflector output as an attack")
 @pytest.mark.parametrize("chat", [True, False])
 def test_the_name_of_a_special_token_in_a_text_is_text(tiny_model: Path, chat: bool):
     encoder = PromptEncoder(Prompts(system="", idea="{problem} {idea}", chat=chat), load_tokenizer(tiny_model))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ogls.cli import build
-from tests.test_cli import run, small
+from tests.faults.nursery import Nursery
+from tests.test_cli import run_in, small
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,20 +47,13 @@ def test_scripts_exist_and_explain_themselves():
     assert all((ROOT / script).is_file() for script in scripts)
 
 
-def test_the_variant_of_ten_lines_trains(tiny_model: Path, tmp_path: Path):
+def test_the_variant_of_ten_lines_trains(nursery: Nursery, tiny_model: Path, tmp_path: Path):
     assert VARIANT is not None
     (tmp_path / f"{VARIANT[1]}.py").write_text(VARIANT[2])
-    done = run(
-        "fit",
-        *small(tiny_model),
-        "--trainer.max_epochs",
-        "1",
-        "--model.steering",
-        "negative.NegativeOnly",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "step 2/2  loss" in done.stdout
+    variant = ("--trainer.max_epochs", "1", "--model.steering", "negative.NegativeOnly")
+    code, output = run_in(nursery, "fit", *small(tiny_model), *variant, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "step 2/2  loss" in output
 
 
 def test_the_tree_names_every_module_and_nothing_else():

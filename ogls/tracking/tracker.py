@@ -40,7 +40,7 @@ from ogls.tracking.outbox import Outbox
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
-_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 10.0  # seconds that the end of a run waits; a busy disk is slow
+_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits; a busy disk is slow
 _ROWS_LIMIT = 100  # of a table of completions
 _DESCRIBED = 5  # problems shown of each split
 _OF_A_STEP = ("train/", "time/", "speed/")

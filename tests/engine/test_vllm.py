@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -127,7 +127,11 @@ def dropped(weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, 
 @pytest.mark.fault("weights in the engine are not the policy's")
 @pytest.mark.parametrize("sabotage", ["none", "one perturbed", "one dropped", "sync skipped", "prefix cache kept"])
 def test_the_canary_tells_an_engine_with_other_weights(
-    engine: VllmEngine, policy: Policy, sabotage: str, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine,
+    policy: Policy,
+    sabotage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """First the weights are right, and the engine's prefix cache holds the canaries' prompts; then they change."""
     canaries = [[(7 * i + 11 * j) % 250 + 5 for j in range(200)] for i in range(4)]
@@ -145,7 +149,7 @@ def test_the_canary_tells_an_engine_with_other_weights(
     engine.load(policy, 1)
     gap = logprob_gap(engine, policy, canaries, 16)
     reset()
-    print(f"{sabotage}: {gap:.4f}")
+    record_property("figure", f"vLLM, {sabotage}: {gap:.4f}")
     assert (gap <= EngineGuard(engine).max_gap) == (sabotage == "none")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 _LIMITS = """
 Not promised, and why:
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ogls.checkpoint import read_manifest
 from ogls.tracking.files import METRICS, read_rows
 from tests.faults import small
 from tests.faults.nursery import Nursery
@@ -37,8 +38,8 @@ def unbroken(nursery: Nursery, tiny_model: Path, tmp_path_factory: pytest.TempPa
 
 
 def survive(kills: int, nursery: Nursery, model: Path, folder: Path, unbroken: tuple[Path, float]) -> None:
-    rng, done = random.Random(kills), 0
-    for _ in range(kills):
+    rng, killed, done = random.Random(kills), 0, 0
+    while killed < kills:
         process = nursery.fork("train", model, folder)
         time.sleep(unbroken[1] * (0.2 + 0.6 * rng.random()))
         os.kill(process, 9)
@@ -46,6 +47,8 @@ def survive(kills: int, nursery: Nursery, model: Path, folder: Path, unbroken: t
             done += 1
             same(folder, unbroken[0])
             (folder / "small-s0-run").rename(folder / f"done-{done}")
+        else:
+            killed += 1
     assert nursery.wait(nursery.fork("train", model, folder)) == 0
     same(folder, unbroken[0])
 
@@ -77,6 +80,23 @@ def test_killed_runs_end_bitwise_where_the_unbroken_one_ends(
 ) -> None:
     survive(kills, nursery, tiny_model, tmp_path, unbroken)
     record_property("tried", kills)
+    record_property("figure", f"{kills} kills: losses, gradient norms, accuracies and weights differ by 0")
+
+
+def test_the_unbroken_run_is_that_of_the_golden_file(unbroken: tuple[Path, float]) -> None:
+    golden = json.loads(Path(__file__).with_name("golden.json").read_text())
+    assert len(golden["train/loss"]) == LAST_STEP
+    for name, values in golden.items():
+        assert [value for metric, _, value in record(unbroken[0]) if metric == name] == pytest.approx(values, rel=1e-4)
+
+
+def test_a_checkpoint_holds_all_that_a_run_is(unbroken: tuple[Path, float]) -> None:
+    manifest = read_manifest(unbroken[0] / "small-s0-run/checkpoints/last.ckpt")
+    assert {"global_step": LAST_STEP, "policy_version": LAST_STEP, "seed": 0, "run": "small-s0-run"}.items() <= (
+        manifest.items()
+    )
+    learned = {"state_dict", "optimizer_states", "lr_schedulers", "teacher"}
+    assert learned | {"row", "config_sha256", "tokenizer_sha256", "mlflow_run_id"} <= set(manifest["holds"])
 
 
 @pytest.mark.fault("kill -9 in the middle of a run")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ogls.records import Reflection
@@ -67,7 +67,8 @@ def test_everything_else_is_not_read(reply: str):
     assert parse_reflection(reply, correct=True) is None
 
 
-@pytest.mark.fault("reflector output as an attack")
+@pytest.mark.fault("reflector output as an attack", tried=200)
+@settings(max_examples=200)
 @given(
     st.one_of(st.text(), st.recursive(st.text() | st.none() | st.integers(), st.lists).map(json.dumps)), st.booleans()
 )
