@@ -100,19 +100,6 @@ def test_what_does_not_fit_is_refused(engine: VllmEngine, policy: Policy) -> Non
         engine.generate(PROMPTS, Sampling(max_tokens=220), n=1, seed=0)
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=8, targets=("q_proj", "up_proj")), None], ids=["two targets", "full"])
-def test_other_trainable_sets_are_synced_too(engine: VllmEngine, tiny_model: Path, lora: Lora | None) -> None:
-    """vLLM fuses q, k, v and gate, up: giving it one of them must not spoil the others.
-
-    Full weights come last: what they change (norms, say) no later adapter would put back.
-    """
-    engine.load(Policy(tiny_model, lora=lora), 0)
-    policy = Policy(tiny_model, lora=lora)
-    shift(policy, 0.05 if lora is None else 0.1)
-    engine.load(policy, 1)
-    assert mismatch(policy, engine.generate(PROMPTS, SAMPLING, n=8, seed=0)) <= 0.03
-
-
 def perturbed(weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, value in weights:
         spoilt = value + value.float().std() * torch.randn_like(value)
@@ -137,7 +124,7 @@ def test_the_canary_tells_an_engine_with_other_weights(
     canaries = [[(7 * i + 11 * j) % 250 + 5 for j in range(200)] for i in range(4)]
     engine.load(policy, 0)
     assert logprob_gap(engine, policy, canaries, 16) <= EngineGuard(engine).max_gap
-    shift(policy, 0.1)
+    shift(policy, 0.05)
     weights, reset = policy.merged_weights, engine._llm.reset_prefix_cache
     if sabotage in ("one perturbed", "one dropped"):
         spoil = perturbed if sabotage == "one perturbed" else dropped
@@ -151,6 +138,19 @@ def test_the_canary_tells_an_engine_with_other_weights(
     reset()
     record_property("figure", f"vLLM, {sabotage}: {gap:.4f}")
     assert (gap <= EngineGuard(engine).max_gap) == (sabotage == "none")
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=8, targets=("q_proj", "up_proj")), None], ids=["two targets", "full"])
+def test_other_trainable_sets_are_synced_too(engine: VllmEngine, tiny_model: Path, lora: Lora | None) -> None:
+    """vLLM fuses q, k, v and gate, up: giving it one of them must not spoil the others.
+
+    Full weights come last: what they change (norms, say) no later adapter would put back, and the canary would say so.
+    """
+    engine.load(Policy(tiny_model, lora=lora), 0)
+    policy = Policy(tiny_model, lora=lora)
+    shift(policy, 0.05 if lora is None else 0.1)
+    engine.load(policy, 1)
+    assert mismatch(policy, engine.generate(PROMPTS, SAMPLING, n=8, seed=0)) <= 0.03
 
 
 @pytest.mark.slow
