@@ -10,9 +10,11 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ogls.engine.base import RolloutEngine, Sampling
 from ogls.engine.guard import EngineGuard
@@ -25,13 +27,21 @@ PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45]]
 SAMPLING = Sampling(max_tokens=40)
 
 
+def sums(policy: Policy) -> str:
+    """Of the sizes of all merged weights, and of those of the adapter."""
+    with TemporaryDirectory() as folder:
+        policy.save_adapter(Path(folder))
+        adapter = load_file(Path(folder) / "adapter_model.safetensors")
+    merged = dict(policy.merged_weights())
+    return " and ".join(f"{sum(float(w.double().abs().sum()) for w in ws.values()):.6f}" for ws in (merged, adapter))
+
+
 class Reading(ScriptedEngine):
     """Says of the weights that it was given what their sum is, as a log-prob would: in an error."""
 
     def _load(self, policy: Policy) -> None:
         if policy.lora is not None:
-            total = sum(float(value.double().abs().sum()) for _, value in policy.merged_weights())
-            raise ValueError(f"{total:.6f}")
+            raise ValueError(sums(policy))
 
 
 @pytest.fixture
@@ -61,8 +71,7 @@ def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
         p.data += torch.randn_like(p)
     engine = EngineProcess(Reading(numbers))
     engine.start(tiny_model, 256)
-    total = sum(float(value.double().abs().sum()) for _, value in policy.merged_weights())
-    with pytest.raises(ValueError, match=f"{total:.6f}"):  # an error there is the same error here
+    with pytest.raises(ValueError, match=sums(policy)):  # an error there is the same error here
         engine.load(policy, 0)
     engine.close()
 

