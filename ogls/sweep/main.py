@@ -73,7 +73,8 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
         "study_name": settings.study,
         # TPE is not seeded: workers that join with the same seed would try the same points.
         "sampler": optuna.samplers.TPESampler(),
-        "pruner": optuna.pruners.MedianPruner(n_startup_trials=5),
+        # A ladder is there to be seen whole, where it breaks too.
+        "pruner": optuna.pruners.MedianPruner(n_startup_trials=5) if points is None else optuna.pruners.NopPruner(),
     }
     directions: list[StudyDirection | Literal["minimize", "maximize"]] = [StudyDirection.MAXIMIZE]
     if settings.against is not None:
