@@ -138,6 +138,8 @@ def test_a_hopeless_trial_is_pruned() -> None:
     assert sweep("--n-trials", "6", "--", "--seconds", "0.2", of=only(*points)) == 0
     assert states() == ["COMPLETE"] * 5 + ["PRUNED"]
     assert steps()["stub-005-s0 4"] == 0
+    assert sweep("--grid", "x=0.2", "does=fine", "--", "--seconds", "0.2", of=only(*points)) == 0
+    assert states()[-1] == "COMPLETE", "on a ladder none is"
 
 
 def test_two_objectives() -> None:
