@@ -1,4 +1,4 @@
-"""How long a step takes and what it needs, predicted from shapes and two peaks of the hardware; checked by --check.
+"""How long a step takes and what it needs, predicted from shapes and rates of the hardware; checked by --check.
 
     python analysis/benchmarks/roofline.py                                    # OGLS-SD and OPSD, Qwen3 on one H100
     python analysis/benchmarks/roofline.py --machine h100 --model 1.7b --length 2048 --group-size 8 --views 8
@@ -8,7 +8,8 @@ A phase takes as long as the slower of its arithmetic and its memory traffic, at
 
     trunk, forward       2 P + 2 L w c FLOP a token       P weights without embeddings, L layers, w = heads x head size,
                                                           c mean tokens attended to (causal: half of the length)
-                         on a CPU, also L times a layer's elementwise work, as long as its products
+                         on a CPU, where it takes as long, also the elementwise work of L layers, three times that
+                         with the gradient
     student              forward, gradient of the states (as much again), and once more with gradient checkpointing;
                          a frozen base has no weight gradients
     head and loss        three products of 2 V d FLOP a distilled token, one more pass of V values over the cache
@@ -16,8 +17,8 @@ A phase takes as long as the slower of its arithmetic and its memory traffic, at
                          heads x head size numbers a token and layer, two bytes each; LM head in P
     teacher              each distinct view once, then each rollout that reads it, shared; one by one, unshared
 
-Left out: launches, the optimiser, grading, Python, and how evenly work fills the machine. A step can be a few percent
-faster than this only if the rates are wrong.
+Left out: launches, the optimiser, the adapter, grading, Python, and how evenly work fills the machine. A step can be a
+few percent faster than this only if the rates are wrong.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from harness import exponent, interval  # noqa: E402
-from roofline import MODELS, Machine, Model, Step, decode, predict  # noqa: E402
+from roofline import MODELS, Machine, Model, Step, decode, predict, trunk  # noqa: E402
 from rows import lessons  # noqa: E402
 
 
@@ -57,6 +57,8 @@ def test_a_step_by_hand() -> None:
     assert found["head and loss"] == pytest.approx(12 * 6 * 20 / 100)
     assert found["teacher, K views"] == pytest.approx((10 + 12) * model.forward(10) / 100)
     assert found["teacher, K views unshared"] == pytest.approx(2 * (10 + 6) * model.forward(10) / 100)
+    slow = Machine(flops=100.0, bandwidth=10.0, layer_token=0.5)  # elementwise work: once forward, twice backward
+    assert trunk(model, slow, tokens=7, context=3, passes=2.0) == pytest.approx(7 * (2 * model.forward(3) / 100 + 1.5))
 
 
 def test_made_up_batches_have_what_the_trainer_needs() -> None:
