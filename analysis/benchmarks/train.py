@@ -56,7 +56,7 @@ def record(policy: Policy, encoder: PromptEncoder, groups: int, group_size: int,
     sampled = engine.generate(prompts, Sampling(max_tokens=length), group_size, 0)
     opsd, steered = [], []
     for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
-        texts = [encoder.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in completions]
+        texts = [str(encoder.tokenizer.decode(list(c.token_ids), skip_special_tokens=True)) for c in completions]
         solution = View(role="success", prefix_ids=encoder.attempt(problem, problem.solution or ""))
         peers = [
             View(role="success" if row < group_size // 2 else "failure", prefix_ids=encoder.attempt(problem, text))
