@@ -62,7 +62,9 @@ def chunked_topk_divergence(
     )
     with torch.no_grad():
         for rows, buffers in chunks(len(values), weight, 2, chunk_rows):
-            reached = logits_and_gaps(hidden_student[rows], hidden_target[rows], weight, bias, out=buffers)
+            reached = logits_and_gaps(
+                hidden_student[rows], hidden_target[rows], weight, bias, token_ids[rows], out=buffers
+            )
             logits, gaps = buffers
             for_each_tile(tile_pass, logits, gaps, token_ids[rows], values[rows], logprobs[rows])
             values[rows].index_fill_(0, reached, 0.0)

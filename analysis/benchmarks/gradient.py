@@ -30,8 +30,8 @@ from ogls.prompts import PromptEncoder, Prompts
 DIVERGENCES = {"forward KL": ForwardKL(), "reverse KL": ReverseKL(), "JSD(0.5)": JensenShannon()}
 
 
-def states(policy: Policy, encoder: PromptEncoder, num_problems: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Student and target states [tokens, d] by case."""
+def states(policy: Policy, encoder: PromptEncoder, num_problems: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Student and target states [tokens, d] and the tokens that they predict [tokens], by case."""
     chains = Chains(size=num_problems, split="heldout", seed=1)
     problems = [chains[i] for i in range(num_problems)]
     solutions = [problem.solution or "" for problem in problems]
@@ -47,17 +47,20 @@ def states(policy: Policy, encoder: PromptEncoder, num_problems: int) -> dict[st
             if "lora_B" in name:
                 p.normal_(std=2e-4, generator=generator)
         moved = policy.hidden(plain, suffixes, owners)
-    return {"plain": (moved, start), "privileged": (start, privileged)}
+    ids = torch.tensor([token for suffix in suffixes for token in suffix])
+    return {"plain": (moved, start, ids), "privileged": (start, privileged, ids)}
 
 
 def exact(student: Tensor, target: Tensor, weight: Tensor, divergence: object) -> tuple[Tensor, Tensor]:
     return gradient(student.double(), target.double(), weight.double(), divergence)
 
 
-def gradient(student: Tensor, target: Tensor, weight: Tensor, divergence: object) -> tuple[Tensor, Tensor]:
+def gradient(
+    student: Tensor, target: Tensor, weight: Tensor, divergence: object, ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Value and gradient by the product's kernel."""
     student = student.detach().requires_grad_()
-    values, _ = chunked_divergence(student, target, weight, None, divergence)  # pyright: ignore[reportArgumentType]
+    values, _ = chunked_divergence(student, target, weight, None, divergence, token_ids=ids)  # pyright: ignore
     (found,) = torch.autograd.grad(values.sum(), student)
     return values.detach(), found
 
@@ -87,10 +90,10 @@ def main() -> None:
     assert bias is None
     figures: dict[str, float] = {}
     print(f"\n{'':26}{'nats':>9}{'difference':>13}{'worst token':>13}{'bf16 apart':>12}{'fp32 apart':>12}")
-    for case, (student, target) in states(policy, encoder, args.problems).items():
+    for case, (student, target, ids) in states(policy, encoder, args.problems).items():
         for name, divergence in DIVERGENCES.items():
             values, truth = exact(student, target, weight, divergence)
-            _, ours = gradient(student, target, weight, divergence)
+            _, ours = gradient(student, target, weight, divergence, ids)
             sides = {
                 "difference": ours,
                 "bf16 apart": apart(student, target, weight, divergence, rounded=True),
