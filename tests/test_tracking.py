@@ -190,7 +190,7 @@ def test_the_printed_command_names_the_database(
 def test_a_server_that_is_away(
     answers: bool, nursery: Nursery, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """It waits 1 s here for what a run waits `_PATIENCE_SERVER` for: what remains is for the end of a process."""
+    """It waits 1 s here; a process that waited for MLflow's own patience would take 30 s, however quick the machine."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if answers:
@@ -199,7 +199,8 @@ def test_a_server_that_is_away(
         start = time.monotonic()
         assert nursery.wait(process) == 0
         seconds = time.monotonic() - start
-    assert seconds - 1.0 + tracker._PATIENCE_SERVER < 10
+    assert seconds < 20
+    assert tracker._PATIENCE_SERVER < 10
     assert len((tmp_path / "r/metrics.jsonl").read_text().splitlines()) == 200
     cost = float((tmp_path / "cost").read_text())
     assert cost < 0.01
