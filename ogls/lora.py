@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import Linear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FROZEN = ("lm_head", "embed_tokens", "wte", "embed_out", "embed_in")
@@ -43,7 +40,7 @@ class Lora:
 
 
 @cache
-def _layer() -> type[Linear]:
+def _layer() -> type[nn.Module]:
     """peft's layer with the fast forward pass; made when it is needed, because peft is slow to import."""
     from peft.tuners.lora import Linear
 
@@ -76,12 +73,12 @@ def add_adapter(model: nn.Module, lora: Lora) -> None:
     cast_adapter_dtype(model, _ADAPTER)
 
 
-def adapted_layers(model: nn.Module) -> dict[str, Linear]:
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
     """By the names that they have without an adapter."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _layer())}
 
 
-def merged(layer: Linear) -> Tensor:
+def merged(layer: Any) -> Tensor:
     """W + scale B A, computed in fp32 and cast to W's dtype. W itself is not touched."""
     with torch.no_grad():
         return (layer.weight.float() + layer.get_delta_weight(_ADAPTER)).to(layer.weight.dtype)

@@ -50,3 +50,22 @@ def test_the_command_line_waits_for_transformers() -> None:
         "heavy = {'transformers', 'peft', 'vllm', 'mlflow', 'scipy', 'datasets'} & sys.modules.keys()\n"
         "assert not heavy, f'imported for --help: {heavy}'"
     )
+
+
+HELP = """
+import sys
+from ogls.startup import defer_torchmetrics
+defer_torchmetrics()
+from ogls.cli import main
+sys.argv = ["run.py", "fit", "--config", "math.yaml", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code in (0, None), end.code
+heavy = {"transformers", "peft", "sklearn", "scipy", "pandas", "vllm", "mlflow"} & sys.modules.keys()
+assert not heavy, f"imported for --help: {heavy}"
+"""
+
+
+def test_help_imports_nothing_that_only_training_needs() -> None:
+    run(HELP)
