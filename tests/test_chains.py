@@ -83,8 +83,8 @@ def test_a_slip_is_always_located_and_everything_before_it_is_right(seed: int):
 
 
 def test_problems_are_reproducible_and_splits_never_meet():
-    train, heldout = Chains(size=300), Chains(size=300, split="heldout")
-    assert [train[i] for i in range(300)] == [Chains(size=300)[i] for i in range(300)]
+    train, again, heldout = Chains(size=300), Chains(size=300), Chains(size=300, split="heldout")
+    assert [train[i] for i in range(300)] == [again[i] for i in range(300)]
     texts = {train[i].text for i in range(300)} | {heldout[i].text for i in range(300)}
     assert len(texts) == 600
     assert all(step[3] >= 0 for chain in train.chains for step in chain.steps())
