@@ -80,7 +80,6 @@ def main() -> None:
     policy = Policy(folder, lora=Lora())
     batch = lessons(args.groups, args.group_size, args.prompt, args.length, 0, len(policy.head[0]))
     tokens = sum(len(lesson.token_ids) for lesson in batch)
-    target = policy.head[0][torch.arange(tokens)].float()  # any states do
     with torch.no_grad():
         owners = list(range(len(batch)))
         states = policy.hidden([x.prompt_ids for x in batch], [x.token_ids for x in batch], owners).float()
