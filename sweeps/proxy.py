@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 
-from optuna.storages import get_storage, run_grpc_proxy_server
+from optuna.storages import run_grpc_proxy_server
+
+from ogls.sweep.attempts import died
+from ogls.sweep.storage import open_storage
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -18,4 +21,4 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=13000, help="default: %(default)s")
     given = parser.parse_args()
     print(f"--storage grpc://{given.host}:{given.port}", flush=True)
-    run_grpc_proxy_server(get_storage(given.storage), host=given.host, port=given.port)
+    run_grpc_proxy_server(open_storage(given.storage, died), host=given.host, port=given.port)

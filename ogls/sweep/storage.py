@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 from filelock import FileLock
 from optuna import Study
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, event
 
 HEARTBEAT, GRACE = 30, 300  # seconds; a starved machine is slow, not dead
 _SEEN = "heartbeat"
@@ -66,13 +66,26 @@ def open_storage(url: str, died: Died) -> BaseStorage:
         except ConnectionError as error:
             raise ValueError(f"--storage {url}: no answer within 30 s") from error
         return proxy
-    local = url.startswith("sqlite:///")
+    if not url.startswith("sqlite:///"):
+        return _database(url, died, {"pool_pre_ping": True})
     # Two workers that begin a new file at once would both make its tables.
-    with FileLock(f"{url.removeprefix('sqlite:///')}.lock", timeout=300) if local else nullcontext():
-        return RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 120}} if local else {"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=died,
-        )
+    with FileLock(f"{url.removeprefix('sqlite:///')}.lock", timeout=300):
+        storage = _database(url, died, {"connect_args": {"timeout": 120, "isolation_level": None}})
+    # Optuna reads a trial's state before it takes the trial. SQLite locks no rows: without this two workers both may.
+    event.listen(storage.engine, "begin", _lock)
+    return storage
+
+
+def _database(url: str, died: Died, engine: dict[str, object]) -> RDBStorage:
+    return RDBStorage(
+        url,
+        engine_kwargs=engine,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+        heartbeat_stale_trial_callback=died,
+    )
+
+
+def _lock(connection: Connection) -> None:
+    """From the first read of a transaction to its end."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
