@@ -7,8 +7,9 @@ gradient. That gradient with respect to the student's states is taken in the for
     z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three GEMMs a chunk
 
 The first two are one product of twice as many rows. The GEMMs run on chunks of tokens, the row passes (softmax,
-divergence, gradient) on tiles of a few rows that stay in the cache (see `blocking`), one by one or compiled into few;
-the gradient overwrites the logits. Row statistics are fp32 (fp64 under a fp64 head).
+divergence, gradient) on tiles of a few rows that stay in the cache (see `blocking`), one by one or compiled into few,
+on a GPU by one kernel for all (`ogls.triton_rows`); the gradient overwrites the logits. Row statistics are fp32 (fp64
+under a fp64 head).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def chunked_divergence(
     hidden_student, hidden_target [tokens, hidden]; weight [vocab, hidden] and bias [vocab] of the frozen head. No
     gradient flows to the target. `clip` bounds each vocabulary summand (see `clip_terms`). `chunk_rows` overrides the
     byte budget. `compiled` fuses the row passes by torch.compile: the same results to rounding in two thirds of their
-    time on a CPU, after 18 s of building once a machine and 6 s of loading once a process.
+    time on a CPU, after 18 s of building once a machine and 6 s of loading once a process. On a GPU it is for
+    divergences of one's own.
 
     Returns the divergences [tokens] and, when `token_ids` [tokens] are given, the student's detached log-probs of those
     tokens at the same temperature.
@@ -57,9 +59,10 @@ def chunked_divergence(
     gradient = torch.empty_like(students, dtype=weight.dtype) if wants_gradient else None
     values = torch.empty(len(students), dtype=accumulation_dtype(weight), device=weight.device)
     logprobs = None if ids is None else torch.empty_like(values)
-    row_pass = partial(
-        fused(divergence_rows) if compiled else divergence_rows,
-        divergence=divergence,
+    row_passes = passes(
+        divergence,
+        weight.device,
+        compiled,
         temperature=temperature,
         clip=clip,
         one_sided=one_sided,
@@ -71,13 +74,26 @@ def chunked_divergence(
             reached = logits_and_gaps(students[rows], targets[rows], weight, bias, near, out=buffers)
             logits, gaps = buffers
             sampled = (None, None) if ids is None or logprobs is None else (ids[rows], logprobs[rows])
-            for_each_tile(row_pass, logits, gaps, values[rows], *sampled, compiled=compiled)
+            row_passes(logits, gaps, values[rows], *sampled)
             values[rows].index_fill_(0, reached, 0.0)
             logits.index_fill_(0, reached, 0.0)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
     values = attach(hidden_student, values[:num_tokens], gradient, temperature)
     return values, None if logprobs is None else logprobs[:num_tokens]
+
+
+def passes(
+    divergence: Divergence, device: torch.device, compiled: bool, **options: float | bool | None
+) -> Callable[..., None]:
+    """`divergence_rows` for all rows of a chunk, by the quickest way that `device` and `divergence` have."""
+    if device.type == "cuda" and not compiled:
+        from ogls import triton_rows  # a module that comes with torch for GPUs only
+
+        if type(divergence) in triton_rows.KINDS:
+            return partial(triton_rows.divergence_rows, divergence=divergence, **options)
+    of_tile = partial(fused(divergence_rows) if compiled else divergence_rows, divergence=divergence, **options)
+    return partial(for_each_tile, of_tile, compiled=compiled)
 
 
 def divergence_rows(

@@ -17,12 +17,13 @@ TEXT = {
 }
 TORCH_ONLY = {
     *{"steering", "divergence", "diagnostics", "kernels", "objective", "mixture", "policy_gradient", "topk"},
-    "trust_region",
+    *{"trust_region", "triton_rows"},
 }
 TENSOR = {"model", "lora", "attention", "policy", "packing", "sizes", "scoring", "drift", "teacher", *TORCH_ONLY}
 WITH_LIGHTNING = {"module", "data", "callbacks", "checkpoint", "cli", "sweep", "tracking"}
 LAZY = {"vllm", "mlflow", "transformers", "peft", "datasets", "reasoning_gym", "math_verify"}  # slow to import
 ONLY_IN = {"vllm": {"engine.vllm"}, "mlflow": {"tracking.mlflow_run"}, "optuna": {"sweep"}}  # or anywhere below
+ONLY_IN |= {"triton": {"triton_rows"}}
 
 
 def name(path: Path) -> str:
