@@ -23,9 +23,10 @@ from ogls.sizes import rounded_up
 
 # Bytes of all logits buffers of a chunk. Fewer rows cost time on a CPU: each product reads and repacks the head anew
 # (512 rows at |V| = 49,152 on one core: 90 ms in one chunk of 96 MiB, 100 ms in two of 48, 170 ms in four).
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 29}
 # Bytes of one fp32 tile, of which about five are alive at a time, three where the passes are compiled. On a CPU these
-# have to fit into a core's cache; on a GPU a tile has to be worth its launches (not measured yet).
+# have to fit into a core's cache; on a GPU, where only divergences of one's own and top-k supports have tiles, one has
+# to be worth its launches (not measured yet).
 TILE_BYTES = {"cpu": 3 << 17, "cuda": 1 << 28}
 COMPILED_TILE_BYTES = {"cpu": 3 << 18, "cuda": 1 << 30}
 

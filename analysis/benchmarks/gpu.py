@@ -6,7 +6,8 @@
 Needs torch, transformers, peft and lightning; weights are random, in the shapes of Qwen3, so nothing is downloaded.
 
     kernel    the loss against three bare GEMMs, |V| = 151,936, hidden 2048, 2560, 4096: time, peak memory over what was
-              held before; eager and compiled, KL and JSD, 4,096 tokens, and 16,384 for flatness of the peak
+              held before; by the Triton kernel, by torch.compile and by torch's operations, KL and JSD, 4,096 tokens,
+              and 16,384 for flatness of the peak; agreement of the three, with blocks of three sizes
     trunk     teacher scoring, shared and unshared, K = 2 and 8; the student's pass with and without checkpointing
     step      the train phase of OPSD (one privileged view) and OGLS-SD (K = 2, 8): teacher, student, optimiser
 
@@ -136,24 +137,56 @@ def kernel(bench: Bench, vocab: int, hidden: int, tokens: int) -> None:
             torch.mm(student[some], weight.T, out=gaps[:n])
             torch.mm(logits[:n], weight, out=gradient[some])
 
-    def ours(divergence: Divergence, compiled: bool) -> Callable[[], None]:
-        def run() -> None:
+    def ours(divergence: Divergence, compiled: bool = False) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
             states = student.detach().requires_grad_()
             values, _ = chunked_divergence(states, target, weight, None, divergence, compiled=compiled)
             values.mean().backward()
+            assert states.grad is not None
+            return states.grad
 
         return run
 
-    bench.measure(
-        f"kernel, V={vocab} d={hidden} T={tokens}",
-        {
-            "three GEMMs": gemms,
-            "forward KL": ours(ForwardKL(), False),
-            "forward KL, compiled": ours(ForwardKL(), True),
-            "JSD": ours(JensenShannon(), False),
-            "JSD, compiled": ours(JensenShannon(), True),
-        },
-    )
+    sides: dict[str, Callable[[], object]] = {"three GEMMs": gemms}
+    for name, divergence, own in (("forward KL", ForwardKL(), OwnKL()), ("JSD", JensenShannon(), OwnJSD())):
+        ways = {"": ours(divergence), ", compiled": ours(divergence, True), ", operations": ours(own)}
+        expected = ways[", operations"]()
+        for way, run in ways.items():
+            sides[name + way] = run
+            error = ((run() - expected).norm() / expected.norm()).item()
+            assert error < 0.01, f"{name}{way}: gradient off by {error:.2%}"
+    bench.measure(f"kernel, V={vocab} d={hidden} T={tokens}", sides)
+
+
+class OwnKL(ForwardKL):
+    """Not a class that the Triton kernel knows, so torch's operations do it one by one."""
+
+
+class OwnJSD(JensenShannon):
+    """Likewise."""
+
+
+def block_sizes(bench: Bench, vocab: int) -> None:
+    """The row passes alone, by blocks of several sizes and numbers of warps."""
+    from ogls import triton_rows
+
+    logits, gaps = torch.randn(2, 512, vocab, dtype=torch.bfloat16, device=bench.device)
+    values = torch.empty(512, device=bench.device)
+
+    def passes(divergence: Divergence, block: int, warps: int) -> Callable[[], None]:
+        def run() -> None:
+            triton_rows.BLOCK, triton_rows.OPTIONS["num_warps"] = block, warps
+            options = {"temperature": 1.0, "clip": None, "one_sided": False, "wants_gradient": True}
+            triton_rows.divergence_rows(logits, gaps, values, None, None, divergence=divergence, **options)
+
+        return run
+
+    before = triton_rows.BLOCK, triton_rows.OPTIONS["num_warps"]
+    for divergence in (ForwardKL(), JensenShannon()):
+        sizes = (before, (2048, 4), (8192, 8), (8192, 16))
+        sides = {f"blocks of {block}, {warps} warps": passes(divergence, block, warps) for block, warps in sizes}
+        bench.measure(f"row passes, {type(divergence).__name__}, 512 x {vocab}", sides)
+    triton_rows.BLOCK, triton_rows.OPTIONS["num_warps"] = before
 
 
 def random_policy(shape: dict[str, int], device: torch.device, checkpointing: bool) -> Policy:
@@ -233,6 +266,8 @@ def main() -> None:
     policy = random_policy(shape, bench.device, checkpointing=not args.smoke)
     for hidden, tokens in [(64, 48)] if args.smoke else [(2048, 4096), (2560, 4096), (4096, 4096), (2048, 16_384)]:
         kernel(bench, shape["vocab_size"], hidden, tokens)
+    if device == "cuda":
+        block_sizes(bench, shape["vocab_size"])
     trunk(bench, policy, length)
     steps(bench, policy, length)
     seconds = time.perf_counter() - bench.began
