@@ -1,16 +1,19 @@
-"""Scoring views: shared prefixes against unshared ones, and against one padded batch per view.
+"""Scoring views: shared prefixes against unshared ones, padded batches, and TRL's way.
 
     python analysis/benchmarks/teacher.py                               # embedded model, G=8, K=2 views of 190 tokens
     python analysis/benchmarks/teacher.py --group-size 16 --length 120 --views 8
 
 Every side gives the same final-norm states of the same tokens (asserted before anything is timed); the target is the
 sum that the steering asks for. `padded` is the usual way: each pair of a view and a rollout as one right-padded row of
-transformers' own pass, in batches of the same token budget.
+transformers' own pass, in batches of the same token budget. `TRL's way` makes the calls of TRL 1.16's SDPOTrainer
+(`_forward_logits`) for each pair: rows padded on both sides, logits of the longest completion for every row, over the
+temperature; it gives the target's logits instead of its states, which the head makes of ours for the comparison.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from harness import announce, log, parser, report, time_sides
@@ -25,6 +28,10 @@ from ogls.scoring import score_views
 from ogls.steering import OutcomeSteering, Steering
 
 BUDGET = 8192
+Pair = tuple[
+    int, tuple[int, ...], tuple[int, ...], float
+]  # row of the rollout, the view's tokens, its own, coefficient
+Read = Callable[[Policy, list[Pair]], list[Tensor]]
 
 
 def shared(policy: Policy, steering: Steering, batch: list[Lesson]) -> Tensor:
@@ -35,34 +42,50 @@ def shared(policy: Policy, steering: Steering, batch: list[Lesson]) -> Tensor:
 
 def one_by_one(policy: Policy, steering: Steering, batch: list[Lesson], padded: bool) -> Tensor:
     """Every pair of a view and a rollout is read from its beginning."""
-    pairs = []
+    states = padded_states if padded else packed_states
+    return added(policy, steering, batch, states, policy.head[0].shape[1])
+
+
+def trls_way(policy: Policy, steering: Steering, batch: list[Lesson]) -> None:
+    """Without the sum of the views' logits, which TRL has no need of and which would add to its time."""
+    with torch.no_grad(), policy.without_adapter():
+        for some in batches(steering, batch):
+            padded_logits(policy, some)
+
+
+def added(policy: Policy, steering: Steering, batch: list[Lesson], read: Read, width: int) -> Tensor:
+    """What `read` finds for each pair of a view and a rollout, times its coefficient, summed over views."""
+    lengths = [len(lesson.token_ids) for lesson in batch]
+    total = torch.zeros(sum(lengths), width)
+    pieces = total.split(lengths)
+    with torch.no_grad(), policy.without_adapter():
+        for some in batches(steering, batch):
+            for found, (row, _, _, coefficient) in zip(read(policy, some), some, strict=True):
+                pieces[row].add_(found, alpha=coefficient)
+    return total
+
+
+def batches(steering: Steering, batch: list[Lesson]) -> Iterator[list[Pair]]:
+    """All pairs, by length, so many at once as fit the budget when padded."""
+    pairs: list[Pair] = []
     for row, lesson in enumerate(batch):
         coefficients = steering.mixture([view.role for view in lesson.views])
         for view, a, d in zip(lesson.views, *coefficients, strict=True):
             if a or d:
                 pairs.append((row, view.prefix_ids, lesson.token_ids, a + d))
     pairs.sort(key=lambda pair: len(pair[1]) + len(pair[2]))
-    lengths = [len(lesson.token_ids) for lesson in batch]
-    total = torch.zeros(sum(lengths), policy.head[0].shape[1])
-    pieces = total.split(lengths)
-    longest = len(pairs[-1][1]) + len(pairs[-1][2])
-    rows = max(1, BUDGET // longest)
-    with torch.no_grad(), policy.without_adapter():
-        for start in range(0, len(pairs), rows):
-            some = pairs[start : start + rows]
-            found = padded_states(policy, some) if padded else packed_states(policy, some)
-            for states, (row, _, _, coefficient) in zip(found, some, strict=True):
-                pieces[row].add_(states, alpha=coefficient)
-    return total
+    rows = max(1, BUDGET // (len(pairs[-1][1]) + len(pairs[-1][2])))
+    for start in range(0, len(pairs), rows):
+        yield pairs[start : start + rows]
 
 
-def packed_states(policy: Policy, pairs: list) -> list[Tensor]:
+def packed_states(policy: Policy, pairs: list[Pair]) -> list[Tensor]:
     owners = list(range(len(pairs)))
     states = policy.hidden([p[1] for p in pairs], [p[2] for p in pairs], owners, share_prefixes=False)
     return list(states.split([len(p[2]) for p in pairs]))
 
 
-def padded_states(policy: Policy, pairs: list) -> list[Tensor]:
+def padded_states(policy: Policy, pairs: list[Pair]) -> list[Tensor]:
     longest = max(len(prefix) + len(tokens) for _, prefix, tokens, _ in pairs)
     ids, mask = torch.zeros(2, len(pairs), longest, dtype=torch.long)
     for row, (_, prefix, tokens, _) in enumerate(pairs):
@@ -70,6 +93,18 @@ def padded_states(policy: Policy, pairs: list) -> list[Tensor]:
         mask[row, : len(prefix) + len(tokens)] = 1
     states = policy.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return [s[len(prefix) - 1 :][: len(tokens)] for s, (_, prefix, tokens, _) in zip(states, pairs, strict=True)]
+
+
+def padded_logits(policy: Policy, pairs: list[Pair]) -> list[Tensor]:
+    longest_prefix, longest = (max(len(pair[i]) for pair in pairs) for i in (1, 2))
+    ids, mask = torch.zeros(2, len(pairs), longest_prefix + longest, dtype=torch.long)
+    for row, (_, prefix, tokens, _) in enumerate(pairs):
+        written = slice(longest_prefix - len(prefix), longest_prefix + len(tokens))
+        ids[row, written] = torch.tensor([*prefix, *tokens])
+        mask[row, written] = 1
+    logits = policy.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=longest + 1).logits
+    logits = logits[:, :-1] / 1.0
+    return [row[: len(tokens)] for row, (_, _, tokens, _) in zip(logits, pairs, strict=True)]
 
 
 def main() -> None:
@@ -99,6 +134,11 @@ def main() -> None:
         off = float((side() - truth).norm() / truth.norm())
         assert off < 0.03, f"{name} is {off:.1%} off: bf16 rounds other layouts otherwise, but not as much"
         print(f"{name}: {off:.2%} from the padded states")
+    weight, _ = policy.head
+    of_states, theirs = truth.to(weight.dtype) @ weight.T, added(policy, steering, batch, padded_logits, vocab)
+    off = float((theirs - of_states).norm() / of_states.norm())
+    assert off < 0.03, f"TRL's way is {off:.1%} off"
+    table["TRL's way"] = functools.partial(trls_way, policy, steering, batch)
     figures = report(time_sides(table, args), "shared prefixes", args)
     log("teacher", figures | {"token ratio": run / read}, args)
 
