@@ -11,13 +11,14 @@ A phase takes as long as the slower of its arithmetic and its memory traffic, at
                          on a CPU, where it takes as long, also the elementwise work of L layers, three times that
                          with the gradient
     student              forward, gradient of the states (as much again), and once more with gradient checkpointing;
-                         a frozen base has no weight gradients
+                         a frozen base has no weight gradients; on a CPU also the adapter's two thin products beside
+                         each of the base's and their gradients
     head and loss        three products of 2 V d FLOP a distilled token, one more pass of V values over the cache
     decoding             max(2 P B / flops, (2 P + 2 L k c B) bytes / bandwidth) a step, B sequences at once, k = 2 x kv
                          heads x head size numbers a token and layer, two bytes each; LM head in P
     teacher              each distinct view once, then each rollout that reads it, shared; one by one, unshared
 
-Left out: launches, the optimiser, the adapter, grading, Python, and how evenly work fills the machine. A step can be a
+Left out: launches, the optimiser, grading, Python, and how evenly work fills the machine. A step can be a
 few percent faster than this only if the rates are wrong.
 """
 
@@ -48,8 +49,14 @@ class Model:
     @property
     def trunk(self) -> int:
         """Weights of all layers."""
-        attention = self.hidden * self.head_size * 2 * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.mlp)
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.projections)
+
+    @property
+    def projections(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of a layer's products: queries, keys, values, output, gate, up, down."""
+        wide, narrow = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
+        return [*attention, (self.hidden, self.mlp), (self.hidden, self.mlp), (self.mlp, self.hidden)]
 
     @property
     def head(self) -> int:
@@ -74,13 +81,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Machine:
-    """FLOP/s of bf16 products as they are reached, bytes/s of memory, and seconds of elementwise work: of the loss on
-    one value, of a layer on one token."""
+    """FLOP/s of bf16 products as they are reached, bytes/s of memory, and seconds: of the loss's elementwise work on a
+    value, of a layer's on a token, and of a layer's adapter on a token with its gradients."""
 
     flops: float
     bandwidth: float
     row_value: float = 0.0
     layer_token: float = 0.0
+    adapter_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,8 +114,10 @@ MACHINES = {"h100": Machine(flops=5.5e14, bandwidth=2.7e12), "h200": Machine(flo
 
 
 def trunk(model: Model, machine: Machine, tokens: float, context: float, passes: float = 1.0) -> float:
+    """Seconds; `passes` 1 forward, 2 with the gradient, 3 with checkpointing, too."""
     elementwise = passes + (passes > 1.0)  # a derivative touches two values where the function touches one
-    return tokens * (passes * model.forward(context) / machine.flops + elementwise * model.layers * machine.layer_token)
+    beside = elementwise * machine.layer_token + (passes > 1.0) * machine.adapter_token
+    return tokens * (passes * model.forward(context) / machine.flops + model.layers * beside)
 
 
 def loss(model: Model, machine: Machine, tokens: float) -> float:
@@ -166,8 +176,8 @@ def best(function, repeats: int = 5) -> float:
 
 
 def this_machine(model: Model, tokens: int) -> Machine:
-    """The rate of the model's own largest product, of a copy, of the row passes of the loss, and of what a layer does
-    beside its products: two norms, the gate, two sums, the rotation."""
+    """The rates of the model's own largest product, of a copy, of the loss's row passes, of what a layer does beside
+    its products (two norms, the gate, two sums, the rotation), and of its adapter of rank 16 in fp32."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
     from ogls.blocking import for_each_tile
@@ -188,6 +198,18 @@ def this_machine(model: Model, tokens: int) -> Machine:
         apply_rotary_pos_emb(heads[:, : model.heads], heads[:, model.heads :], angles, angles)
 
     layer_token = best(layer) / tokens
+    thin = [
+        (torch.randn(tokens, i).bfloat16().requires_grad_(), torch.randn(16, i), torch.randn(o, 16))
+        for i, o in model.projections
+    ]
+
+    def adapter() -> None:
+        for states, down, up in thin:
+            down, up = down.requires_grad_(), up.requires_grad_()
+            made = states.float() @ down.T @ up.T
+            made.bfloat16().backward(made.bfloat16())
+
+    adapter_token = best(adapter) / tokens
     large = torch.empty(1 << 27, dtype=torch.uint8)
     bandwidth = 2 * large.numel() / best(lambda: large.clone())
     logits = torch.randn(64, model.vocab).bfloat16()
@@ -206,7 +228,7 @@ def this_machine(model: Model, tokens: int) -> Machine:
         wants_gradient=True,
     )
     row = best(lambda: for_each_tile(rows, logits, gaps, torch.empty(64), None, None)) / logits.numel()
-    return Machine(2 * tokens * wide.numel() / seconds, bandwidth, row, layer_token)
+    return Machine(2 * tokens * wide.numel() / seconds, bandwidth, row, layer_token, adapter_token)
 
 
 def check(args: argparse.Namespace) -> dict[str, float]:
