@@ -319,7 +319,9 @@ def test_likelihood_learns_demonstrations_without_an_engine(tiny_model: Path, tm
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("arguments", [{"lora": None}, {"teacher": Live()}, {"teacher": EMA(0.9)}], ids=["full", "live", "ema"])
+@pytest.mark.parametrize(
+    "arguments", [{"lora": None}, {"teacher": Live()}, {"teacher": EMA(0.9)}], ids=["full", "live", "ema"]
+)
 def test_other_weights_teach_and_learn(tiny_model: Path, tmp_path: Path, arguments: dict[str, Any]):
     objective = Distillation(divergence=JensenShannon(0.5))
     losses = fit(tiny_model, tmp_path, module(tiny_model, objective=objective, **arguments))

@@ -46,6 +46,11 @@ class RunNumbers:
         return self
 
     @property
+    def step(self) -> int:
+        """The latest step of any metric; 0 before all of them."""
+        return max((max(series) for series in self._series.values()), default=0)
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to its end: its last validation is repeated as `final/...` there."""
         return any(name.startswith("final/") for name in self._series)

@@ -101,22 +101,27 @@ class Worker:
         """Means over the seeds.
 
         For the pruner the seeds' curves come one after the other, each taken as the mean with the final accuracies of
-        the seeds before. The validation before training says nothing about the trial.
+        the seeds before. The validation before training says nothing about the trial, and after the last one there is
+        nothing left to save: a trial is pruned when a step after the validation has been made.
         """
         begun = time.monotonic()
         finished: list[RunNumbers] = []
         reported: set[int] = set()
+        validated, found = math.inf, ""
         for run in runs:
             before = [numbers.final_accuracy for numbers in finished] if finished else []
             offset = max(reported, default=0)
             with closing(run.watch()) as watched:
                 for numbers in watched:
+                    if offset + numbers.step > validated:
+                        if trial.should_prune():
+                            raise TrialPruned(found)
+                        validated = math.inf
                     new = {s: v for s, v in numbers.accuracy.items() if s > 0 and offset + s not in reported}
                     for step, accuracy in sorted(new.items()) if self.settings.against is None else ():
                         reported.add(offset + step)
                         trial.report((math.fsum(before) + accuracy) / (len(before) + 1), offset + step)
-                        if not numbers.finished and trial.should_prune():
-                            raise TrialPruned(f"at {accuracy:.4f} after step {step}")
+                        validated, found = offset + step, f"at {accuracy:.4f} after step {step}"
             finished.append(RunNumbers(run.folder / "metrics.jsonl").update())
         try:
             values = [[objective(numbers) for numbers in finished] for objective in self._objectives]

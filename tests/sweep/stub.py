@@ -1,7 +1,8 @@
 """Stands in for experiments/run.py: takes its options, writes its files and ends as it does, in milliseconds a step.
 
 `--x` is the accuracy it reaches, linearly over four validations; `--does` is what else happens: `raise`, `killed`
-(once), `always_killed`, `nan`, `nothing`. `steps.txt` in the working directory gets a line for every step made.
+(once), `always_killed`, `nan`, `nothing`, `late` (bad at the last validation alone). `steps.txt` in the working
+directory gets a line for every step made.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ def main() -> None:
         if step == 2 and does == "raise":
             raise RuntimeError("out of luck")
         accuracy = float("nan") if does == "nan" and step == 2 else (x + 0.1 * seed) * step / STEPS
+        if step == STEPS and does == "late":
+            accuracy = 0.0
         write(**{"val/avg_at_4": accuracy, "val/length_mean": 10 * x})
+    if does == "late":
+        time.sleep(0.5)
     if does != "nothing":
         write(**{"final/avg_at_4": x + 0.1 * seed})
     checkpoint.write_text(str(step))

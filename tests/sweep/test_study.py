@@ -32,7 +32,7 @@ def objective(run: RunNumbers) -> float:
     return run.final_accuracy
 
 
-DOES = ["fine", "raise", "killed", "always_killed", "nan", "nothing"]
+DOES = ["fine", "raise", "killed", "always_killed", "nan", "nothing", "late"]
 SWEEP = Sweep(
     name="stub",
     space=space,
@@ -134,10 +134,11 @@ def test_a_trial_that_is_always_killed_is_given_up() -> None:
 
 
 def test_a_hopeless_trial_is_pruned() -> None:
-    points = [{"x": 0.5 + 0.01 * i, "does": "fine"} for i in range(5)] + [{"x": 0.1, "does": "fine"}]
-    assert sweep("--n-trials", "6", "--", "--seconds", "0.2", of=only(*points)) == 0
-    assert states() == ["COMPLETE"] * 5 + ["PRUNED"]
-    assert steps()["stub-005-s0 4"] == 0
+    points = [{"x": 0.5 + 0.01 * i, "does": "fine"} for i in range(5)]
+    points += [{"x": 0.6, "does": "late"}, {"x": 0.1, "does": "fine"}]
+    assert sweep("--n-trials", "7", "--", "--seconds", "0.2", of=only(*points)) == 0
+    assert states() == ["COMPLETE"] * 6 + ["PRUNED"], "at the last validation there is nothing left to save"
+    assert steps()["stub-006-s0 4"] == 0
     assert sweep("--grid", "x=0.2", "does=fine", "--", "--seconds", "0.2", of=only(*points)) == 0
     assert states()[-1] == "COMPLETE", "on a ladder none is"
 
