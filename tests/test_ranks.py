@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -114,3 +115,18 @@ def test_when_one_process_dies_the_other_ends(
     assert not Path(f"/proc/{both[1 - killed]}").exists()
     assert read_manifest(tmp_path / "small-s0-run/checkpoints/last.ckpt")["global_step"] in (2, 3)
     assert not any(name.startswith("weights") for name in os.listdir(tmp_path))
+
+
+@pytest.mark.fault("SIGTERM, Ctrl-C")
+def test_a_signal_to_one_process_stops_both_after_the_same_step(
+    nursery: Nursery, tiny_model: Path, tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path)
+    port = free_port()
+    asked = ("1", str(int(signal.SIGTERM)))  # once the second process has made a step
+    both = [nursery.fork("train_as", tiny_model, tmp_path, rank, 2, port, *(asked if rank else ())) for rank in (0, 1)]
+    assert [nursery.wait(process) for process in both] == [143, 0]
+    assert read_manifest(tmp_path / "small-s0-run/checkpoints/last.ckpt")["global_step"] == 2
+    assert rows(tmp_path)[-1]["step"] == 2
+    (run,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert run.info.status == "KILLED"

@@ -21,9 +21,12 @@ class GracefulStop(Callback):
     """The first SIGTERM or Ctrl-C ends training after the step under way, with a checkpoint; a second at once.
 
     Exit codes: 143 after SIGTERM, 130 after Ctrl-C; MLflow's state is KILLED. A validation that is due is made first.
-    Lightning's own handler of SIGTERM makes its loops raise between two steps, and that does the stopping: this
-    callback calls it at the right time, writes the checkpoint and sets the exit code. Outside of training there is
-    nothing to save, and the first signal ends the stage.
+    Lightning's loops raise between two steps once it has noted a SIGTERM, and that does the stopping: this callback
+    makes the note at the right time, writes the checkpoint and sets the exit code. Outside of training there is nothing
+    to save, and the first signal ends the stage.
+
+    Of several processes all stop after the same step, whichever had the signal. All but the first then end with 0:
+    Lightning kills the first when another fails, and it may still be telling MLflow.
 
     A checkpoint is also written when the engine fails between two steps. In a validation it would make the run go on
     without that validation, so there the last one stands.
@@ -31,11 +34,11 @@ class GracefulStop(Callback):
 
     def __init__(self) -> None:
         self._received: int | None = None
-        self._running = self._training = self._stopping = False
+        self._running = self._training = self._agreed = False
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._received, self._running = None, _in_main_thread()
+        self._received, self._agreed, self._running = None, False, _in_main_thread()
         if _in_main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) != self._on_signal:
@@ -43,16 +46,15 @@ class GracefulStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = True
-        if _in_main_thread():  # Lightning has put its handler before ours; from here on we call it
-            self._lightning: Any = signal.signal(signal.SIGTERM, self._on_signal)
+        if _in_main_thread():  # Lightning has put its handler before ours
+            signal.signal(signal.SIGTERM, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if self._received is not None and not trainer.is_last_batch:
-            self._stop()
+        if not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._received is not None:  # after the validation
-            self._stop()
+        self._stop_if_asked(trainer)  # after the validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = False
@@ -63,8 +65,6 @@ class GracefulStop(Callback):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._running:
             self._pass_on(number, frame)
-        elif self._stopping:
-            return  # Lightning's handler calls ours
         elif self._received is not None:
             os._exit(128 + number)
         else:
@@ -73,10 +73,10 @@ class GracefulStop(Callback):
                 sys.exit(128 + number)
             os.write(2, b"\nStopping after this step; once more stops at once.\n")  # print may be what was interrupted
 
-    def _stop(self) -> None:
-        self._stopping = True
-        self._lightning(signal.SIGTERM, None)
-        self._stopping = False
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        self._agreed = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
+        if self._agreed:
+            trainer._signal_connector.received_sigterm = True
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]
@@ -88,8 +88,8 @@ class GracefulStop(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._running = False
-        if self._received is not None and isinstance(exception, SystemExit):
-            exception.code = 128 + self._received
+        if (self._received is not None or self._agreed) and isinstance(exception, SystemExit):
+            exception.code = 128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0
             between_steps = True
             if isinstance(trainer.logger, Tracker):
                 trainer.logger.end_as("KILLED")
@@ -97,7 +97,9 @@ class GracefulStop(Callback):
             between_steps = isinstance(exception, EngineFailed) and trainer.state.stage == RunningStage.TRAINING
         checkpoint = trainer.checkpoint_callback
         if self._training and between_steps and isinstance(checkpoint, BestCheckpoint):
-            print(f"Saved {checkpoint.save_last_now(trainer)}; to go on: fit ... --ckpt_path last", file=sys.stderr)
+            saved = checkpoint.save_last_now(trainer)
+            if trainer.is_global_zero:
+                print(f"Saved {saved}; to go on: fit ... --ckpt_path last", file=sys.stderr)
         self._training = False
 
 

@@ -44,15 +44,15 @@ def train(model: str, folder: str, killed_at: str = "") -> None:
     save_file(small.weights(student), Path(folder) / "weights.safetensors")
 
 
-def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at: str = "") -> None:
-    """Train as one of several processes, as if a launcher had begun them."""
+def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at: str = "", by: str = "9") -> None:
+    """Train as one of several processes, as if a launcher had begun them; `by` is the number of a signal."""
     os.chdir(folder)
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     student = small.fit(
         Path(model),
         Path(folder),
-        callbacks=[KilledAt(int(killed_at))] if killed_at else [],
+        callbacks=[KilledAt(int(killed_at), int(by))] if killed_at else [],
         engine=PromptEngine(),
         training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
@@ -127,12 +127,12 @@ class KilledAt(Checkpoint):
 
     monitor = None
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, by: int = signal.SIGKILL) -> None:
+        self.step, self.by = step, by
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.by)
 
 
 def save_for_ever(path: str) -> None:
