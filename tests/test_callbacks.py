@@ -158,6 +158,18 @@ def test_a_full_disk_is_a_metric_and_the_third_time_in_a_row_the_end(monkeypatch
     assert read_manifest(folder / "checkpoints/last.ckpt")["global_step"] == 1
 
 
+@pytest.mark.fault("disk full")
+def test_no_room_for_the_best_adapter_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tiny = Tiny()
+    tiny.policy.save_adapter = full
+    trainer(1, method="tiny", system_metrics=False).fit(tiny, TinyData())
+    assert tiny.trainer.global_step == STEPS
+    assert "best_adapter keeps what it had: [Errno 28]" in capsys.readouterr().err
+
+
 def test_last_is_an_error_where_there_is_none() -> None:
     with pytest.raises(ValueError, match=r"there is no .*tiny-s7-"):
         trainer(1, method="tiny", seed=7).fit(Tiny(), TinyData(), ckpt_path="last")

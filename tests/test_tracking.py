@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import socket
 import time
@@ -282,6 +283,24 @@ def test_going_on_takes_back_the_rows_that_are_made_again(tmp_path: Path) -> Non
         (3, 3),
     ]
     assert "val/avg_at_4" not in read_rows(first.run_folder / METRICS)[-1]
+
+
+@pytest.mark.fault("disk full")
+def test_a_row_that_the_disk_has_no_room_for_is_left_out_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(tracking_uri="http://127.0.0.1:9", folder=str(tmp_path), run_name="r")
+    monkeypatch.setattr(tracker._run, "metrics", lambda *_: None)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    size = (tracker.run_folder / METRICS).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        tracker.log_metrics({"train/loss": 2.0}, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    tracker.log_metrics({"train/loss": 3.0}, 3)
+    assert [row["step"] for row in read_rows(tracker.run_folder / METRICS)] == [1, 3]
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns"])

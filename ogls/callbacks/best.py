@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors import SafetensorError
 
 from ogls.checkpoint import SoundCheckpoints, newest_sound
 from ogls.tracking import Tracker
@@ -80,7 +82,18 @@ class BestCheckpoint(ModelCheckpoint):
         if self.best_model_score is not before and trainer.is_global_zero:
             policy: Any = pl_module.policy
             if policy.lora is not None:
-                policy.save_adapter(self._adapter)
+                self._save_adapter(policy)
+
+    def _save_adapter(self, policy: Any) -> None:
+        draft = self._adapter.with_name(f".{ADAPTER}.draft")
+        try:
+            policy.save_adapter(draft)
+            self._adapter.mkdir(exist_ok=True)
+            for file in draft.iterdir():
+                file.replace(self._adapter / file.name)
+            draft.rmdir()
+        except (OSError, SafetensorError) as error:  # it can be made from best.ckpt, and the run can go on
+            print(f"{self._adapter} keeps what it had: {error}", file=sys.stderr)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save_last_now(trainer)

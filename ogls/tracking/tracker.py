@@ -147,8 +147,11 @@ class Tracker(Logger):
     def _append(self, name: str, text: str, head: str = "") -> None:
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-            with (self.run_folder / name).open("a") as file:
-                file.write(text if file.tell() else head + text)
+            with (self.run_folder / name).open("ab", buffering=0) as file:
+                before, data = file.tell(), (text if file.tell() else head + text).encode()
+                if file.write(data) != len(data):  # the next line would be glued to this one
+                    file.truncate(before)
+                    raise OSError(f"no room for {len(data)} bytes")
         except OSError as error:  # a full disk does not end a run here
             self._box.lose(f"{name}: {error}")
 
