@@ -54,6 +54,7 @@ def serve(control: socket.socket) -> None:
                 process = os.fork()
                 if process == 0:
                     ours.close()
+                    stream.close()  # it has the socket, too: a worker that kept it would hide the nursery's end
                     control.close()
                     _work(theirs, verifier, timeout, memory_gib)
                 workers.add(process)

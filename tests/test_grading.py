@@ -279,8 +279,9 @@ def test_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
-def test_pool_survives_the_death_of_its_processes() -> None:
-    with GradingPool(Obedient(), timeout=5.0) as pool:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pool_survives_the_death_of_its_processes(workers: int) -> None:
+    with GradingPool(Obedient(), workers=workers, timeout=5.0) as pool:
         first = tell(pool, "python __import__('os').getpid()", "python __import__('os').getppid()")
         worker, nursery = (int(verdict.answer or "") for verdict in first)
         os.kill(worker, signal.SIGKILL)
