@@ -54,10 +54,11 @@ class OneStepOff:
             batch = self._make(step, self._sampler)
         assert batch.policy_version == (step if self.weights is None else step - 1)
         self._step, self._batch = step + 1, None
-        self.weights = {name: p.detach().clone() for name, p in self._policy.trainable().items()}
         if more:
             with meter.time("sync"):
-                self._sampler.hold(step)
+                self._sampler.hold(step)  # may fail, and what is saved then has to make this batch again
+        self.weights = {name: p.detach().clone() for name, p in self._policy.trainable().items()}
+        if more:
             self._begin()
         return replace(
             batch,

@@ -17,12 +17,14 @@ from ogls.cli import build
 from ogls.engine.base import RolloutEngine, Sampling
 from ogls.engine.process import EngineProcess
 from ogls.engine.transformers import TransformersEngine
+from ogls.exits import EngineFailed
 from ogls.objective import Distillation
+from ogls.one_step_off import OneStepOff
 from ogls.policy import Policy
 from ogls.privilege import Demonstration, ReferenceSolution
 from ogls.records import Batch, Completion
 from ogls.reflection import ModelReflector
-from ogls.sampling import Evaluation
+from ogls.sampling import Evaluation, Sampler
 from ogls.selection import AllTokens
 from ogls.steering import Unsteered
 from tests.scripted import ChainEngine
@@ -192,6 +194,43 @@ def test_an_engine_that_fails_beside_the_training_changes_nothing(
     assert [version for version, _ in engine.calls] == [0, 0, 1, 1, 2]
     assert engine.calls[3][1] == "MainThread"  # from the weights that were kept
     assert f"is rebuilt: {said}" in capfd.readouterr().err
+
+
+def test_weights_that_could_not_be_handed_over_leave_those_of_the_batch_in_the_checkpoint() -> None:
+    """The next batch is then made again, after a resumption, from the weights that it had been made from."""
+
+    class OneWeight(Policy):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def trainable(self) -> dict[str, Any]:
+            return {"weight": self.weight}
+
+    class Failing(Sampler):
+        def __init__(self) -> None:
+            self.version = 0
+
+        def hold(self, version: int) -> None:
+            if version == 2:
+                raise EngineFailed("it was told to")
+            self.version = version
+
+        def beside(self) -> Failing:
+            return self
+
+    def make(step: int, sampler: Sampler) -> Batch:
+        assert isinstance(sampler, Failing)
+        return Batch(lessons=(), policy_version=sampler.version)
+
+    policy = OneWeight()
+    stream = OneStepOff(make, Failing(), policy)
+    for step in range(2):
+        stream.take(step, more=True)
+        policy.weight.data += 1.0
+    with pytest.raises(EngineFailed):
+        stream.take(2, more=True)
+    assert stream.weights == {"weight": torch.tensor([1.0])}, "those that made the batch of step 2"
 
 
 @pytest.mark.parametrize(
