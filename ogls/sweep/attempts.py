@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 import optuna
 import psutil
 from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 RETRIES = 2  # of a trial whose process was killed
@@ -65,12 +67,14 @@ def sign(trial: optuna.Trial) -> None:
 
 
 def reclaim(study: Study) -> None:
-    """Requeues trials whose worker ran on this host and is gone: no need to wait until their heartbeat is stale."""
+    """Requeues trials whose worker is gone: known at once if it ran on this host, else by a stale heartbeat."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, pid, started = trial.user_attrs.get(_WORKER, ("", 0, 0.0))
         if host == socket.gethostname() and not _runs(pid, started):
-            study.tell(trial.number, state=TrialState.FAIL)
-            requeue(study, trial, killed=True)
+            with suppress(ValueError, UpdateFinishedTrialError):  # another worker was quicker
+                study.tell(trial.number, state=TrialState.FAIL)
+                requeue(study, trial, killed=True)
+    optuna.storages.fail_stale_trials(study)
 
 
 def _runs(pid: int, started: float) -> bool:

@@ -11,10 +11,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ogls.callbacks.best import LAST, PREVIOUS
 from ogls.exits import DiskFailed, EngineFailed, FolderInUse
 from ogls.run_lock import RunLock
 from ogls.sweep.definition import Options, Settings
 from ogls.sweep.run_numbers import RunNumbers
+from ogls.tracking.files import METRICS
 
 _POLL = 0.5  # seconds
 _PATIENCE = 600.0  # for the step under way and the validation that may be due
@@ -85,12 +87,27 @@ class TrialRun:
         logger = [w for key, value in tracker.items() for w in (f"--trainer.logger.init_args.{key}", written(value))]
         start = [sys.executable, str(Path(__file__).with_name("attached.py")), str(self.settings.script), "fit"]
         seeds = ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
-        resume = ["--ckpt_path", "last"] if self._checkpoints.exists() else []
+        resume = ["--ckpt_path", "last"] if self._can_go_on else []
         return [*start, *arguments(self.settings, self.options), *seeds, *logger, *resume]
 
     @property
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def _can_go_on(self) -> bool:
+        return any((self._checkpoints / file).exists() for file in (LAST, PREVIOUS))
+
+    def _claim(self) -> None:
+        """Says in the folder what is run there. A folder of another study that had this name is left as it is."""
+        file, asked = self.folder / "trial.json", json.dumps(arguments(self.settings, self.options))
+        has = file.read_text() if file.exists() else None
+        if has is None and not (self.folder / METRICS).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(asked)
+        elif has != asked:
+            self.stopping.set()  # the other trials would meet the same
+            raise Stopped(f"{self.folder} has a run with other options, {has}, not {asked}: say --study or --folder")
 
     def watch(self) -> Generator[RunNumbers, None, None]:
         """Starts the run, or goes on with it, and yields its numbers whenever there are new ones.
@@ -102,14 +119,15 @@ class TrialRun:
             Stopped, Killed, Failed: how it ended, if not well.
         """
         self._let_predecessor_end()
-        numbers = RunNumbers(self.folder / "metrics.jsonl").update()
+        self._claim()
+        numbers = RunNumbers(self.folder / METRICS).update()
         if numbers.finished:
             yield numbers
             return
-        if not any(self._checkpoints.glob("*.ckpt")):  # begun, but nothing to go on from
+        if not self._can_go_on:  # begun, perhaps, but nothing to go on from
             shutil.rmtree(self.folder, ignore_errors=True)
-            numbers = RunNumbers(self.folder / "metrics.jsonl")
-        self.folder.mkdir(parents=True, exist_ok=True)
+            numbers = RunNumbers(self.folder / METRICS)
+            self._claim()
         with (self.folder / "output.log").open("ab") as log:
             process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+import grpc
 from filelock import FileLock
 from optuna import Study
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
@@ -28,15 +30,18 @@ class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
     def __init__(self, host: str, port: int, died: Died) -> None:
         super().__init__(host=host, port=port)
         self._died = died
-        self._observed: dict[int, tuple[float | None, float]] = {}  # trial -> its beat, and when it was first seen
+        self._observed: dict[int, tuple[float, float]] = {}  # trial -> its beat, and when it was first seen
 
     def record_heartbeat(self, trial_id: int) -> None:
-        self.set_trial_system_attr(trial_id, _SEEN, time.time())
+        with suppress(grpc.RpcError):  # the thread that beats would end, and the proxy may come back
+            self.set_trial_system_attr(trial_id, _SEEN, time.time())
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         now, stale = time.monotonic(), []
         for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             beat = trial.system_attrs.get(_SEEN)
+            if beat is None:  # its worker asks the database itself, which keeps the beats elsewhere
+                continue
             if trial._trial_id not in self._observed or self._observed[trial._trial_id][0] != beat:
                 self._observed[trial._trial_id] = (beat, now)
             elif now - self._observed[trial._trial_id][1] > GRACE:

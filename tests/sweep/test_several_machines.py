@@ -68,6 +68,12 @@ def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: py
         assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
         assert study.trials[1].params == study.trials[0].params
         assert attempts.original(study.trials[1]) == 0
+        unseen = study.ask()  # as of a worker that has the database itself: Optuna keeps its beats elsewhere
+        for _ in range(2):
+            optuna.storages.fail_stale_trials(study)
+            time.sleep(0.1)
+        assert study.trials[unseen.number].state == TrialState.RUNNING
+    shared.record_heartbeat(unseen._trial_id)  # the proxy is away: the thread that calls this lives on
 
 
 @contextmanager

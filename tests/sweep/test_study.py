@@ -32,7 +32,7 @@ def objective(run: RunNumbers) -> float:
     return run.final_accuracy
 
 
-DOES = ["fine", "raise", "killed", "always_killed", "nan", "nothing", "late"]
+DOES = ["fine", "raise", "killed", "killed_with_best", "always_killed", "nan", "nothing", "late"]
 SWEEP = Sweep(
     name="stub",
     space=space,
@@ -122,6 +122,23 @@ def test_what_goes_wrong_in_a_trial_stays_there() -> None:
     assert "measured nothing" in found["why"][2]
     assert found["state"][3] == "COMPLETE", "a killed trial is made again"
     assert (steps()["stub-003-s0 1"], steps()["stub-003-s0 2"]) == (1, 2), "and goes on from its checkpoint"
+
+
+@pytest.mark.fault("sweep: a trial fails, is killed, measures NaN")
+def test_a_trial_killed_before_its_first_checkpoint_is_made_anew() -> None:
+    assert sweep("--n-trials", "1", of=only({"x": 0.5, "does": "killed_with_best"})) == 0
+    assert states() == ["FAIL", "COMPLETE"]
+    assert (steps()["stub-000-s0 1"], steps()["stub-000-s0 2"]) == (2, 2)
+
+
+def test_another_study_of_the_same_name_is_not_taken_for_this_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("--n-trials", "1", of=only({"x": 0.9, "does": "fine"})) == 0
+    before = Path("runs/stub/stub-000-s0/metrics.jsonl").read_text()
+    assert sweep("--n-trials", "1", "--storage", "sqlite:///new.db", of=only({"x": 0.1, "does": "fine"})) == 130
+    told = capsys.readouterr().out
+    assert "stub-000-s0 has a run with other options" in told
+    assert '"0.9", "--does", "fine"], not [' in told
+    assert Path("runs/stub/stub-000-s0/metrics.jsonl").read_text() == before
 
 
 @pytest.mark.fault("sweep: a trial fails, is killed, measures NaN")
