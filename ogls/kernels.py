@@ -165,7 +165,10 @@ def chunked_logprobs(
 
     with torch.no_grad():
         for rows, (logits,) in chunks(len(values), weight, 1, chunk_rows):
-            apply_head(states[rows], weight, bias, out=logits)
+            some = states[rows].to(weight.dtype)
+            torch.addmm(shift_to(ids[rows], some, weight), some, weight.T, out=logits)
+            if bias is not None:
+                logits += bias
             for_each_tile(tile_pass, logits, ids[rows], values[rows])
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
@@ -226,10 +229,8 @@ def softmax_with_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
 def logits_and_gaps(
     student: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None, near: Tensor | None, out: Tensor
 ) -> Tensor:
-    """z_S but for a constant a row, and z_T - z_S, into `out` [2, rows, vocab], by one product; states [rows, hidden].
-
-    The constant makes the logit of the token `near` [rows] about 0 before anything is rounded: logits of 40, as trained
-    models have them, are up to 1/8 off in bf16, and far less is left near a sampled token, where the mass is.
+    """z_S but for a constant a row (`shift_to` the tokens `near`), and z_T - z_S, into `out` [2, rows, vocab], by one
+    product; states [rows, hidden].
 
     Returns the indices of rows whose student is its target. All is 0 there, and rounding is all there would be: an
     optimiser that divides by the gradient's size would make full steps of it.
@@ -241,11 +242,20 @@ def logits_and_gaps(
     if near is None:
         torch.mm(states, weight.T, out=out.flatten(0, 1))
     else:
-        shift = torch.cat([-(student * weight[near]).sum(-1, keepdim=True), states.new_zeros(len(student), 1)])
+        shift = torch.cat([shift_to(near, student, weight), states.new_zeros(len(student), 1)])
         torch.addmm(shift, states, weight.T, out=out.flatten(0, 1))
     if bias is not None:
         out[0] += bias
     return (gap == 0).all(-1).nonzero().squeeze(1)
+
+
+def shift_to(near: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """What makes the logits of the tokens `near` [rows] about 0 when it is added to their rows of them [rows, 1].
+
+    Within the product, before anything is rounded: logits of 40, as trained models have them, are up to 1/8 off in
+    bf16, and far less is left near a sampled token, where the mass is.
+    """
+    return -(hidden * weight[near]).sum(-1, keepdim=True)
 
 
 def apply_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:

@@ -270,6 +270,20 @@ def test_large_logits_are_rounded_where_the_mass_is() -> None:
     assert likely < error(None) / 3
 
 
+def test_logprobs_of_large_logits_are_not_rounded_to_their_spacing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = (torch.randn(32, 64, generator=generator) + 1.0).bfloat16()
+    weight = (torch.randn(1000, 64, generator=generator) * 0.3 + 0.6).bfloat16()
+    exact = (states.double() @ weight.double().T).log_softmax(-1)
+    likely = exact.argmax(-1)
+    rounded = (states @ weight.T).float().log_softmax(-1)
+    ours, theirs = (
+        (found.double() - exact.gather(-1, likely[:, None])[:, 0]).abs().mean()
+        for found in (chunked_logprobs(states, weight, None, likely), rounded.gather(-1, likely[:, None])[:, 0])
+    )
+    assert ours < theirs / 5
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("chunk", [1, 2, 7, V, T])
 def test_logprobs_are_naive(chunk: int, temperature: float) -> None:
