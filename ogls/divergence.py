@@ -27,6 +27,8 @@ def mixture_ratio(u: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     m = (1 - weight) p_S + weight p_T. By exp and log: expm1 and log1p are several times as slow on a CPU, for digits
     that the sums over v do not keep.
     """
+    if weight == 0.0:
+        return torch.ones_like(u), torch.zeros_like(u)
     low = u.clamp(max=LARGE)
     ratio = torch.lerp(u.new_ones(()), low.exp(), weight)
     return ratio, ratio.log().add_(u - low)

@@ -161,7 +161,7 @@ def _terms(
     else:
         low = tl.minimum(u, LARGE)
         ratio = 1.0 + WEIGHT * (tl.exp(low) - 1.0)
-        k = tl.log(ratio) + (u - low)
+        k = tl.log(ratio) + (u - low) if WEIGHT > 0.0 else 0.0 * u
         if KIND == "JensenShannon":
             ph = (WEIGHT - 1.0) * p * k
             summand = WEIGHT * q * (u - k) + ph
