@@ -50,6 +50,13 @@ def check_method(objective: Objective, steering: Steering, data: RolloutDataModu
     if objective.needs_advantage != (data.advantage is not None):
         needs = "needs" if objective.needs_advantage else "makes no use of"
         raise ValueError(f"{learner} {needs} advantages: set data.advantage")
+    for _, term in objective.terms:
+        if term.corrects_staleness and not data.sampling.is_softmax_at(term.temperature):
+            drawn = f"temperature {data.sampling.temperature}, top_p {data.sampling.top_p}, top_k {data.sampling.top_k}"
+            raise ValueError(
+                f"{type(term).__name__} takes ratios to the sampler's probabilities at temperature {term.temperature}: "
+                f"expected that in data.sampling, with top_p 1 and top_k 0, got {drawn}"
+            )
     if data.max_staleness and not objective.corrects_staleness:
         cause = "one_step_off" if data.one_step_off else "updates_per_rollout"
         raise ValueError(

@@ -17,6 +17,7 @@ from ogls.batching import micro_batches
 from ogls.compatibility import check_method, check_monitors
 from ogls.diagnostics import diagnostics
 from ogls.drift import kl_to_base
+from ogls.engine.base import Sampling
 from ogls.evaluation import evaluate
 from ogls.meter import Meter
 from ogls.model import load_tokenizer, local_folder, resolve_model, tokenizer_sha256
@@ -114,6 +115,7 @@ class SelfDistillation(LightningModule):
         if stage != "fit" and not data.fit_follows:
             return
         check_method(self.objective, self.steering, data)
+        self._drawn: Sampling = data.sampling
         callbacks = self.trainer.checkpoint_callbacks
         check_monitors((callback.monitor for callback in callbacks), data.evaluation.samples)  # pyright: ignore
 
@@ -172,6 +174,7 @@ class SelfDistillation(LightningModule):
             if not finite:
                 optimizer.zero_grad()  # AdamW passes over weights without a gradient: not a bit of them changes
             optimizer.step()
+            (learning_rate,) = scheduler.get_last_lr()
             scheduler.step()
             if finite:
                 self.teacher.update(self.policy)
@@ -181,7 +184,7 @@ class SelfDistillation(LightningModule):
             "train/grad_norm": norm,
             "train/skipped": float(not finite),
             "train/staleness": float(staleness),
-            "train/learning_rate": scheduler.get_last_lr()[0],
+            "train/learning_rate": learning_rate,
             "train/alpha": self.steering.alpha_at(self.policy_version - 1),
         }
         prompts, rows, meters = zip(*ranks.gathered((len(batch.groups) or 1, batch.metrics, meter)), strict=True)
@@ -234,7 +237,8 @@ class SelfDistillation(LightningModule):
                     meter.add(f"loss_{type(term).__name__.lower()}", value.item() / (total or 1.0))
                 for name, values in extras.items():
                     meter.mean(name, values)
-                if own.old_logprobs is not None:  # how far engine and trainer disagree on the tokens that were sampled
+                if own.old_logprobs is not None and self._drawn.is_softmax_at(term.temperature):
+                    # how far engine and trainer disagree on the tokens that were sampled
                     meter.mean("engine_logprob_gap", (extras["logprob"] - own.old_logprobs).abs())
         if anchor is not None and direction is not None:
             with meter.time("diagnostics"):
@@ -286,9 +290,11 @@ class SelfDistillation(LightningModule):
 
     @cached_property
     def _marker_ids(self) -> list[int]:
-        """First tokens of the reflection markers, as they stand at a line's beginning or after a space."""
+        """Reflection markers that are one token, as they stand at a line's beginning or after a space. The first token
+        of a longer one ("let", "not") would say little."""
         forms = [lead + form for m in REFLECTION_MARKERS for form in (m, m.capitalize()) for lead in ("", " ")]
-        return sorted({self.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms})
+        ids = [self.tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]
+        return sorted({found[0] for found in ids if len(found) == 1})
 
     # ---- evaluation ----
 

@@ -89,6 +89,9 @@ class Objective(ABC):
 class Term(Objective):
     """An objective of one term: states -> (differentiable weighted sum, detached values of each token by name)."""
 
+    temperature: float = 1.0
+    """Of the student's log-probs."""
+
     @property
     def terms(self) -> tuple[tuple[float, Term], ...]:
         return ((1.0, self),)

@@ -304,6 +304,11 @@ def test_steering_and_privilege_have_to_fit(tiny_model: Path, tmp_path: Path):
         (GRPO(), GroupRelative(), "'success'., but GRPO needs no teacher: set data.privilege"),
         (Mixture((GRPO(), Distillation()), (1.0, 1.0)), None, "Mixture needs advantages: set data.advantage"),
         (Distillation(), GroupRelative(), "Distillation makes no use of advantages: set data.advantage"),
+        (
+            Distillation(temperature=1.1, importance_cap=2.0),
+            None,
+            "at temperature 1.1: .* got temperature 1.0, top_p 1.0",
+        ),
     ],
 )
 def test_what_an_objective_needs_has_to_be_there_and_nothing_more(

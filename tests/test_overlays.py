@@ -14,7 +14,15 @@ from ogls.divergence import JensenShannon
 from ogls.mixture import Mixture
 from ogls.objective import Distillation, Likelihood
 from ogls.policy_gradient import GRPO, Shifted
-from ogls.privilege import PeerOutcomes, Several, ShortSuccesses, SuccessfulPeer, Unprivileged
+from ogls.privilege import (
+    PeerOutcomes,
+    ReferenceSolution,
+    Several,
+    ShortSuccesses,
+    SuccessfulPeer,
+    Unprivileged,
+)
+from ogls.reflection import CorrectiveIdea
 from ogls.selection import AllTokens
 from ogls.steering import OutcomeContrast, OutcomeSteering, TrustRegionSteering, Unsteered
 from ogls.teacher import EMA
@@ -24,6 +32,7 @@ from tests.test_module import fit, module
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SDPO = Distillation(JensenShannon(), support=TopK(100), importance_cap=2.0)
 PEERS = PeerOutcomes(max_peers=1)
+ALL_PEERS = PeerOutcomes()
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sdpo": (
         {"objective": SDPO, "steering": Unsteered()},
@@ -44,7 +53,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "ogls_sd_v2": (
         {"objective": Mixture((Distillation(), Likelihood()), (1.0, 0.1)), "steering": OutcomeSteering()},
-        {"privilege": Several((PEERS, ShortSuccesses()))},
+        {"privilege": Several((ALL_PEERS, ShortSuccesses()))},
     ),
     "trust_region": ({"steering": TrustRegionSteering()}, {"privilege": PEERS, "advantage": None}),
 }
@@ -66,6 +75,32 @@ def test_an_overlay_builds_its_method_on_either_student(
         assert {key: getattr(part, key) for key in expected} == expected
     assert isinstance(built.model.teacher, EMA) == (name == "sdpo")
     assert built.trainer.logger.method == name  # pyright: ignore
+    built.datamodule.close()
+
+
+PUBLISHED = {
+    "ogls_sd": ({"steering": OutcomeSteering(3.0, 100), "objective": Distillation(clip=0.05)}, ALL_PEERS, 1.1, 1.0),
+    "opsd+qwen3_opsd": (
+        {"steering": Unsteered(), "objective": Distillation(temperature=1.1, clip=0.05, one_sided=True)},
+        *(ReferenceSolution(), 1.1, 0.95),
+    ),
+    "sdpo": ({"steering": Unsteered(), "objective": SDPO}, SuccessfulPeer(), 1.0, 1.0),
+    "rosd": ({"steering": Unsteered(), "objective": SDPO}, CorrectiveIdea(), 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("names", PUBLISHED)
+def test_on_qwen3_an_overlay_is_the_published_recipe(names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    overlays = [word for name in names.split("+") for word in ("--config", f"{name}.yaml")]
+    here = ["--trainer.accelerator", "cpu"]
+    for name in ("train", "val"):  # in place of data sets that have to be fetched
+        here += [f"--data.{name}", "ogls.chains.Chains", f"--data.{name}.init_args.size", "8"]
+    built = build(["--config", "qwen3_1.7b.yaml", *overlays, *here], run=False)
+    method, privilege, temperature, top_p = PUBLISHED[names]
+    assert {key: getattr(built.model, key) for key in method} == method
+    assert built.datamodule.privilege == privilege
+    assert (built.datamodule.sampling.temperature, built.datamodule.sampling.top_p) == (temperature, top_p)
     built.datamodule.close()
 
 

@@ -41,6 +41,10 @@ class Sampling:
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
 
+    def is_softmax_at(self, temperature: float) -> bool:
+        """Whether log-probs of what is drawn are log softmax(logits / temperature)."""
+        return (self.temperature, self.top_p, self.top_k) == (temperature, 1.0, 0)
+
 
 class RolloutEngine(ABC):
     """Samples from the policy. The constructor stores settings; `start` does the work, once, in the training process.
