@@ -37,7 +37,9 @@ class LessonBuilder:
 
     def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
         """Lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
-        counts: Counter[str] = Counter(lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0)
+        counts: Counter[str] = Counter(
+            lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0
+        )
         lessons: list[Lesson] = []
         for group in groups:
             made: list[tuple[Rollout | None, Lesson]] = []
@@ -62,7 +64,7 @@ class LessonBuilder:
         else:
             completion, error = draft.rollout.completion, None
             selection = draft.selection or self.selection
-            if selection.needs_error and not draft.rollout.correct:
+            if (selection.needs_error or self.reflected) and not draft.rollout.correct:
                 error = self._locate(group.problem, draft.rollout)
                 if error is None:
                     counts["dropped_unlocated"] += 1
@@ -110,6 +112,7 @@ class LessonBuilder:
                 views.append(view)
             else:
                 counts["dropped_view_too_long"] += 1
+        counts["dropped_prompt_too_long"] += len(lesson.prompt_ids) > room
         lost = {hint.role for hint in draft.hints} - {view.role for view in views}
         if lost or len(lesson.prompt_ids) > room or not lesson.num_learned:
             return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
 """What counts as a sign of reflection (OGLS-SD, figure 5)."""
+_MARKED = re.compile(rf"\b(?:{'|'.join(REFLECTION_MARKERS)})\b", re.IGNORECASE)
 
 _SLOTS = {
     "student": ("problem",),
@@ -215,6 +216,5 @@ class PromptEncoder:
 
 
 def count_reflection_markers(text: str) -> float:
-    """Reflection markers per 100 words."""
-    lowered = text.lower()
-    return 100.0 * sum(lowered.count(marker) for marker in REFLECTION_MARKERS) / max(1, len(lowered.split()))
+    """Reflection markers, as whole words, per 100 words."""
+    return 100.0 * len(_MARKED.findall(text)) / max(1, len(text.split()))

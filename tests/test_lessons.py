@@ -11,7 +11,8 @@ from ogls.lessons import LessonBuilder
 from ogls.model import load_tokenizer
 from ogls.privilege import Demonstration, PeerOutcomes, Privilege, Several, ShortSuccesses, Unprivileged
 from ogls.prompts import PromptEncoder, Prompts
-from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+from ogls.records import Completion, Problem, Reflection, Rollout, RolloutGroup, Verdict
+from ogls.reflection import CorrectiveIdea
 from ogls.selection import AllTokens, TokenSelection, UpToError
 
 PROBLEM = Problem(id="c", text="What is 12+8-9?", answer="11", solution="12+8=20\n20-9=11\n\\boxed{11}")
@@ -91,6 +92,25 @@ def test_a_demonstration_is_learned_whole_with_its_end_token(encoder: PromptEnco
     assert set(lesson.weights) == {1.0}
     assert lesson.logprobs is None
     assert lesson.views == ()
+
+
+def test_a_demonstration_that_does_not_fit_is_counted(encoder: PromptEncoder):
+    of = RolloutGroup(problem=PROBLEM, prompt_ids=(1, 2), rollouts=(), policy_version=0)
+    lessons, counts = builder(encoder, AllTokens(), length=3, privilege=Demonstration()).build([of])
+    assert lessons == ()
+    assert counts["dropped_prompt_too_long"] == 1
+
+
+def test_a_quote_that_was_not_found_is_no_lesson_whatever_the_selection(encoder: PromptEncoder):
+    of = group(encoder, WRONG, PROBLEM.solution)
+    wrong, right = (
+        replace(rollout, reflection=Reflection(idea="Left to right.", quote=quote))
+        for rollout, quote in zip(of.rollouts, ("nowhere", None), strict=True)
+    )
+    made = builder(encoder, AllTokens(), privilege=CorrectiveIdea())
+    lessons, counts = replace(made, reflected=True).build([replace(of, rollouts=(wrong, right))])
+    assert [lesson.token_ids for lesson in lessons] == [right.completion.token_ids]
+    assert counts["dropped_unlocated"] == 1
 
 
 def test_all_rollouts_of_a_mixed_group_are_reinforced_and_the_wrong_ones_also_distilled(encoder: PromptEncoder):

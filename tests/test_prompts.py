@@ -79,6 +79,7 @@ def test_offsets_on_a_chain(encoder: PromptEncoder):
 def test_reflection_markers_per_hundred_words():
     assert count_reflection_markers("Wait, that is wrong. Hold on: let me check") == pytest.approx(100 * 3 / 9)
     assert count_reflection_markers("") == 0
+    assert count_reflection_markers("The waiter awaits troops in loops and hoops.") == 0
 
 
 def test_a_prompt_about_an_attempt_is_shortened_in_the_solutions_middle_then_at_the_attempts_end(
