@@ -70,11 +70,11 @@ def token_values(
     own = torch.tensor(one.lesson.token_ids[: len(right)], device=weight.device)[:, None]
     pieces: dict[str, list[Tensor]] = {name: [] for name in WEIGHING}
     for rows in torch.arange(len(right), device=weight.device).split(CHUNK_ROWS):
-        z, z0, delta = (
-            (states[rows].to(weight.dtype) @ weight.T).float() for states in (one.student, one.anchor, one.direction)
-        )
-        if bias is not None:
-            z, z0 = z + bias, z0 + bias
+        # The gap by a product of its own: two rounded sets of logits would be farther apart than small KLs are.
+        gap = one.anchor[rows].float() - one.student[rows].float()
+        z, gap, delta = ((s.to(weight.dtype) @ weight.T).float() for s in (one.student[rows], gap, one.direction[rows]))
+        z = z if bias is None else z + bias
+        z0 = z + gap
         log_student, log_plain = z.log_softmax(-1), z0.log_softmax(-1)
         spread = delta.amax(-1) - delta.amin(-1)
         found: dict[str, list[Tensor]] = {name: [] for name in WEIGHING}

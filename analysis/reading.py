@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from states import Scored, distilled, reaching, score
-from torch import Tensor
 
 from ogls.data import RolloutDataModule
 from ogls.module import SelfDistillation
@@ -127,7 +126,12 @@ def distributions(model: SelfDistillation, one: Scored, encoder: PromptEncoder, 
     ids = torch.tensor(one.lesson.token_ids[: len(one.anchor)], device=weight.device)
     found = []
     for rows in torch.arange(len(ids), device=weight.device).split(CHUNK_ROWS):
-        logs = {name: log_probs(state[rows], weight, bias) for name, state in states.items()}
+        student = one.student[rows]
+        logits = (student.to(weight.dtype) @ weight.T).float()
+        logits = logits if bias is None else logits + bias
+        # Gaps by products of their own: two rounded sets of logits would be farther apart than small KLs are.
+        gaps = {name: (state[rows].float() - student.float()).to(weight.dtype) for name, state in states.items()}
+        logs = {name: (logits + (gap @ weight.T).float()).log_softmax(-1) for name, gap in gaps.items()}
         kl = (logs["target"].exp() * (logs["target"] - logs["student"])).sum(-1).tolist()
         own = {name: log.gather(-1, ids[rows, None])[:, 0].exp().tolist() for name, log in logs.items()}
         best = {name: [part.tolist() for part in log.exp().topk(top)] for name, log in logs.items()}
@@ -138,11 +142,6 @@ def distributions(model: SelfDistillation, one: Scored, encoder: PromptEncoder, 
             }
             found.append({"kl": kl[row], "chances": {name: p[row] for name, p in own.items()}, "tops": tops})
     return found
-
-
-def log_probs(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = (states.to(weight.dtype) @ weight.T).float()
-    return (logits if bias is None else logits + bias).log_softmax(-1)
 
 
 def name_of(encoder: PromptEncoder, token_id: int) -> str:

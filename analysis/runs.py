@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,8 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str, metric: str) -> pd.DataFrame:
     """One row a value: method, seed, run, step, value, low, high (nan where no interval was logged).
 
+    Of an experiment only runs that came to their end; others have to be named.
+
     Raises:
         ValueError: no such experiment, or no run with this metric.
     """
@@ -35,7 +38,11 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
         found = client.get_experiment_by_name(experiment)
         if found is None:
             raise ValueError(f"there is no experiment {experiment!r}")
-        chosen = client.search_runs([found.experiment_id], where, max_results=1000)
+        there = client.search_runs([found.experiment_id], where, max_results=1000)
+        chosen = [run for run in there if run.info.status == "FINISHED"]
+        for run in there:
+            if run not in chosen:
+                print(f"left out: {run.info.run_name}, {run.info.status.lower()}", file=sys.stderr)
     rows = []
     for run in chosen:
         named = {**run.data.tags, **run.data.params}

@@ -34,6 +34,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
             client.log_batch(run, metrics=metrics, params=params, tags=[RunTag("method", method)])
             accuracy = dict(zip("abc", PROBLEMS[method][seed], strict=True))
             client.log_text(run, json.dumps(accuracy), "problems/step-000020.json")
+            client.set_terminated(run)
+    killed = client.create_run(experiment, tags={"method": "opsd"}).info.run_id
+    client.log_metric(killed, "val/avg_at_4", 0.9, step=10)
+    client.set_terminated(killed, "KILLED")
     return client
 
 
