@@ -16,7 +16,7 @@ from ogls.exits import DiskFailed, EngineFailed, FolderInUse
 from ogls.run_lock import RunLock
 from ogls.sweep.definition import Options, Settings
 from ogls.sweep.run_numbers import RunNumbers
-from ogls.tracking.files import METRICS
+from ogls.tracking.files import METRICS, replace_text
 
 _POLL = 0.5  # seconds
 _PATIENCE = 600.0  # for the step under way and the validation that may be due
@@ -104,7 +104,7 @@ class TrialRun:
         has = file.read_text() if file.exists() else None
         if has is None and not (self.folder / METRICS).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(asked)
+            replace_text(file, asked)
         elif has != asked:
             self.stopping.set()  # the other trials would meet the same
             raise Stopped(f"{self.folder} has a run with other options, {has}, not {asked}: say --study or --folder")

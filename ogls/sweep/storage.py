@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import grpc
 from filelock import FileLock
 from optuna import Study
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
@@ -33,7 +32,9 @@ class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
         self._observed: dict[int, tuple[float, float]] = {}  # trial -> its beat, and when it was first seen
 
     def record_heartbeat(self, trial_id: int) -> None:
-        with suppress(grpc.RpcError):  # the thread that beats would end, and the proxy may come back
+        from grpc import RpcError  # comes with vLLM; nobody else needs it
+
+        with suppress(RpcError):  # the thread that beats would end, and the proxy may come back
             self.set_trial_system_attr(trial_id, _SEEN, time.time())
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The table of faults: what the tests marked `fault` tried, and what came of it.
 
-`make faults` prints it; with `--faults-table FILE` it is also written, with the tests and their figures, as Markdown.
+`make faults` prints it; with `--faults-table=FILE` it is also written, with the tests and their figures, as Markdown.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _document(selected: str) -> str:
     lines = [
         "# Faults",
         "",
-        f'Made by `pytest -m "{selected}" --faults-table FILE`.',
+        f'Made by `pytest -m "{selected}" --faults-table=FILE`.',
         "",
         "| fault | tried | survived | lost | figures | tests |",
         "|---|---:|---:|---:|---|---|",
