@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from states import Scored
+from states import Scored, logits_of
 from torch import Tensor
 
 from ogls.data import RolloutDataModule
 from ogls.records import Lesson, RolloutGroup
+from ogls.steering import Head
 
-Head = tuple[Tensor, Tensor | None]
 CHUNK_ROWS = 16
 WEIGHING = {  # which tokens each quantity is a mean over
     "kl_target_student": "distilled",
@@ -61,7 +61,7 @@ def token_values(
     one: Scored, place: int, following: set[int], alphas: Sequence[float], head: Head
 ) -> dict[str, np.ndarray]:
     """Each quantity [tokens, alphas] of the scored tokens of a lesson; -inf or 0 where the right token is unknown."""
-    weight, bias = head
+    weight, _ = head
     right = torch.zeros(len(one.anchor), len(weight), dtype=torch.bool, device=weight.device)
     for t, token in enumerate(one.lesson.token_ids[: min(place, len(right))]):
         right[t, token] = True
@@ -70,11 +70,8 @@ def token_values(
     own = torch.tensor(one.lesson.token_ids[: len(right)], device=weight.device)[:, None]
     pieces: dict[str, list[Tensor]] = {name: [] for name in WEIGHING}
     for rows in torch.arange(len(right), device=weight.device).split(CHUNK_ROWS):
-        # The gap by a product of its own: two rounded sets of logits would be farther apart than small KLs are.
-        gap = one.anchor[rows].float() - one.student[rows].float()
-        z, gap, delta = ((s.to(weight.dtype) @ weight.T).float() for s in (one.student[rows], gap, one.direction[rows]))
-        z = z if bias is None else z + bias
-        z0 = z + gap
+        z, z0 = logits_of(head, one.student[rows], one.anchor[rows])
+        delta = (one.direction[rows].to(weight.dtype) @ weight.T).float()
         log_student, log_plain = z.log_softmax(-1), z0.log_softmax(-1)
         spread = delta.amax(-1) - delta.amin(-1)
         found: dict[str, list[Tensor]] = {name: [] for name in WEIGHING}

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from states import Scored, distilled, reaching, score
+from states import Scored, distilled, logits_of, reaching, score
 
 from ogls.data import RolloutDataModule
 from ogls.module import SelfDistillation
@@ -118,20 +118,16 @@ def _read(
 @torch.no_grad()
 def distributions(model: SelfDistillation, one: Scored, encoder: PromptEncoder, top: int) -> list[dict]:
     """`kl`, `chances` and `tops` of each scored token; columns student, the pools that there are, target."""
-    weight, bias = model.policy.head
+    device = model.policy.head[0].device
     alpha = model.steering.strength(one.anchor, one.direction, model.policy_version, model.policy.head)
     states = {"student": one.student}
     states |= {name: one.pools[role] for role, name in COLUMNS.items() if role in one.pools}
     states["target"] = one.anchor + alpha * one.direction
-    ids = torch.tensor(one.lesson.token_ids[: len(one.anchor)], device=weight.device)
+    ids = torch.tensor(one.lesson.token_ids[: len(one.anchor)], device=device)
     found = []
-    for rows in torch.arange(len(ids), device=weight.device).split(CHUNK_ROWS):
-        student = one.student[rows]
-        logits = (student.to(weight.dtype) @ weight.T).float()
-        logits = logits if bias is None else logits + bias
-        # Gaps by products of their own: two rounded sets of logits would be farther apart than small KLs are.
-        gaps = {name: (state[rows].float() - student.float()).to(weight.dtype) for name, state in states.items()}
-        logs = {name: (logits + (gap @ weight.T).float()).log_softmax(-1) for name, gap in gaps.items()}
+    for rows in torch.arange(len(ids), device=device).split(CHUNK_ROWS):
+        logits = logits_of(model.policy.head, *(state[rows] for state in states.values()))
+        logs = {name: z.log_softmax(-1) for name, z in zip(states, logits, strict=True)}
         kl = (logs["target"].exp() * (logs["target"] - logs["student"])).sum(-1).tolist()
         own = {name: log.gather(-1, ids[rows, None])[:, 0].exp().tolist() for name, log in logs.items()}
         best = {name: [part.tolist() for part in log.exp().topk(top)] for name, log in logs.items()}

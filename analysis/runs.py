@@ -39,9 +39,11 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
         if found is None:
             raise ValueError(f"there is no experiment {experiment!r}")
         there = client.search_runs([found.experiment_id], where, max_results=1000)
-        chosen = [run for run in there if run.info.status == "FINISHED"]
+        chosen = []
         for run in there:
-            if run not in chosen:
+            if run.info.status == "FINISHED":
+                chosen.append(run)
+            else:
                 print(f"left out: {run.info.run_name}, {run.info.status.lower()}", file=sys.stderr)
     rows = []
     for run in chosen:

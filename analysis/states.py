@@ -18,7 +18,7 @@ from ogls.data import RolloutDataModule
 from ogls.module import SelfDistillation
 from ogls.records import Batch, Lesson, Role
 from ogls.scoring import prompt_states, score_views
-from ogls.steering import Coefficients, Steering, mean_of
+from ogls.steering import Coefficients, Head, Steering, mean_of
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,18 @@ def score(model: SelfDistillation, lessons: Sequence[Lesson], pools: bool = Fals
                 lesson=lesson, student=student[i], anchor=anchor[i], direction=direction[i], pools=means[i]
             )
     return [found[id(lesson)] for lesson in lessons]
+
+
+def logits_of(head: Head, student: Tensor, *others: Tensor) -> list[Tensor]:
+    """fp32 logits [tokens, vocab] of the student's states and of others [tokens, hidden].
+
+    The others' are the student's and the product of the difference: two sets of logits, each rounded by itself, would
+    be farther apart than small divergences are.
+    """
+    weight, bias = head
+
+    def product(states: Tensor) -> Tensor:
+        return (states.to(weight.dtype) @ weight.T).float()
+
+    logits = product(student) if bias is None else product(student) + bias
+    return [logits, *(logits + product(other.float() - student.float()) for other in others)]

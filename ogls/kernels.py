@@ -165,10 +165,7 @@ def chunked_logprobs(
 
     with torch.no_grad():
         for rows, (logits,) in chunks(len(values), weight, 1, chunk_rows):
-            some = states[rows].to(weight.dtype)
-            torch.addmm(shift_to(ids[rows], some, weight), some, weight.T, out=logits)
-            if bias is not None:
-                logits += bias
+            apply_head(states[rows], weight, bias, out=logits, near=ids[rows])
             for_each_tile(tile_pass, logits, ids[rows], values[rows])
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
@@ -258,10 +255,13 @@ def shift_to(near: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     return -(hidden * weight[near]).sum(-1, keepdim=True)
 
 
-def apply_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """hidden [rows, hidden] -> logits [rows, vocab] into `out`, in the weight's dtype."""
+def apply_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, near: Tensor | None = None) -> None:
+    """hidden [rows, hidden] -> logits [rows, vocab] into `out`, in the weight's dtype; `shift_to` the tokens `near`."""
     hidden = hidden.to(weight.dtype)
-    torch.mm(hidden, weight.T, out=out)
+    if near is None:
+        torch.mm(hidden, weight.T, out=out)
+    else:
+        torch.addmm(shift_to(near, hidden, weight), hidden, weight.T, out=out)
     if bias is not None:
         out += bias
 

@@ -112,9 +112,10 @@ class LessonBuilder:
                 views.append(view)
             else:
                 counts["dropped_view_too_long"] += 1
-        counts["dropped_prompt_too_long"] += len(lesson.prompt_ids) > room
+        too_long = len(lesson.prompt_ids) > room
+        counts["dropped_prompt_too_long"] += too_long
         lost = {hint.role for hint in draft.hints} - {view.role for view in views}
-        if lost or len(lesson.prompt_ids) > room or not lesson.num_learned:
+        if lost or too_long or not lesson.num_learned:
             return None
         return replace(lesson, views=(View(role="plain", prefix_ids=lesson.prompt_ids), *views) if views else ())
 

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ogls.callbacks.best import LAST, PREVIOUS
+from ogls.callbacks.best import CHECKPOINTS, LAST, PREVIOUS
 from ogls.exits import DiskFailed, EngineFailed, FolderInUse
 from ogls.run_lock import RunLock
 from ogls.sweep.definition import Options, Settings
@@ -92,7 +92,11 @@ class TrialRun:
 
     @property
     def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
+
+    def measured(self) -> RunNumbers:
+        """What there is until now."""
+        return RunNumbers(self.folder / METRICS).update()
 
     @property
     def _can_go_on(self) -> bool:
@@ -120,13 +124,13 @@ class TrialRun:
         """
         self._let_predecessor_end()
         self._claim()
-        numbers = RunNumbers(self.folder / METRICS).update()
+        numbers = self.measured()
         if numbers.finished:
             yield numbers
             return
         if not self._can_go_on:  # begun, perhaps, but nothing to go on from
             shutil.rmtree(self.folder, ignore_errors=True)
-            numbers = RunNumbers(self.folder / METRICS)
+            numbers = self.measured()
             self._claim()
         with (self.folder / "output.log").open("ab") as log:
             process = subprocess.Popen(

@@ -122,7 +122,7 @@ class Worker:
                         reported.add(offset + step)
                         trial.report((math.fsum(before) + accuracy) / (len(before) + 1), offset + step)
                         validated, found = offset + step, f"at {accuracy:.4f} after step {step}"
-            finished.append(RunNumbers(run.folder / "metrics.jsonl").update())
+            finished.append(run.measured())
         try:
             values = [[objective(numbers) for numbers in finished] for objective in self._objectives]
         except ValueError as error:  # the run has not measured what the objective asks for
