@@ -14,8 +14,8 @@ from states import Scored, logits_of
 from torch import Tensor
 
 from ogls.data import RolloutDataModule
+from ogls.loss.steering import Head
 from ogls.records import Lesson, RolloutGroup
-from ogls.steering import Head
 
 CHUNK_ROWS = 16
 WEIGHING = {  # which tokens each quantity is a mean over

@@ -22,7 +22,7 @@ from curves import draw, half_width
 from mlflow import MlflowClient
 from runs import accuracy_by_problem, parser_of, read
 
-from ogls.evaluation import paired_difference
+from ogls.system.statistics import paired_difference
 
 Problems = Mapping[str, Mapping[str, float]]
 """By run, the accuracy of each problem at its last validation."""

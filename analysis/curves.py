@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from runs import parser_of, read
 from style import COLORS, GREY, MARKERS, panels, save
 
-from ogls.evaluation import mean_interval
+from ogls.system.statistics import mean_interval
 
 
 @dataclass(frozen=True)

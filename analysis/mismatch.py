@@ -63,8 +63,8 @@ def ask(model: str, question: str, hint: str, begin: str, symbols: str) -> tuple
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ogls.model import load_tokenizer, resolve_model
-    from ogls.prompts import PromptEncoder, Prompts
+    from ogls.lessons.prompts import PromptEncoder, Prompts
+    from ogls.policy.pretrained import load_tokenizer, resolve_model
     from ogls.records import Problem
 
     folder = resolve_model(model)

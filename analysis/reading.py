@@ -9,10 +9,10 @@ import torch
 from states import Scored, distilled, logits_of, reaching, score
 
 from ogls.data import RolloutDataModule
+from ogls.lessons.prompts import PromptEncoder
+from ogls.lessons.selection import token_span
 from ogls.module import SelfDistillation
-from ogls.prompts import PromptEncoder
 from ogls.records import Lesson, Problem, Rollout, RolloutGroup
-from ogls.selection import token_span
 
 COLUMNS = {"plain": "plain teacher", "success": "success pool", "failure": "failure pool", "idea": "idea"}
 CHUNK_ROWS = 32

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ogls.batching import micro_batches
 from ogls.cli import build
 from ogls.data import RolloutDataModule
+from ogls.loss.steering import Coefficients, Head, Steering, mean_of
 from ogls.module import SelfDistillation
+from ogls.policy.microbatch import micro_batches
+from ogls.policy.states import student_states, view_states
 from ogls.records import Batch, Lesson, Role
-from ogls.scoring import prompt_states, score_views
-from ogls.steering import Coefficients, Head, Steering, mean_of
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ def score(model: SelfDistillation, lessons: Sequence[Lesson], pools: bool = Fals
     found: dict[int, Scored] = {}
     for few in micro_batches(lessons, budget):
         lengths = [lesson.num_learned for lesson in few]
-        student = prompt_states(model.policy, few).float().split(lengths)
+        student = student_states(model.policy, few).float().split(lengths)
         means: list[dict[Role, Tensor]] = [{} for _ in few]
         with model.teacher.weights(model.policy):
-            anchor, direction = (part.split(lengths) for part in score_views(model.policy, model.steering, few, budget))
+            anchor, direction = (part.split(lengths) for part in view_states(model.policy, model.steering, few, budget))
             for role in {view.role for lesson in few for view in lesson.views} if pools else ():
                 having = [i for i, lesson in enumerate(few) if any(view.role == role for view in lesson.views)]
-                mean, _ = score_views(model.policy, PoolMean(role), [few[i] for i in having], budget)
+                mean, _ = view_states(model.policy, PoolMean(role), [few[i] for i in having], budget)
                 for i, part in zip(having, mean.split([lengths[i] for i in having]), strict=True):
                     means[i][role] = part
         for i, lesson in enumerate(few):

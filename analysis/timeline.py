@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from style import COLORS, GREY, panels, save
 
-from ogls.records import Interval
+from ogls.records import Phase
 from ogls.tracking.files import TRACE, read_trace
 
 PHASES = {
@@ -39,7 +39,7 @@ LANES = ("training", "rollouts")  # upwards
 Step = tuple[int, float, float]  # its number, beginning and end
 
 
-def steps_of(intervals: Sequence[Interval]) -> list[Step]:
+def steps_of(intervals: Sequence[Phase]) -> list[Step]:
     """A step ends with its training; it begins where the one before, or the validation after that, has ended."""
     ends: dict[int, float] = {}
     begins: dict[int, float] = {}
@@ -53,13 +53,13 @@ def steps_of(intervals: Sequence[Interval]) -> list[Step]:
     return [(step, begins.get(step, ends[step]), ends[step]) for step in sorted(ends)]
 
 
-def within(intervals: Sequence[Interval], begin: float, end: float) -> list[Interval]:
+def within(intervals: Sequence[Phase], begin: float, end: float) -> list[Phase]:
     """What ran between two times, cut to fit."""
     cut = [replace(i, start=max(i.start, begin), end=min(i.end, end)) for i in intervals]
     return [i for i in cut if i.end > i.start]
 
 
-def seconds(intervals: Sequence[Interval], lane: str) -> dict[str, float]:
+def seconds(intervals: Sequence[Phase], lane: str) -> dict[str, float]:
     """Of each phase in a lane."""
     total: dict[str, float] = defaultdict(float)
     for i in intervals:
@@ -68,14 +68,14 @@ def seconds(intervals: Sequence[Interval], lane: str) -> dict[str, float]:
     return dict(total)
 
 
-def overlap(intervals: Sequence[Interval]) -> float:
+def overlap(intervals: Sequence[Phase]) -> float:
     """Seconds in which both lanes work."""
     working = {lane: [i for i in intervals if i.lane == lane and i.phase != "wait"] for lane in LANES}
     pairs = ((a, b) for a in working["training"] for b in working["rollouts"])
     return sum(max(0.0, min(a.end, b.end) - max(a.start, b.start)) for a, b in pairs)
 
 
-def draw_lanes(axes: Axes, intervals: Sequence[Interval], steps: Sequence[Step]) -> None:
+def draw_lanes(axes: Axes, intervals: Sequence[Phase], steps: Sequence[Step]) -> None:
     begin, width = steps[0][1], steps[-1][2] - steps[0][1]
     for step, left, right in steps:
         axes.axvspan(left - begin, right - begin, color="#e4e4e4" if step % 2 else "#f3f3f3", linewidth=0, zorder=0)
@@ -93,7 +93,7 @@ def draw_lanes(axes: Axes, intervals: Sequence[Interval], steps: Sequence[Step])
     axes.set_xlabel("seconds")
 
 
-def draw_shares(axes: Axes, intervals: Sequence[Interval], whole: float) -> None:
+def draw_shares(axes: Axes, intervals: Sequence[Phase], whole: float) -> None:
     for at, lane in enumerate(LANES):
         spent, left = seconds(intervals, lane), 0.0
         for phase in [*PHASES, *sorted(spent.keys() - PHASES)]:
@@ -111,7 +111,7 @@ def draw_shares(axes: Axes, intervals: Sequence[Interval], whole: float) -> None
     axes.set_xlabel("share of the steps' time, %")
 
 
-def draw(intervals: Sequence[Interval], steps: Sequence[Step], name: str, file: Path) -> str:
+def draw(intervals: Sequence[Phase], steps: Sequence[Step], name: str, file: Path) -> str:
     """Writes the picture; returns its title, which sums it up. Validations between the steps count for no step."""
     shown = within(intervals, steps[0][1], steps[-1][2])
     counted = [i for _, begin, end in steps for i in within(shown, begin, end)]

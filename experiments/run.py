@@ -1,6 +1,6 @@
 """``python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--key value]``"""
 
-from ogls.startup import defer_torchmetrics
+from ogls.system.startup import defer_torchmetrics
 
 defer_torchmetrics()
 

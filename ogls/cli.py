@@ -12,16 +12,16 @@ from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ogls.callbacks import GracefulStop, Health, RichProgress, RolloutWriter, RunRecorder
-from ogls.checkpoint import SoundCheckpoints
+from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder, StopWithoutSignal
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
-from ogls.engine.base import Sampling
-from ogls.exits import RunEnded
-from ogls.lora import Lora
+from ogls.lessons.prompts import Prompts
 from ogls.module import SelfDistillation
-from ogls.prompts import Prompts
-from ogls.sampling import Evaluation
-from ogls.suggest import suggestion
+from ogls.policy.lora import Lora
+from ogls.records import Sampling
+from ogls.rollout.accuracy import Evaluation
+from ogls.system.exits import RunEnded
+from ogls.system.suggestions import suggestion
 from ogls.tracking import SaveConfig, Tracker
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
-            "callbacks": [RunRecorder(), RichProgress(), GracefulStop(), Health(), RolloutWriter()],
+            "callbacks": [RunRecorder(), RichProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()],
             "log_every_n_steps": 1,
             "num_sanity_val_steps": 0,
             "inference_mode": False,  # an engine started during validation is updated during training
@@ -116,7 +116,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 
 
 def main() -> None:
-    """The entry of ``experiments/run.py``. Exit codes: see `ogls.exits`."""
+    """The entry of ``experiments/run.py``. Exit codes: see `ogls.system.exits`."""
     try:
         build()
     except RunEnded as ended:

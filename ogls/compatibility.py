@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ogls.data import RolloutDataModule
-    from ogls.objective import Objective
-    from ogls.steering import Steering
+    from ogls.loss.objective import Objective
+    from ogls.loss.steering import Steering
 
 
 def check_data(data: RolloutDataModule) -> None:

@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 from lightning import LightningDataModule
 from torch import Tensor
 
-from ogls.advantage import Advantage
 from ogls.compatibility import check_data
-from ogls.engine.base import RolloutEngine, Sampling
-from ogls.engine.process import EngineProcess
-from ogls.grading import GradingPool
-from ogls.lessons import LessonBuilder
-from ogls.meter import Meter
-from ogls.one_step_off import OneStepOff
-from ogls.privilege import PeerOutcomes, Privilege
-from ogls.problems import ProblemSource, drawn
-from ogls.prompts import PromptEncoder, Prompts
-from ogls.ranks import Ranks
-from ogls.records import Batch, RolloutGroup
-from ogls.reflection import Means, Reflector
-from ogls.sampling import Evaluation, Sampler, summarise
-from ogls.seeds import derive
-from ogls.selection import AllTokens, ErrorLocator, TokenSelection
-from ogls.verifiers import ByKind, Verifier, verify_gold
+from ogls.lessons.advantage import Advantage
+from ogls.lessons.build import LessonBuilder
+from ogls.lessons.privilege import PeerOutcomes, Privilege
+from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.lessons.reflection.reflector import ReflectionContext, Reflector
+from ogls.lessons.selection import AllTokens, TokenSelection
+from ogls.records import Batch, RolloutGroup, Sampling
+from ogls.rollout.accuracy import Evaluation, summarise
+from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.one_step_off import OneStepOff
+from ogls.rollout.process import EngineProcess
+from ogls.rollout.sampler import Sampler
+from ogls.system.process_group import ProcessGroup
+from ogls.system.seeds import derive
+from ogls.system.step_metrics import StepMetrics
+from ogls.tasks.base import ErrorLocator, ProblemSource, Verifier, drawn
+from ogls.tasks.by_kind import ByKind
+from ogls.tasks.gold import verify_gold
+from ogls.tasks.grading import GradingPool
 
 if TYPE_CHECKING:
     from ogls.module import SelfDistillation
@@ -115,7 +117,7 @@ class RolloutDataModule(LightningDataModule):
         self.grading_workers = grading_workers
         check_data(self)
         self.pool = GradingPool(verifier, workers=grading_workers)
-        self.ranks = Ranks()  # the module says who we are, before anything is sampled
+        self.ranks = ProcessGroup()  # the module says who we are, before anything is sampled
         self.fit_follows = False  # a validation that comes before training checks for both
         self._checked: set[str] = set()
         self._last: Batch | None = None
@@ -178,7 +180,7 @@ class RolloutDataModule(LightningDataModule):
 
         The weights are those that `sampler` holds, or else the policy's present ones.
         """
-        meter = Meter("rollouts", step + 1)
+        meter = StepMetrics("rollouts", step + 1)
         if sampler is None and self.privilege.samples_rollouts:
             sampler = self._sampler
             with meter.time("sync"):
@@ -188,7 +190,7 @@ class RolloutDataModule(LightningDataModule):
         if self.reflector is not None:
             ask, seed = (sampler or self._sampler).replies, self._seed_of("reflections", step)
             with meter.time("reflect"):
-                means = Means(encoder=self.encoder, ask=ask, seed=seed)
+                means = ReflectionContext(encoder=self.encoder, ask=ask, seed=seed)
                 groups, rates = self.reflector.reflect(groups, means, self.locator)
             measured |= rates
         with meter.time("lessons"):
@@ -206,7 +208,7 @@ class RolloutDataModule(LightningDataModule):
             intervals=tuple(meter.intervals),
         )
 
-    def _groups(self, step: int, sampler: Sampler | None, meter: Meter) -> list[RolloutGroup]:
+    def _groups(self, step: int, sampler: Sampler | None, meter: StepMetrics) -> list[RolloutGroup]:
         draw = step // self.updates_per_rollout
         problems = self.ranks.share(drawn(self.train_problems, self.problems_per_step, draw, self.seed))
         prompts = [self.encoder.student(problem) for problem in problems]
@@ -278,7 +280,7 @@ class RolloutDataModule(LightningDataModule):
         # The same seed at every validation: what differs between two of them is the policy.
         seed = derive(self.seed, name, int(with_solution))
         own, prompts = self.ranks.share(problems), self.ranks.share(prompts)
-        meter = Meter("rollouts", self._module.policy_version)  # a validation is timed as a whole
+        meter = StepMetrics("rollouts", self._module.policy_version)  # a validation is timed as a whole
         if "_ahead" in self.__dict__:
             self._ahead.settle()
         self._sampler.hold(self._module.policy_version)

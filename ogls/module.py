@@ -13,23 +13,22 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from ogls.batching import micro_batches
 from ogls.compatibility import check_method, check_monitors
-from ogls.diagnostics import diagnostics
-from ogls.drift import kl_to_base
-from ogls.engine.base import Sampling
-from ogls.evaluation import evaluate
-from ogls.meter import Meter
-from ogls.model import load_tokenizer, local_folder, resolve_model, tokenizer_sha256
-from ogls.objective import Distillation, Objective, States
-from ogls.policy import Lora, Policy
-from ogls.prompts import REFLECTION_MARKERS
-from ogls.ranks import Ranks, combined
-from ogls.records import Batch, Lesson, RolloutGroup
-from ogls.scoring import prompt_states, score_views
-from ogls.seeds import derive
-from ogls.steering import OutcomeSteering, Steering
-from ogls.teacher import Frozen, Teacher
+from ogls.loss.diagnostics import diagnostics
+from ogls.loss.objective import Distillation, Objective, States
+from ogls.loss.steering import OutcomeSteering, Steering
+from ogls.policy.kl_to_base import kl_to_base
+from ogls.policy.lora import Lora
+from ogls.policy.microbatch import micro_batches
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import load_tokenizer, local_folder, resolve_model, tokenizer_sha256
+from ogls.policy.states import student_states, view_states
+from ogls.policy.teacher import Frozen, Teacher
+from ogls.records import Batch, Lesson, RolloutGroup, Sampling
+from ogls.rollout.accuracy import REFLECTION_MARKERS, evaluate
+from ogls.system.process_group import ProcessGroup, combined
+from ogls.system.seeds import derive
+from ogls.system.step_metrics import StepMetrics
 
 _MAX_HALVINGS = 3  # of the micro-batches, in a run
 _DIAGNOSED_TOKENS = 64  # of each micro-batch
@@ -109,7 +108,7 @@ class SelfDistillation(LightningModule):
     def setup(self, stage: str) -> None:
         """Do the parts fit together? Asked before any weights are loaded."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        data.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        data.ranks = ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
         if data.problems_per_step < data.ranks.size:
             raise ValueError(f"data.problems_per_step is {data.problems_per_step} for {data.ranks.size} devices")
         if stage != "fit" and not data.fit_follows:
@@ -189,14 +188,14 @@ class SelfDistillation(LightningModule):
         }
         prompts, rows, meters = zip(*ranks.gathered((len(batch.groups) or 1, batch.metrics, meter)), strict=True)
         rates = combined(list(zip(prompts, rows, strict=True)))
-        self.log_dict(measured | rates | Meter.joined(meters).metrics(), batch_size=1)
+        self.log_dict(measured | rates | StepMetrics.joined(meters).metrics(), batch_size=1)
         made_for_it = [interval for interval in batch.intervals if interval.step == self.policy_version]
         return {"intervals": made_for_it + meter.intervals}
 
-    def _accumulate(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[Meter, float]:
+    def _accumulate(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[StepMetrics, float]:
         """Gradients and loss of the step. Where memory runs out, the same step in micro-batches of half the size."""
         while True:
-            meter, loss = Meter("training", self.policy_version + 1), 0.0
+            meter, loss = StepMetrics("training", self.policy_version + 1), 0.0
             self.zero_grad()
             try:
                 for part in micro_batches(lessons, self.tokens_per_micro_batch):
@@ -214,14 +213,14 @@ class SelfDistillation(LightningModule):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: Meter) -> Tensor:
+    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: StepMetrics) -> Tensor:
         """The objective's terms over the tokens of some lessons, each divided by its total weight in the step."""
         anchor = direction = target = None
         alpha: float | Tensor = 0.0
         if self.objective.needs_teacher:
             with meter.time("teacher"), torch.no_grad():
                 with self.teacher.weights(self.policy):
-                    anchor, direction = score_views(
+                    anchor, direction = view_states(
                         self.policy, self.steering, lessons, 2 * self.tokens_per_micro_batch
                     )
                 alpha = self.steering.strength(anchor, direction, self.policy_version, self.policy.head)
@@ -249,7 +248,7 @@ class SelfDistillation(LightningModule):
         weight, bias = self.policy.head
         sampled = all(lesson.logprobs is not None for lesson in lessons)
         return States(
-            hidden_student=prompt_states(self.policy, lessons),
+            hidden_student=student_states(self.policy, lessons),
             hidden_anchor=anchor,
             hidden_target=target,
             weight=weight,
@@ -273,7 +272,7 @@ class SelfDistillation(LightningModule):
         anchor: Tensor,
         direction: Tensor,
         alpha: float | Tensor,
-        meter: Meter,
+        meter: StepMetrics,
     ) -> None:
         """What the target is, on a sample of distilled tokens that is the same for the same step."""
         taught = self._of_tokens(lessons, lambda lesson: [w * bool(lesson.views) for w in lesson.weights]).nonzero()

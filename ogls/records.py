@@ -21,6 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Span = tuple[int, int]
+"""Start and end, the end not included: of characters or of tokens."""
+
 Role = Literal["plain", "success", "failure", "idea"]
 Lane = Literal["rollouts", "training"]
 
@@ -150,7 +153,7 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
+class Phase:
     """When a phase of optimiser step `step` (1 the first) ran, in seconds since the epoch.
 
     Its lane is the half of the step that it belongs to: text becomes ``rollouts``, tensors are ``training``. Intervals
@@ -172,4 +175,31 @@ class Batch:
     policy_version: int
     groups: tuple[RolloutGroup, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
-    intervals: tuple[Interval, ...] = ()
+    intervals: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn: softmax(logits / temperature), cut to the `top_k` likeliest and then to the mass `top_p`.
+
+    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 cut nothing. `max_tokens` counts the end token.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
+
+    def is_softmax_at(self, temperature: float) -> bool:
+        """Whether log-probs of what is drawn are log softmax(logits / temperature)."""
+        return (self.temperature, self.top_p, self.top_k) == (temperature, 1.0, 0)

@@ -19,10 +19,10 @@ def space(trial: Trial) -> dict[str, object]:
     beta = {"beta": trial.suggest_float("beta", 0.1, 0.9)} if divergence == "JensenShannon" else {}
     clip = trial.suggest_categorical("clip", [0.0, 0.02, 0.05, 0.2])  # 0: none
     temperature = trial.suggest_float("temperature", 0.5, 2.0, log=True)
-    d = override(f"ogls.divergence.{divergence}", **beta)
+    d = override(f"ogls.loss.divergence.{divergence}", **beta)
     return {
         "model.objective": override(
-            "ogls.objective.Distillation", divergence=d, clip=clip or None, temperature=temperature
+            "ogls.loss.objective.Distillation", divergence=d, clip=clip or None, temperature=temperature
         ),
         "model.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True),
     }

@@ -32,7 +32,7 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """Folder of the embedded language model; it is dequantised once into the cache."""
-    from ogls.model import EMBEDDED, resolve_model
+    from ogls.policy.pretrained import EMBEDDED, resolve_model
 
     return resolve_model(EMBEDDED)
 

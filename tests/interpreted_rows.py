@@ -1,4 +1,4 @@
-"""Runs the kernel of `ogls.triton_rows` in Triton's interpreter, in a process that is told so before it loads Triton.
+"""Runs the kernel of `ogls.loss.triton_rows` in Triton's interpreter, in a process that loads Triton in that mode.
 
 TRITON_INTERPRET=1 python interpreted_rows.py FILE      # a tuple of results a case, through torch.save
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ogls.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
-from ogls.kernels import accumulation_dtype
+from ogls.loss.chunked import accumulation_dtype
+from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
 
 ROWS, VOCAB, BLOCK = 3, 53, 16  # the last block is partly empty
 DIVERGENCES = [ForwardKL(), ReverseKL(), JensenShannon(0.3), SkewKL(0.1)]
@@ -54,7 +54,7 @@ CASES = [
 ]
 
 if __name__ == "__main__":
-    from ogls import triton_rows
+    from ogls.loss import triton_rows
 
     triton_rows.BLOCK = BLOCK
     torch.save([case.run(triton_rows.divergence_rows) for case in CASES], sys.argv[1])

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ogls.chains import Chain
-from ogls.engine.base import RolloutEngine, Sampling
-from ogls.model import load_tokenizer
-from ogls.records import Completion
+from ogls.policy.pretrained import load_tokenizer
+from ogls.records import Completion, Sampling
+from ogls.rollout.engine import RolloutEngine
+from ogls.tasks.chains import Chain
 
 Script = Callable[[Sequence[int], random.Random], Sequence[int]]
 Fault = Literal["die", "hang", "empty", "garbage", "stale", "slow"]

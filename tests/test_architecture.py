@@ -27,7 +27,7 @@ ONLY_IN |= {"triton": {"triton_rows"}}
 
 
 def name(path: Path) -> str:
-    """`ogls/engine/base.py` -> `engine.base`; a package's `__init__.py` -> the package."""
+    """`ogls/rollout/engine.py` -> `engine.base`; a package's `__init__.py` -> the package."""
     return ".".join(path.relative_to(ROOT / "ogls").with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -115,7 +115,7 @@ FORBIDDEN |= {
 
 
 # The verifier that the parent process itself sends down a socket pair before any text is graded; run.py of a trial.
-EXCEPTIONS = {("ogls/grading_worker.py", "pickle.load"), ("ogls/sweep/attached.py", "runpy.run_path")}
+EXCEPTIONS = {("ogls/tasks/grading_worker.py", "pickle.load"), ("ogls/system/attached.py", "runpy.run_path")}
 SOURCES = [
     path.relative_to(ROOT).as_posix()
     for folder in ("ogls", "experiments", "analysis", "sweeps")

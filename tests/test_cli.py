@@ -13,7 +13,7 @@ import pytest
 
 from ogls import cli
 from ogls.cli import build, find_configs, main
-from ogls.exits import DiskFailed, EngineFailed, FolderInUse, RunEnded
+from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse, RunEnded
 from tests.faults.nursery import Nursery
 
 RUN = Path(__file__).resolve().parents[1] / "experiments" / "run.py"
@@ -64,10 +64,10 @@ def small(tiny_model: Path) -> list[str]:
     """math.yaml cut down to seconds."""
     return [
         *("--config", "math.yaml", "--model.model", str(tiny_model), "--model.adapter", "null"),
-        *("--model.dtype", "float32", "--data.engine", "ogls.engine.transformers.TransformersEngine"),
+        *("--model.dtype", "float32", "--data.engine", "ogls.rollout.transformers.TransformersEngine"),
         *("--data.train.size", "20", "--data.val.size", "5", "--data.problems_per_step", "3"),
         *("--data.steps_per_epoch", "2", "--trainer.max_epochs", "2", "--data.sampling.max_tokens", "12"),
-        *("--data.evaluation.sampling.max_tokens", "12", "--data.selection", "ogls.selection.AllTokens"),
+        *("--data.evaluation.sampling.max_tokens", "12", "--data.selection", "ogls.lessons.selection.AllTokens"),
         *("--trainer.logger.init_args.system_metrics", "false", "--trainer.accelerator", "cpu"),
     ]
 
@@ -112,7 +112,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
         (["--data.sampling.max_token", "5"], "max_token"),
         (["--model.steering.init_args.alpa", "1"], "alpa"),
         (["--data.group_size", "many"], "group_size"),
-        (["--model.steering", "ogls.steering.NoSuch"], "NoSuch"),
+        (["--model.steering", "ogls.loss.steering.NoSuch"], "NoSuch"),
     ],
 )
 def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str, capfd: pytest.CaptureFixture[str]):

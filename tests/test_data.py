@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 
-from ogls.chains import Chain, ChainErrors, Chains
 from ogls.data import RolloutDataModule
-from ogls.engine.base import Sampling
-from ogls.model import load_tokenizer
-from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
-from ogls.problems import ProblemSource
-from ogls.prompts import Prompts
-from ogls.records import Problem
-from ogls.reflection import CorrectiveIdea
-from ogls.sampling import Evaluation
-from ogls.selection import UpToError
+from ogls.lessons.privilege import Demonstration, PeerOutcomes, ReferenceSolution
+from ogls.lessons.prompts import Prompts
+from ogls.lessons.reflection.privilege import CorrectiveIdea
+from ogls.lessons.selection import UpToError
+from ogls.policy.pretrained import load_tokenizer
+from ogls.records import Problem, Sampling
+from ogls.rollout.accuracy import Evaluation
+from ogls.tasks.base import ProblemSource
+from ogls.tasks.chains import Chain, ChainErrors, Chains
 from tests.scripted import ScriptedEngine
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ogls.chains import Chain, Chains
-from ogls.engine.base import Sampling
-from ogls.engine.transformers import TransformersEngine
-from ogls.lab import TerseSolutions
-from ogls.model import load_tokenizer
-from ogls.policy import Policy
-from ogls.prompts import PromptEncoder
-from ogls.records import Problem
-from ogls.verifiers import ByKind
+from ogls.lessons.prompts import PromptEncoder
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import load_tokenizer
+from ogls.records import Problem, Sampling
+from ogls.rollout.transformers import TransformersEngine
+from ogls.tasks.by_kind import ByKind
+from ogls.tasks.chains import Chain, Chains, TerseSolutions
 from tests.faults.nursery import Nursery
 from tests.test_cli import run_in
 

@@ -14,23 +14,22 @@ import torch
 from lightning import Callback, Trainer
 from transformers import AutoModelForCausalLM
 
-from ogls.advantage import Advantage, GroupRelative
-from ogls.chains import Chain, ChainErrors, Chains
-from ogls.data import Evaluation, RolloutDataModule
-from ogls.divergence import JensenShannon
-from ogls.engine.base import Sampling
-from ogls.lora import Lora
-from ogls.mixture import Mixture
-from ogls.model import load_tokenizer
+from ogls.data import RolloutDataModule
+from ogls.lessons.advantage import Advantage, GroupRelative
+from ogls.lessons.privilege import Demonstration, PeerOutcomes, ReferenceSolution
+from ogls.lessons.prompts import Prompts
+from ogls.lessons.selection import UpToError
+from ogls.loss.divergence import JensenShannon
+from ogls.loss.objective import Distillation, Likelihood, Mixture, Objective
+from ogls.loss.policy_gradient import GRPO
+from ogls.loss.steering import OutcomeSteering, Unsteered
 from ogls.module import SelfDistillation
-from ogls.objective import Distillation, Likelihood, Objective
-from ogls.policy_gradient import GRPO
-from ogls.privilege import Demonstration, PeerOutcomes, ReferenceSolution
-from ogls.prompts import Prompts
-from ogls.records import Batch, Interval
-from ogls.selection import UpToError
-from ogls.steering import OutcomeSteering, Unsteered
-from ogls.teacher import EMA, Live
+from ogls.policy.lora import Lora
+from ogls.policy.pretrained import load_tokenizer
+from ogls.policy.teacher import EMA, Live
+from ogls.records import Batch, Phase, Sampling
+from ogls.rollout.accuracy import Evaluation
+from ogls.tasks.chains import Chain, ChainErrors, Chains
 from tests.scripted import ScriptedEngine
 
 
@@ -248,7 +247,7 @@ class SaveAt(Callback):
 
 class Intervals(Callback):
     def __init__(self) -> None:
-        self.steps: list[list[Interval]] = []
+        self.steps: list[list[Phase]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.steps.append(outputs["intervals"])

@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ogls.advantage import GroupRelative
 from ogls.cli import build
-from ogls.divergence import JensenShannon
-from ogls.mixture import Mixture
-from ogls.objective import Distillation, Likelihood
-from ogls.policy_gradient import GRPO, Shifted
-from ogls.privilege import (
+from ogls.lessons.advantage import GroupRelative
+from ogls.lessons.privilege import (
     PeerOutcomes,
     ReferenceSolution,
     Several,
@@ -22,11 +18,14 @@ from ogls.privilege import (
     SuccessfulPeer,
     Unprivileged,
 )
-from ogls.reflection import CorrectiveIdea
-from ogls.selection import AllTokens
-from ogls.steering import OutcomeContrast, OutcomeSteering, TrustRegionSteering, Unsteered
-from ogls.teacher import EMA
-from ogls.topk import TopK
+from ogls.lessons.reflection.privilege import CorrectiveIdea
+from ogls.lessons.selection import AllTokens
+from ogls.loss.divergence import JensenShannon
+from ogls.loss.objective import Distillation, Likelihood, Mixture
+from ogls.loss.policy_gradient import GRPO, Shifted
+from ogls.loss.steering import BoundedSteering, OutcomeContrast, OutcomeSteering, Unsteered
+from ogls.loss.topk import TopK
+from ogls.policy.teacher import EMA
 from tests.test_module import fit, module
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -55,7 +54,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"objective": Mixture((Distillation(), Likelihood()), (1.0, 0.1)), "steering": OutcomeSteering()},
         {"privilege": Several((ALL_PEERS, ShortSuccesses()))},
     ),
-    "trust_region": ({"steering": TrustRegionSteering()}, {"privilege": PEERS, "advantage": None}),
+    "trust_region": ({"steering": BoundedSteering()}, {"privilege": PEERS, "advantage": None}),
 }
 
 
@@ -95,7 +94,7 @@ def test_on_qwen3_an_overlay_is_the_published_recipe(names: str, tmp_path: Path,
     overlays = [word for name in names.split("+") for word in ("--config", f"{name}.yaml")]
     here = ["--trainer.accelerator", "cpu"]
     for name in ("train", "val"):  # in place of data sets that have to be fetched
-        here += [f"--data.{name}", "ogls.chains.Chains", f"--data.{name}.init_args.size", "8"]
+        here += [f"--data.{name}", "ogls.tasks.chains.Chains", f"--data.{name}.init_args.size", "8"]
     built = build(["--config", "qwen3_1.7b.yaml", *overlays, *here], run=False)
     method, privilege, temperature, top_p = PUBLISHED[names]
     assert {key: getattr(built.model, key) for key in method} == method

@@ -118,7 +118,7 @@ def test_help_without_extras(tmp_path: Path) -> None:
 
 
 def test_vllm_without_its_extra_names_the_extra(tmp_path: Path) -> None:
-    code = "from pathlib import Path\nfrom ogls.engine.vllm import VllmEngine\nVllmEngine().start(Path('model'), 64)"
+    code = "from pathlib import Path\nfrom ogls.rollout.vllm import VllmEngine\nVllmEngine().start(Path('model'), 64)"
     done = run(code, tmp_path)
     assert done.returncode != 0
     assert "ogls[cpu]" in done.stderr

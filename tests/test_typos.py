@@ -14,7 +14,7 @@ import yaml
 from lightning import Trainer
 
 from ogls.cli import build
-from ogls.suggest import suggestion
+from ogls.system.suggestions import suggestion
 
 STRUCTURE = {"class_path", "init_args"}
 OF_TRAINER = (("max_epochs",), ("logger",), ("callbacks",))  # the rest is Lightning's own
@@ -70,7 +70,7 @@ def test_every_misspelt_key_exits_with_2_and_is_named(
 
 def test_suggestions() -> None:
     assert suggestion("unrecognized arguments: --model.learning_rat 1", ["learning_rate"]).endswith("'learning_rate'?")
-    told = "Problem with given class_path 'ogls.steering.OutcomeSteering':\n    Option 'alpa' is not accepted"
+    told = "Problem with given class_path 'ogls.loss.steering.OutcomeSteering':\n    Option 'alpa' is not accepted"
     assert suggestion(told, []) == "; did you mean 'alpha'?"
     assert suggestion("Group 'trainer' does not accept option 'max_epoch'", dir(Trainer)) != ""
     assert suggestion("Option 'zzz' is not accepted", ["alpha"]) == ""

@@ -11,9 +11,9 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
-from ogls.checkpoint import SoundCheckpoints
-from ogls.problems.base import ProblemSource
-from ogls.records import Completion, Interval, Problem, Rollout, RolloutGroup, Verdict
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.records import Completion, Phase, Problem, Rollout, RolloutGroup, Verdict
+from ogls.tasks.base import ProblemSource
 from ogls.tracking import Tracker
 
 STEPS = 4  # an epoch
@@ -97,7 +97,7 @@ class Tiny(LightningModule):
         self.during.get(self.trainer.global_step, lambda: None)()
         self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
         at = float(self.trainer.global_step)
-        return {"intervals": [Interval(lane="training", phase="student", step=int(at), start=at, end=at + 0.5)]}
+        return {"intervals": [Phase(lane="training", phase="student", step=int(at), start=at, end=at + 0.5)]}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         accuracy = 0.1 * (1 + self.trainer.global_step) if self.rises else 1.0 - 0.1 * self.trainer.global_step

@@ -25,12 +25,13 @@ ENGINES = ("merged", "adapter", "transformers")
 
 def measure(args: argparse.Namespace, kind: str) -> dict[str, float]:
     """Seconds of start, median seconds of a load, median and range of tokens a second."""
-    from ogls.chains import Chains
-    from ogls.engine.base import RolloutEngine, Sampling
-    from ogls.lora import Lora
-    from ogls.model import EMBEDDED, load_tokenizer, resolve_model
-    from ogls.policy import Policy
-    from ogls.prompts import PromptEncoder, Prompts
+    from ogls.lessons.prompts import PromptEncoder, Prompts
+    from ogls.policy.lora import Lora
+    from ogls.policy.policy import Policy
+    from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+    from ogls.records import Sampling
+    from ogls.rollout.engine import RolloutEngine
+    from ogls.tasks.chains import Chains
 
     folder = resolve_model(args.model or EMBEDDED, args.adapter or None)
     policy = Policy(folder, lora=Lora())
@@ -43,11 +44,11 @@ def measure(args: argparse.Namespace, kind: str) -> dict[str, float]:
     prompts = [encoder.student(chains[i]) for i in range(args.prompts)]
     engine: RolloutEngine
     if kind == "transformers":
-        from ogls.engine.transformers import TransformersEngine
+        from ogls.rollout.transformers import TransformersEngine
 
         engine = TransformersEngine()
     else:
-        from ogls.engine.vllm import VllmEngine
+        from ogls.rollout.vllm import VllmEngine
 
         engine = VllmEngine(sync=kind)  # pyright: ignore[reportArgumentType]
     start = time.perf_counter()

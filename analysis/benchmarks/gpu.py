@@ -32,14 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rows import lessons
 
-from ogls.batching import micro_batches
-from ogls.divergence import Divergence, ForwardKL, JensenShannon
-from ogls.kernels import chunked_divergence
-from ogls.lora import Lora
-from ogls.policy import Policy
+from ogls.loss.chunked import chunked_divergence
+from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon
+from ogls.loss.steering import OutcomeSteering, PositiveMean, Steering
+from ogls.policy.lora import Lora
+from ogls.policy.microbatch import micro_batches
+from ogls.policy.policy import Policy
+from ogls.policy.states import student_states, view_states
 from ogls.records import Lesson
-from ogls.scoring import prompt_states, score_views
-from ogls.steering import OutcomeSteering, PositiveMean, Steering
 
 QWEN3_1_7B = {
     "vocab_size": 151_936,
@@ -168,7 +168,7 @@ class OwnJSD(JensenShannon):
 
 def block_sizes(bench: Bench, vocab: int) -> None:
     """The row passes alone, by blocks of several sizes and numbers of warps."""
-    from ogls import triton_rows
+    from ogls.loss import triton_rows
 
     logits, gaps = torch.randn(2, 512, vocab, dtype=torch.bfloat16, device=bench.device)
     values = torch.empty(512, device=bench.device)
@@ -227,9 +227,9 @@ def train_phase(policy: Policy, optimizer: torch.optim.Optimizer, steering: Stee
     tokens = sum(lesson.num_learned for lesson in batch)
     for some in micro_batches(batch, 16_384):
         with torch.no_grad(), policy.without_adapter():
-            anchor, direction = score_views(policy, steering, some, 32_768)
+            anchor, direction = view_states(policy, steering, some, 32_768)
             target = anchor + steering.strength(anchor, direction, 0, policy.head) * direction
-        values, _ = chunked_divergence(prompt_states(policy, some), target, weight, bias, ForwardKL())
+        values, _ = chunked_divergence(student_states(policy, some), target, weight, bias, ForwardKL())
         (values.sum() / tokens).backward()
     optimizer.step()
     optimizer.zero_grad()

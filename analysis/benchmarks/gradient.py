@@ -19,13 +19,13 @@ import torch
 from harness import announce, log, parser
 from torch import Tensor
 
-from ogls.chains import Chains
-from ogls.divergence import ForwardKL, JensenShannon, ReverseKL
-from ogls.kernels import chunked_divergence
-from ogls.lora import Lora
-from ogls.model import EMBEDDED, load_tokenizer, resolve_model
-from ogls.policy import Policy
-from ogls.prompts import PromptEncoder, Prompts
+from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.loss.chunked import chunked_divergence
+from ogls.loss.divergence import ForwardKL, JensenShannon, ReverseKL
+from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+from ogls.tasks.chains import Chains
 
 DIVERGENCES = {"forward KL": ForwardKL(), "reverse KL": ReverseKL(), "JSD(0.5)": JensenShannon()}
 

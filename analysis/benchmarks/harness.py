@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import torch
 
-from ogls.blocking import KEPT
+from ogls.loss.tiles import KEPT
 
 WARM_UP = 2
 Side = Callable[[], object]

@@ -23,10 +23,10 @@ import torch
 from harness import announce, installed, log, parser, peak_mib, report, time_sides
 from torch import Tensor
 
-from ogls.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
-from ogls.kernels import chunked_divergence
+from ogls.loss.chunked import chunked_divergence
+from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
+from ogls.loss.steering import OutcomeSteering
 from ogls.records import Role
-from ogls.steering import OutcomeSteering
 
 FLOOR = "three bare GEMMs"
 ALPHA = 1.0

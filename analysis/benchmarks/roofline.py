@@ -180,7 +180,7 @@ def this_machine(model: Model, tokens: int) -> Machine:
     its products (two norms, the gate, two sums, the rotation), and of its adapter of rank 16 in fp32."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-    from ogls.blocking import for_each_tile
+    from ogls.loss.tiles import for_each_tile
 
     wide, x = (
         torch.randn(model.layers, model.mlp, model.hidden).bfloat16(),
@@ -216,8 +216,8 @@ def this_machine(model: Model, tokens: int) -> Machine:
     gaps = 0.1 * torch.randn(64, model.vocab).bfloat16()
     from functools import partial
 
-    from ogls.divergence import ForwardKL
-    from ogls.kernels import divergence_rows
+    from ogls.loss.chunked import divergence_rows
+    from ogls.loss.divergence import ForwardKL
 
     rows = partial(
         divergence_rows,
@@ -233,11 +233,11 @@ def this_machine(model: Model, tokens: int) -> Machine:
 
 def check(args: argparse.Namespace) -> dict[str, float]:
     """Predicted and measured seconds of the phases that the trainer has, on the embedded model's shape."""
-    from ogls.divergence import ForwardKL
-    from ogls.kernels import chunked_divergence
-    from ogls.lora import Lora
-    from ogls.model import EMBEDDED, resolve_model
-    from ogls.policy import Policy
+    from ogls.loss.chunked import chunked_divergence
+    from ogls.loss.divergence import ForwardKL
+    from ogls.policy.lora import Lora
+    from ogls.policy.policy import Policy
+    from ogls.policy.pretrained import EMBEDDED, resolve_model
 
     model = MODELS["smollm2"]
     policy = Policy(resolve_model(EMBEDDED), lora=Lora())

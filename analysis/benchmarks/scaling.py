@@ -20,11 +20,11 @@ from harness import announce, exponent, interval, log, parser, time_sides
 from loss import make_inputs, ours
 from rows import lessons, random_model
 
-from ogls.divergence import ForwardKL
-from ogls.lora import Lora
-from ogls.policy import Policy
-from ogls.scoring import score_views
-from ogls.steering import OutcomeSteering
+from ogls.loss.divergence import ForwardKL
+from ogls.loss.steering import OutcomeSteering
+from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
+from ogls.policy.states import view_states
 
 SHAPE = {
     "vocab_size": 49152,
@@ -48,7 +48,7 @@ def of_teacher(policy: Policy, views: int = 4, group_size: int = 8, length: int 
 
     def score() -> None:
         with policy.without_adapter():
-            score_views(policy, OutcomeSteering(), batch, 8192)
+            view_states(policy, OutcomeSteering(), batch, 8192)
 
     return score
 

@@ -20,11 +20,11 @@ from harness import announce, installed, log, parser, peak_mib, report, time_sid
 from rows import lessons
 from torch import Tensor
 
-from ogls.divergence import ForwardKL
-from ogls.kernels import chunked_divergence
-from ogls.lora import Lora
-from ogls.model import EMBEDDED, resolve_model
-from ogls.policy import Policy
+from ogls.loss.chunked import chunked_divergence
+from ogls.loss.divergence import ForwardKL
+from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import EMBEDDED, resolve_model
 from ogls.records import Lesson
 
 

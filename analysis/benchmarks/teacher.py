@@ -20,12 +20,12 @@ from harness import announce, log, parser, report, time_sides
 from rows import lessons
 from torch import Tensor
 
-from ogls.lora import Lora
-from ogls.model import EMBEDDED, resolve_model
-from ogls.policy import Policy
+from ogls.loss.steering import OutcomeSteering, Steering
+from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import EMBEDDED, resolve_model
+from ogls.policy.states import view_states
 from ogls.records import Lesson
-from ogls.scoring import score_views
-from ogls.steering import OutcomeSteering, Steering
 
 BUDGET = 8192
 Pair = tuple[
@@ -36,7 +36,7 @@ Read = Callable[[Policy, list[Pair]], list[Tensor]]
 
 def shared(policy: Policy, steering: Steering, batch: list[Lesson]) -> Tensor:
     with policy.without_adapter():
-        anchor, direction = score_views(policy, steering, batch, BUDGET)
+        anchor, direction = view_states(policy, steering, batch, BUDGET)
     return anchor + direction
 
 

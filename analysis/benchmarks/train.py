@@ -27,19 +27,18 @@ import torch
 from harness import announce, installed, log, parser, report, time_sides
 from torch import Tensor
 
-from ogls.batching import micro_batches
-from ogls.chains import Chains
-from ogls.divergence import ForwardKL
-from ogls.engine.base import Sampling
-from ogls.engine.transformers import TransformersEngine
-from ogls.kernels import chunked_divergence
-from ogls.lora import PROJECTIONS, Lora
-from ogls.model import EMBEDDED, load_tokenizer, resolve_model
-from ogls.policy import Policy
-from ogls.prompts import PromptEncoder, Prompts
-from ogls.records import Lesson, View
-from ogls.scoring import prompt_states, score_views
-from ogls.steering import OutcomeSteering, PositiveMean, Steering
+from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.loss.chunked import chunked_divergence
+from ogls.loss.divergence import ForwardKL
+from ogls.loss.steering import OutcomeSteering, PositiveMean, Steering
+from ogls.policy.lora import PROJECTIONS, Lora
+from ogls.policy.microbatch import micro_batches
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+from ogls.policy.states import student_states, view_states
+from ogls.records import Lesson, Sampling, View
+from ogls.rollout.transformers import TransformersEngine
+from ogls.tasks.chains import Chains
 
 BUDGET = 8192
 CLIP = 1.0
@@ -82,9 +81,9 @@ def gradient(policy: Policy, steering: Steering, lessons: Sequence[Lesson]) -> f
     total = 0.0
     for some in micro_batches(lessons, BUDGET):
         with torch.no_grad(), policy.without_adapter():
-            anchor, direction = score_views(policy, steering, some, 2 * BUDGET)
+            anchor, direction = view_states(policy, steering, some, 2 * BUDGET)
             target = anchor + steering.strength(anchor, direction, 0, policy.head) * direction
-        values, _ = chunked_divergence(prompt_states(policy, some), target, weight, bias, ForwardKL())
+        values, _ = chunked_divergence(student_states(policy, some), target, weight, bias, ForwardKL())
         weights = torch.tensor([w for lesson in some for w in lesson.weights]) / len(lessons)
         loss = (weights * values).sum()
         loss.backward()

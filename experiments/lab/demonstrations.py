@@ -15,9 +15,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ogls.chains import PARENTHESES_FIRST, Chain, first_mistake
-from ogls.prompts import PromptEncoder
+from ogls.lessons.prompts import PromptEncoder
 from ogls.records import Problem
+from ogls.tasks.chains import PARENTHESES_FIRST, Chain, first_mistake
 
 CHAINS = {"min_steps": 2, "max_steps": 3, "parentheses": 0.7}
 IDEAS = ("Calculate with care.", "Calculate from left to right.", "Copy the numbers with care.")

@@ -24,13 +24,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ogls.chains import Chain, Chains, first_mistake
-from ogls.engine.base import Sampling
-from ogls.engine.transformers import TransformersEngine
-from ogls.model import load_tokenizer, quiet_transformers
-from ogls.policy import Policy
-from ogls.prompts import PromptEncoder, Prompts
-from ogls.verifiers import ByKind
+from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import load_tokenizer, quiet_transformers
+from ogls.records import Sampling
+from ogls.rollout.transformers import TransformersEngine
+from ogls.tasks.by_kind import ByKind
+from ogls.tasks.chains import Chain, Chains, first_mistake
 
 HERE = Path(__file__).resolve().parent
 STUDENT = HERE / "student"

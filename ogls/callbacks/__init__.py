@@ -1,10 +1,10 @@
 """What happens around a run: its record, its checkpoints, how it is shown and how it stops."""
 
 from ogls.callbacks.best import BestCheckpoint
-from ogls.callbacks.health import Health
 from ogls.callbacks.progress import RichProgress
 from ogls.callbacks.recorder import RunRecorder
 from ogls.callbacks.rollouts import RolloutWriter
 from ogls.callbacks.stop import GracefulStop
+from ogls.callbacks.stop_without_signal import StopWithoutSignal
 
-__all__ = ["BestCheckpoint", "GracefulStop", "Health", "RichProgress", "RolloutWriter", "RunRecorder"]
+__all__ = ["BestCheckpoint", "GracefulStop", "RichProgress", "RolloutWriter", "RunRecorder", "StopWithoutSignal"]

@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 
-from ogls.checkpoint import SoundCheckpoints, newest_sound
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, newest_sound
 from ogls.tracking import Tracker
 
 ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact

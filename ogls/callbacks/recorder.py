@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint
-from ogls.records import Interval, RolloutGroup
+from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker
 
 
@@ -65,7 +65,7 @@ class RunRecorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
             step = trainer.global_step
-            whole = Interval(lane="training", phase="validate", step=step, start=self._began, end=time.time())
+            whole = Phase(lane="training", phase="validate", step=step, start=self._began, end=time.time())
             trainer.logger.log_intervals([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

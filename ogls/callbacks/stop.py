@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 
 from ogls.callbacks.best import BestCheckpoint
-from ogls.exits import EngineFailed
+from ogls.system.exits import EngineFailed
 from ogls.tracking import Tracker
 
 

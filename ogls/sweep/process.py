@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ogls.callbacks.best import CHECKPOINTS, LAST, PREVIOUS
-from ogls.exits import DiskFailed, EngineFailed, FolderInUse
-from ogls.run_lock import RunLock
 from ogls.sweep.definition import Options, Settings
 from ogls.sweep.run_numbers import RunNumbers
+from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse
+from ogls.system.run_lock import RunLock
 from ogls.tracking.files import METRICS, replace_text
 
 _POLL = 0.5  # seconds

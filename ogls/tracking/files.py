@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ogls.records import Interval, Lane
+from ogls.records import Lane, Phase
 
 METRICS = "metrics.jsonl"  # a row a line: step, time, metrics
 TRACE = "trace.json"  # when each phase ran; for https://ui.perfetto.dev and chrome://tracing too
@@ -22,7 +22,7 @@ TRACE_HEAD = "[\n" + "".join(
 )
 
 
-def trace_lines(intervals: Iterable[Interval]) -> str:
+def trace_lines(intervals: Iterable[Phase]) -> str:
     """Complete events in Chrome's JSON array format, whose closing bracket may be missing: the file can be added to."""
     events = (
         {
@@ -39,11 +39,11 @@ def trace_lines(intervals: Iterable[Interval]) -> str:
     return "".join(json.dumps(event) + ",\n" for event in events)
 
 
-def read_trace(file: Path) -> list[Interval]:
+def read_trace(file: Path) -> list[Phase]:
     """The intervals of trace.json. A last line that a kill has cut short is left out."""
     events = [json.loads(line.removesuffix(",")) for line in file.read_text().split("\n")[1:-1]]
     return [
-        Interval(
+        Phase(
             lane=_LANES[event["tid"]],
             phase=event["name"],
             step=event["args"]["step"],

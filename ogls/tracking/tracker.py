@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
-from ogls.problems.base import ProblemSource
-from ogls.records import Interval
-from ogls.run_lock import RunLock
+from ogls.records import Phase
+from ogls.system.run_lock import RunLock
+from ogls.tasks.base import ProblemSource
 from ogls.tracking.files import (
     CONFIG,
     DESCRIPTION,
@@ -279,7 +279,7 @@ class Tracker(Logger):
             self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
 
     @rank_zero_only
-    def log_intervals(self, intervals: Sequence[Interval]) -> None:
+    def log_intervals(self, intervals: Sequence[Phase]) -> None:
         """When phases ran, for the timeline; in the run's folder only."""
         self._append(TRACE, trace_lines(intervals), TRACE_HEAD)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import timeline
 
-from ogls.records import Interval, Lane
+from ogls.records import Lane, Phase
 from ogls.tracking.files import TRACE, TRACE_HEAD, read_trace, trace_lines
 
 
-def interval(lane: Lane, phase: str, step: int, start: float, end: float) -> Interval:
-    return Interval(lane=lane, phase=phase, step=step, start=1.8e9 + start, end=1.8e9 + end)
+def interval(lane: Lane, phase: str, step: int, start: float, end: float) -> Phase:
+    return Phase(lane=lane, phase=phase, step=step, start=1.8e9 + start, end=1.8e9 + end)
 
 
 # Steps of 10 s and, after a validation of 20 s, of 6 s, in which the rollouts of a third are sampled.

@@ -15,12 +15,12 @@ import states
 import tokens
 import torch
 from reading import Page, Reading, Token
-from test_cli import small
 from transformers import AutoModelForCausalLM
 
 from ogls.data import RolloutDataModule
 from ogls.module import SelfDistillation
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+from tests.test_cli import small
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}|`]]>&lt;\u2028"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ogls.records import Problem, Verdict
-from ogls.verifiers.base import Verifier
-from ogls.verifiers.extract import UNPARSABLE, last_boxed
+from ogls.tasks.answers import UNPARSABLE, last_boxed
+from ogls.tasks.base import Verifier
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Nursery:
 
 
 def serve() -> None:
-    from ogls.startup import defer_torchmetrics
+    from ogls.system.startup import defer_torchmetrics
 
     defer_torchmetrics()
     import mlflow.tracking  # noqa: F401 - every run needs it, and its import takes longer than a run

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-from ogls.callbacks import BestCheckpoint, GracefulStop, Health, RunRecorder
-from ogls.chains import ChainErrors, Chains
-from ogls.checkpoint import SoundCheckpoints
+from ogls.callbacks import BestCheckpoint, GracefulStop, RunRecorder, StopWithoutSignal
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
-from ogls.engine.base import Sampling
-from ogls.lora import Lora
+from ogls.lessons.privilege import PeerOutcomes
+from ogls.lessons.prompts import Prompts
+from ogls.lessons.selection import UpToError
 from ogls.module import SelfDistillation
-from ogls.privilege import PeerOutcomes
-from ogls.prompts import Prompts
-from ogls.sampling import Evaluation
-from ogls.selection import UpToError
-from ogls.teacher import EMA
+from ogls.policy.lora import Lora
+from ogls.policy.teacher import EMA
+from ogls.records import Sampling
+from ogls.rollout.accuracy import Evaluation
+from ogls.tasks.chains import ChainErrors, Chains
 from ogls.tracking import Tracker
 from tests.faults.boxed import Boxed
 from tests.scripted import ChainEngine
@@ -74,7 +74,7 @@ def trainer(
             RunRecorder(),
             BestCheckpoint("val/avg_at_2", save_every=1),
             GracefulStop(),
-            Health(),
+            StopWithoutSignal(),
             *callbacks,
         ],
         "plugins": [SoundCheckpoints()],

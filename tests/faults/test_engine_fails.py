@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ogls.engine import guard
-from ogls.exits import EngineFailed
+from ogls.rollout import guard
+from ogls.system.exits import EngineFailed
 from ogls.tracking import tracker
 from ogls.tracking.files import METRICS, read_rows
 from tests.faults import small
@@ -102,7 +102,7 @@ def test_rollouts_of_any_tokens_are_learned_from_or_left(
     """Half a character, NUL, special tokens, endless repetition: nothing that the vocabulary has is an error."""
     import random
 
-    from ogls.selection import FirstTokens
+    from ogls.lessons.selection import FirstTokens
     from tests.scripted import ScriptedEngine
 
     def noise(prompt: Any, rng: random.Random) -> list[int]:

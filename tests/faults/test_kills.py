@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ogls.checkpoint import read_manifest
+from ogls.callbacks.checkpoint_io import read_manifest
 from ogls.tracking.files import METRICS, read_rows
 from tests.faults import small
 from tests.faults.nursery import Nursery

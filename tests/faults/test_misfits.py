@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ogls.model import load_tokenizer, tokenizer_sha256
-from ogls.prompts import PromptEncoder, Prompts
+from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.policy.pretrained import load_tokenizer, tokenizer_sha256
 from ogls.tracking import tracker
 from tests.faults import small
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from ogls.callbacks import Health
-from ogls.exits import RunEnded
-from ogls.meter import Meter
+from ogls.callbacks import StopWithoutSignal
+from ogls.loss.objective import States
 from ogls.module import SelfDistillation
-from ogls.objective import States
 from ogls.records import Lesson
+from ogls.system.exits import RunEnded
+from ogls.system.step_metrics import StepMetrics
 from ogls.tracking import tracker
 from ogls.tracking.files import METRICS, read_rows
 from tests.faults import small
@@ -38,7 +38,7 @@ class Poisoned(SelfDistillation):
     def _states(self, lessons: Sequence[Lesson], anchor: Any, target: Any) -> States:
         return super()._states(lessons, anchor, target * self._factor("teacher"))
 
-    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: Meter) -> torch.Tensor:
+    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: StepMetrics) -> torch.Tensor:
         value = super()._micro_batch(lessons, totals, meter)
         value.register_hook(lambda gradient: gradient * self._factor("gradient"))
         return value * self._factor("loss")
@@ -99,7 +99,7 @@ class Cramped(SelfDistillation):
 
     room: ClassVar[int] = 0
 
-    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: Meter) -> torch.Tensor:
+    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: StepMetrics) -> torch.Tensor:
         value = super()._micro_batch(lessons, totals, meter)
         if self.tokens_per_micro_batch > self.room:
             value.backward()  # half-made gradients must not stay
@@ -140,4 +140,4 @@ def test_the_fourth_time_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.fault("no signal: all right or all wrong")
 def test_steps_without_a_signal_end_the_run_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RunEnded, match=r"no step had a lesson since 3 steps.*accuracy 1\.000"):
-        small.fit(tiny_model, tmp_path, engine=ChainEngine(slips=0.0), callbacks=[Health(max_silent=3)])
+        small.fit(tiny_model, tmp_path, engine=ChainEngine(slips=0.0), callbacks=[StopWithoutSignal(max_silent=3)])

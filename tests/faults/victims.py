@@ -17,16 +17,14 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save_file
 
-from ogls.advantage import GroupRelative
 from ogls.callbacks.best import CHECKPOINTS, LAST
-from ogls.checkpoint import write
-from ogls.engine.base import Sampling
-from ogls.exits import FolderInUse
-from ogls.mixture import Mixture
-from ogls.objective import Distillation
-from ogls.policy_gradient import GRPO
-from ogls.records import Completion
-from ogls.run_lock import RunLock
+from ogls.callbacks.checkpoint_io import write
+from ogls.lessons.advantage import GroupRelative
+from ogls.loss.objective import Distillation, Mixture
+from ogls.loss.policy_gradient import GRPO
+from ogls.records import Completion, Sampling
+from ogls.system.exits import FolderInUse
+from ogls.system.run_lock import RunLock
 from ogls.tracking import Tracker, tracker
 from ogls.tracking.mlflow_run import MLflowRun
 from tests import tiny

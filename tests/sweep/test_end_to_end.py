@@ -16,7 +16,7 @@ from tests.test_cli import RUN, small
 
 def space(trial: Trial) -> dict[str, object]:
     alpha = trial.suggest_float("alpha", 0.0, 4.0)
-    return {"model.steering": override("ogls.steering.OutcomeSteering", alpha=alpha, ramp_steps=2)}
+    return {"model.steering": override("ogls.loss.steering.OutcomeSteering", alpha=alpha, ramp_steps=2)}
 
 
 def objective(run: RunNumbers) -> float:

@@ -1,0 +1,155 @@
+"""Checkpoints that are whole or absent, and that say themselves whether they are sound.
+
+A checkpoint is the zip archive that `torch.save` writes. The archive's comment holds a sha256 and, after a line feed, a
+manifest in JSON (`unzip -z last.ckpt` shows both); the sha256 is that of the archive without the comment followed by
+the manifest. One file means one rename: a kill can never leave a file and a manifest that do not belong together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from ogls.system.exits import DiskFailed
+
+_TOLERATED = 2  # failed saves in a row
+_END = b"PK\x05\x06"  # a zip archive's last record: 22 bytes, of which the last two count those of the comment
+_BLOCK = 1 << 20
+
+
+class SoundCheckpoints(CheckpointIO):
+    """Writes to a file beside the target, syncs, renames. Reads nothing that is damaged, and no code.
+
+    A save that the disk refuses leaves the previous checkpoint as it was and the run going: `failed` counts such saves
+    in a row, and the third ends the run.
+    """
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        try:
+            write(checkpoint, Path(path))
+        except OSError as error:
+            self.failed += 1
+            message = f"{path} was not written ({error}); the previous one is as it was"
+            if self.failed > _TOLERATED:
+                raise DiskFailed(f"{message}. This was the {self.failed}rd time in a row") from error
+            with suppress(OSError):  # stderr may go to the same disk
+                print(message, file=sys.stderr, flush=True)
+        else:
+            self.failed = 0
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """ValueError where the checkpoint is not sound. Tensors and plain values only, whatever `weights_only` says."""
+        read_manifest(Path(path))
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Under the name `path` there is the previous file or this one, whole and on the disk. OSError if it stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            archive = _Archive(file)
+            torch.save(checkpoint, archive)  # pyright: ignore[reportArgumentType] - it needs `write` alone
+            if archive.error is not None:
+                raise archive.error
+            text = json.dumps(manifest(checkpoint)).encode()
+            archive.digest.update(text)
+            comment = archive.digest.hexdigest().encode() + b"\n" + text
+            file.seek(-2, os.SEEK_CUR)
+            file.write(len(comment).to_bytes(2, "little") + comment)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def manifest(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds, and of its entries those that are text or numbers, such as step, seed and hashes."""
+    values = {**checkpoint, **checkpoint.get("ogls", {})}
+    plain = {name: value for name, value in values.items() if value is None or isinstance(value, str | int | float)}
+    return {**plain, "holds": sorted(values)}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a sound checkpoint; ValueError that says what is wrong with another."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - (1 << 16) - 22))
+            tail = file.read()
+            at = tail.rfind(_END)
+            comment = tail[at + 22 :]
+            if at < 0 or int.from_bytes(tail[at + 20 : at + 22], "little") != len(comment):
+                raise ValueError(f"{path} is no whole checkpoint: its end is missing")
+            wanted, _, text = comment.partition(b"\n")
+            digest = sha256()
+            file.seek(0)
+            left = size - len(comment) - 2
+            while left:
+                block = file.read(min(left, _BLOCK))
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not text:
+        raise ValueError(f"{path} has no manifest: it was not written by this program")
+    digest.update(b"\0\0" + text)
+    if digest.hexdigest().encode() != wanted:
+        raise ValueError(f"{path} is damaged: its sha256 is {digest.hexdigest()}, expected {wanted.decode('latin1')}")
+    return json.loads(text)
+
+
+def newest_sound(paths: Iterable[Path]) -> Path | None:
+    """The sound checkpoint that was written last; says which newer ones are passed over, and why."""
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            read_manifest(path)
+        except ValueError as error:
+            print(f"Passed over: {error}", file=sys.stderr, flush=True)
+        else:
+            return path
+    return None
+
+
+class _Archive:
+    """What torch.save writes to: a file and a hash of all of it. An exception may not pass through torch's C++."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.digest.update(data)
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """`write` closes the file, which flushes it."""

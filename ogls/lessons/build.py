@@ -1,0 +1,139 @@
+"""Drafts become lessons: strings to ids, a located error to token weights, and a count of everything left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ogls.lessons.advantage import Advantage
+from ogls.lessons.privilege import LessonDraft, Privilege, PrivilegedText, ReflectionTask
+from ogls.lessons.prompts import PromptEncoder
+from ogls.lessons.selection import TokenSelection, token_span
+from ogls.records import Lesson, Problem, Rollout, RolloutGroup, Span, View
+from ogls.tasks.base import ErrorLocator
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessonBuilder:
+    """Turns rollout groups into the lessons of one batch.
+
+    Args:
+        encoder: templates bound to the tokenizer.
+        privilege: which rollouts, and what the teacher reads.
+        selection: which tokens count.
+        locator: finds the first error; needed by selections that start or end at it.
+        context_length: prompt and rollout together must fit; a longer view is dropped and counted, never cut.
+        advantage: how much better a rollout did than its group; null for a run that reinforces nothing.
+        reflected: the first error is where the rollout's reflection says, and not where the locator does.
+    """
+
+    encoder: PromptEncoder
+    privilege: Privilege
+    selection: TokenSelection
+    locator: ErrorLocator | None
+    context_length: int
+    advantage: Advantage | None = None
+    reflected: bool = False
+
+    def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
+        """Lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
+        counts: Counter[str] = Counter(
+            lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0
+        )
+        lessons: list[Lesson] = []
+        for group in groups:
+            made: list[tuple[Rollout | None, Lesson]] = []
+            for draft in self.privilege.drafts(group):
+                lesson = self._lesson(group, draft, counts)
+                if lesson is not None:
+                    made.append((draft.rollout, lesson))
+            lessons += self._reinforced(group, made)
+        counts["lessons"] = len(lessons)
+        counts["rollouts_reinforced"] = sum(lesson.advantage != 0 for lesson in lessons)
+        counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.weights) for lesson in lessons)
+        return tuple(lessons), dict(counts)
+
+    def _lesson(self, group: RolloutGroup, draft: LessonDraft, counts: Counter[str]) -> Lesson | None:
+        prompt_ids = group.prompt_ids if draft.prompt is None else self._view(group.problem, draft.prompt)
+        if draft.rollout is None:
+            assert draft.demonstration is not None
+            token_ids = self.encoder.completion(draft.demonstration)
+            lesson = Lesson(
+                problem_id=group.problem.id, prompt_ids=prompt_ids, token_ids=token_ids, weights=(1.0,) * len(token_ids)
+            )
+        else:
+            completion, error = draft.rollout.completion, None
+            selection = draft.selection or self.selection
+            if (selection.needs_error or self.reflected) and not draft.rollout.correct:
+                error = self._locate(group.problem, draft.rollout)
+                if error is None:
+                    counts["dropped_unlocated"] += 1
+                    return None
+            lesson = Lesson(
+                problem_id=group.problem.id,
+                prompt_ids=prompt_ids,
+                token_ids=completion.token_ids,
+                weights=selection.weights(completion.token_ids, error),
+                logprobs=completion.logprobs,
+            )
+        return self._with_views(group, draft, lesson, counts)
+
+    def _reinforced(self, group: RolloutGroup, made: Sequence[tuple[Rollout | None, Lesson]]) -> list[Lesson]:
+        """The group's lessons with the advantages of their rollouts; a rollout without a lesson gets one for it."""
+        lessons = [lesson for _, lesson in made]
+        if self.advantage is None:
+            return lessons
+        for rollout, value in zip(group.rollouts, self.advantage.of(group), strict=True):
+            own = [index for index, (of, _) in enumerate(made) if of is rollout]
+            if not value or (self.advantage.routed and any(lessons[index].views for index in own)):
+                continue
+            if own:
+                lessons[own[0]] = replace(lessons[own[0]], advantage=value)
+                continue
+            completion = rollout.completion
+            lessons.append(
+                Lesson(
+                    problem_id=group.problem.id,
+                    prompt_ids=group.prompt_ids,
+                    token_ids=completion.token_ids,
+                    weights=(0.0,) * len(completion.token_ids),
+                    logprobs=completion.logprobs,
+                    advantage=value,
+                )
+            )
+        return lessons
+
+    def _with_views(
+        self, group: RolloutGroup, draft: LessonDraft, lesson: Lesson, counts: Counter[str]
+    ) -> Lesson | None:
+        room = self.context_length - lesson.num_learned
+        views = []
+        for hint in draft.hints:
+            view = View(role=hint.role, prefix_ids=self._view(group.problem, hint))
+            if len(view.prefix_ids) <= room:
+                views.append(view)
+            else:
+                counts["dropped_view_too_long"] += 1
+        too_long = len(lesson.prompt_ids) > room
+        counts["dropped_prompt_too_long"] += too_long
+        lost = {hint.role for hint in draft.hints} - {view.role for view in views}
+        if lost or too_long or not lesson.num_learned:
+            return None
+        return replace(lesson, views=(View(role="plain", prefix_ids=lesson.prompt_ids), *views) if views else ())
+
+    def _view(self, problem: Problem, hint: PrivilegedText | ReflectionTask) -> tuple[int, ...]:
+        if isinstance(hint, ReflectionTask):
+            return self.encoder.reflect(problem, hint.attempt, hint.correct, hint.solution)
+        encode = self.encoder.idea if hint.role == "idea" else self.encoder.attempt
+        return encode(problem, hint.text)
+
+    def _locate(self, problem: Problem, rollout: Rollout) -> Span | None:
+        text, offsets = self.encoder.decode_offsets(rollout.completion.token_ids)
+        if self.reflected:
+            span = rollout.reflection.span if rollout.reflection else None
+        elif self.locator is not None:
+            span = self.locator.locate(problem, text)
+        else:
+            raise ValueError(f"{type(self.selection).__name__} needs an error locator: set data.locator")
+        return None if span is None else token_span(offsets, span)

@@ -1,0 +1,214 @@
+"""Text becomes token ids here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ogls.records import Problem
+
+if TYPE_CHECKING:
+    from ogls.policy.pretrained import (
+        PreTrainedTokenizerBase,  # jsonargparse runs this block; transformers is slow to import
+    )
+
+
+_SLOTS = {
+    "student": ("problem",),
+    "attempt": ("problem", "attempt"),
+    "idea": ("problem", "idea"),
+    "reflect_wrong": ("problem", "attempt"),
+    "reflect_right": ("problem", "attempt"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """One template a role. A slot is a name in braces; all other braces are plain text.
+
+    Args:
+        student: what the student reads, and the teacher in its plain view. Slot ``{problem}``.
+        attempt: what the teacher reads in success and failure views alike, so that what the wording itself does to the
+            logits cancels in their difference. Slots ``{problem}``, ``{attempt}``.
+        idea: what the teacher reads together with a corrective idea. Slots ``{problem}``, ``{idea}``.
+        reflect_wrong: what the reflector reads about a wrong rollout, to answer with JSON that has a ``quote`` and an
+            ``idea``. Slots ``{problem}``, ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
+        reflect_right: the same for a right rollout; the JSON has an ``idea``.
+        system: system message; null leaves the chat template's own. A problem's own system message comes before it.
+        chat: apply the tokenizer's chat template; false sends the bare text, for base models without one. Either way
+            the names of special tokens in a text are text.
+        student_options: further arguments of the student's chat template, e.g. ``{enable_thinking: false}``.
+        teacher_options: the same for privileged views.
+        evaluation_options: the same for the student's prompt at evaluation; null takes `student_options`.
+        reflection_options: the same for the reflector; null takes `student_options`.
+    """
+
+    student: str = "{problem}\n\nReason step by step, and put your final answer in \\boxed{}."
+    attempt: str = (
+        "{problem}\n\nFor your information, here is one attempt at this problem:\n{attempt}\n\n"
+        "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
+    )
+    idea: str = (
+        "{problem}\n\nKeep this in mind:\n{idea}\n\n"
+        "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
+    )
+    reflect_wrong: str = (
+        "Problem:\n{problem}\n\nA correct solution:\n{solution}\n\nThe correct answer is {answer}.\n\n"
+        "An attempt whose answer is wrong:\n{attempt}\n\n"
+        "Find the first place where the attempt goes wrong. Copy that place word for word, a sentence or an equation. "
+        "Then give the idea that would have led on from there, in one or two sentences, without telling the answer. "
+        'Reply with nothing but JSON: {"quote": "...", "idea": "..."}'
+    )
+    reflect_right: str = (
+        "Problem:\n{problem}\n\nAn attempt whose answer is correct:\n{attempt}\n\n"
+        "Give the idea that makes this attempt work, in one or two sentences, without telling the answer. "
+        'Reply with nothing but JSON: {"idea": "..."}'
+    )
+    system: str | None = None
+    chat: bool = True
+    student_options: dict[str, Any] = field(default_factory=dict)
+    teacher_options: dict[str, Any] = field(default_factory=dict)
+    evaluation_options: dict[str, Any] | None = None
+    reflection_options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, slots in _SLOTS.items():
+            template = getattr(self, name)
+            for slot in slots:
+                if template.count(f"{{{slot}}}") != 1:
+                    raise ValueError(f"prompts.{name} needs the slot {{{slot}}} exactly once, got: {template!r}")
+
+
+KEPT = 200
+"""Characters that shortening leaves of a text."""
+
+_GAP = " [...] "
+_STAND_IN = "\u241f text \u241f"
+
+
+def _without_middle(text: str, keep: int) -> str:
+    return text if len(text) <= keep else text[: keep - keep // 2] + _GAP + text[len(text) - keep // 2 :]
+
+
+def _fill(template: str, **slots: str) -> str:
+    """Fill all slots in one pass, so that braces inside the filled text stay as they are."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in slots), lambda found: slots[found[0][1:-1]], template)
+
+
+class PromptEncoder:
+    """Templates bound to a tokenizer: problems to prompt ids, sampled ids to text."""
+
+    def __init__(self, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> None:
+        if prompts.chat and tokenizer.chat_template is None:
+            raise ValueError("this tokenizer has no chat template; set data.prompts.chat: false to send bare text")
+        self.prompts, self.tokenizer = prompts, tokenizer
+        self._special = tuple(tokenizer.all_special_tokens)
+
+    def student(self, problem: Problem) -> tuple[int, ...]:
+        """The student's prompt, which is the teacher's plain view too."""
+        return self._encode(problem, _fill(self.prompts.student, problem=problem.text), self.prompts.student_options)
+
+    def evaluated(self, problem: Problem) -> tuple[int, ...]:
+        """The student's prompt at evaluation."""
+        options = self.prompts.evaluation_options
+        text = _fill(self.prompts.student, problem=problem.text)
+        return self._encode(problem, text, self.prompts.student_options if options is None else options)
+
+    def attempt(self, problem: Problem, attempt: str) -> tuple[int, ...]:
+        """The privileged view that shows one attempt, right or wrong."""
+        text = _fill(self.prompts.attempt, problem=problem.text, attempt=attempt)
+        return self._encode(problem, text, self.prompts.teacher_options)
+
+    def idea(self, problem: Problem, idea: str) -> tuple[int, ...]:
+        """The privileged view that shows a corrective idea and no solution."""
+        text = _fill(self.prompts.idea, problem=problem.text, idea=idea)
+        return self._encode(problem, text, self.prompts.teacher_options)
+
+    def reflect(self, problem: Problem, attempt: str, correct: bool, solution: str = "") -> tuple[int, ...]:
+        """What the reflector reads about an attempt."""
+        template = self.prompts.reflect_right if correct else self.prompts.reflect_wrong
+        slots = {"problem": problem.text, "attempt": attempt, "solution": solution, "answer": problem.answer}
+        options = self.prompts.reflection_options
+        return self._encode(
+            problem, _fill(template, **slots), self.prompts.student_options if options is None else options
+        )
+
+    def reflect_within(
+        self, room: int, problem: Problem, attempt: str, correct: bool, solution: str = ""
+    ) -> tuple[tuple[int, ...], bool] | None:
+        """`reflect` in at most `room` tokens, and whether something had to go for it.
+
+        First the solution loses its middle, then the attempt its end. Either keeps `KEPT` characters, and all else
+        stays whole. None where that does not do.
+        """
+        whole = self.reflect(problem, attempt, correct, solution)
+        if len(whole) <= room:
+            return whole, False
+
+        def less_solution(keep: int) -> tuple[int, ...]:
+            return self.reflect(problem, attempt, correct, _without_middle(solution, keep))
+
+        def less_attempt(keep: int) -> tuple[int, ...]:
+            return self.reflect(problem, attempt[:keep] + _GAP, correct, _without_middle(solution, KEPT))
+
+        for prompt, text in ((less_solution, solution), (less_attempt, attempt)):
+            sizes = range(KEPT, len(text))
+            fitting = bisect_right(sizes, False, key=lambda keep, prompt=prompt: len(prompt(keep)) > room)
+            if fitting:
+                return prompt(sizes[fitting - 1]), True
+        return None
+
+    def completion(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that was written, not sampled, with the end token (likelihood on demonstrations)."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
+
+    @property
+    def end_id(self) -> int:
+        end = self.tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError("the tokenizer has no end-of-sequence token")
+        return end
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def decode_offsets(self, token_ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Text and each token's (start, end) characters in it; tokens that share a character share its span.
+
+        Works on the sampled ids, window by window, because encoding the text again may cut it elsewhere.
+        """
+        spans: list[tuple[int, int]] = []
+        text, start, done = "", 0, 0  # ids[start:done] is decoded context; spans up to `done` are final
+        for end in range(1, len(token_ids) + 1):
+            context = self.decode(token_ids[start:done])
+            piece = self.decode(token_ids[start:end])[len(context) :]
+            if piece.endswith("\ufffd") and end < len(token_ids) and end - done < 8:
+                continue  # the middle of a character of several tokens
+            spans += [(len(text), len(text) + len(piece))] * (end - done)
+            text += piece
+            start, done = done, end
+        return text, spans
+
+    def _encode(self, problem: Problem, text: str, options: dict[str, Any]) -> tuple[int, ...]:
+        """Ids of the conversation. What looks like a special token in `text`, which models write too, stays text."""
+        system = "\n\n".join(s for s in (problem.system, self.prompts.system) if s is not None)
+        has_system = problem.system is not None or self.prompts.system is not None
+        plain = any(token in text for token in self._special)
+        if not self.prompts.chat:
+            return tuple(
+                self.tokenizer(f"{system}\n\n{text}" if system else text, split_special_tokens=plain)["input_ids"]
+            )
+        messages = [{"role": "system", "content": system}] if has_system else []
+        messages.append({"role": "user", "content": _STAND_IN if plain else text})
+        encoded: Any = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=not plain, return_dict=not plain, **options
+        )
+        if not plain:
+            return tuple(encoded["input_ids"])
+        before, after = encoded.split(_STAND_IN)
+        pieces = ((before, False), (text, True), (after, False))
+        encoded = [self.tokenizer(p, add_special_tokens=False, split_special_tokens=split) for p, split in pieces]
+        return tuple(i for piece in encoded for i in piece["input_ids"])

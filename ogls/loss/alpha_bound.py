@@ -1,0 +1,65 @@
+"""How far a target may be steered: the largest alpha within a KL budget, token by token.
+
+pi_alpha ∝ p0 exp(alpha Delta) is an exponential family with log-normaliser L(alpha) = log E_p0[exp(alpha Delta)]:
+
+    KL(pi_alpha || p0) = alpha E_alpha[Delta] - L(alpha)        d/dalpha KL = alpha Var_alpha(Delta) >= 0
+    KL(pi_alpha || p0) <= alpha² (max Delta - min Delta)² / 8   since Var <= range² / 4 (Hoeffding's lemma)
+
+so alpha = sqrt(8 epsilon) / range is always within the budget, and bisection goes on from there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ogls.loss.chunked import accumulation_dtype, apply_head
+from ogls.loss.tiles import chunks, for_each_tile
+
+Head = tuple[Tensor, Tensor | None]
+"""Weight [vocab, hidden] and bias [vocab] of the output head."""
+
+HALVINGS = 20
+
+
+@torch.no_grad()
+def largest_alpha(anchor: Tensor, direction: Tensor, head: Head, alpha_max: float, epsilon: float) -> Tensor:
+    """Largest alpha in [0, alpha_max] with KL(pi_alpha || p0) <= epsilon, for each token [tokens].
+
+    anchor, direction [tokens, hidden]: p0 = softmax(W anchor + b), Delta = W direction. Where the budget binds, what is
+    returned is below the root by at most alpha_max / 2^20.
+    """
+    weight, bias = head
+    alphas = torch.full((len(anchor),), alpha_max, dtype=accumulation_dtype(weight), device=weight.device)
+    steered = direction.any(-1).nonzero().squeeze(1)  # elsewhere every alpha is the same
+    found = alphas[steered]
+    tile_pass = partial(bisect_tile, alpha_max=alpha_max, epsilon=epsilon)
+    for rows, (logits, deltas) in chunks(len(steered), weight, 2, None):
+        apply_head(anchor[steered[rows]], weight, bias, out=logits)
+        apply_head(direction[steered[rows]], weight, None, out=deltas)
+        for_each_tile(tile_pass, logits, deltas, found[rows])
+    return alphas.index_copy_(0, steered, found)
+
+
+def bisect_tile(logits: Tensor, deltas: Tensor, alphas: Tensor, *, alpha_max: float, epsilon: float) -> None:
+    """Fills `alphas` [rows] from the logits of p0 and Delta, both [rows, vocab]."""
+    log_p0, delta = logits.to(alphas.dtype).log_softmax(-1), deltas.to(alphas.dtype)
+    spread = delta.amax(-1) - delta.amin(-1)
+    high = torch.full_like(alphas, alpha_max)
+    low = torch.minimum(high, (8.0 * epsilon) ** 0.5 / spread.clamp(min=torch.finfo(alphas.dtype).tiny))
+    low = torch.where(tilted_kl(log_p0, delta, high) <= epsilon, high, low)
+    for _ in range(HALVINGS):
+        if torch.equal(low, high):
+            break
+        middle = (low + high) / 2
+        within = tilted_kl(log_p0, delta, middle) <= epsilon
+        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+    alphas.copy_(low)
+
+
+def tilted_kl(log_p0: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+    """KL(pi_alpha || p0) [rows], for one alpha a row; log_p0 normalised and delta [rows, vocab]."""
+    tilted = log_p0 + alpha[:, None] * delta
+    return alpha * (tilted.softmax(-1) * delta).sum(-1) - tilted.logsumexp(-1)

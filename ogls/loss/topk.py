@@ -1,0 +1,124 @@
+"""Divergences on a part of the vocabulary: the likeliest tokens one by one, all the rest as one bucket.
+
+    S = top-k of the student, or its union with the top-k of the target        p_tail = sum of p_v over v not in S
+    D_S(target, student) = sum over v in S of s(p_T,v, p_S,v) + s(p_T,tail, p_S,tail)
+
+D_S <= D for an f-divergence, with equality where S is the whole vocabulary. S is taken as a constant. The chain of
+`ogls.loss.divergence` goes on through the tail: with ph = p_S ds/dp_S of each of these terms,
+
+    dD/dz_v = ph_v - p_S,v sum ph  for v in S        dD/dz_v = p_S,v (ph_tail / p_S,tail - sum ph)  else
+
+Source: SDPO, arXiv 2601.20802, with k = 100 on the student's support.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ogls.loss.chunked import accumulation_dtype, attach, check_states, logits_and_gaps, softmax_with_normaliser
+from ogls.loss.divergence import Divergence, clip_terms
+from ogls.loss.tiles import chunks, for_each_tile
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` likeliest tokens of the student, or of the student and of the target (union), and a tail bucket."""
+
+    k: int = 100
+    of: Literal["student", "union"] = "student"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"TopK needs k >= 1, got k={self.k}")
+
+
+def chunked_topk_divergence(
+    hidden_student: Tensor,
+    hidden_target: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    divergence: Divergence,
+    *,
+    support: TopK,
+    token_ids: Tensor,
+    temperature: float = 1.0,
+    clip: float | None = None,
+    one_sided: bool = False,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ogls.loss.chunked.chunked_divergence` on a support: divergences and log-probs of `token_ids`, both [tokens]."""
+    check_states(hidden_student, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
+    wants_gradient = torch.is_grad_enabled() and hidden_student.requires_grad
+    gradient = torch.empty_like(hidden_student, dtype=weight.dtype) if wants_gradient else None
+    values = torch.empty(len(hidden_student), dtype=accumulation_dtype(weight), device=weight.device)
+    logprobs = torch.empty_like(values)
+    tile_pass = partial(
+        topk_tile, divergence=divergence, support=support, temperature=temperature, clip=clip, one_sided=one_sided
+    )
+    with torch.no_grad():
+        for rows, buffers in chunks(len(values), weight, 2, chunk_rows):
+            reached = logits_and_gaps(
+                hidden_student[rows], hidden_target[rows], weight, bias, token_ids[rows], out=buffers
+            )
+            logits, gaps = buffers
+            for_each_tile(tile_pass, logits, gaps, token_ids[rows], values[rows], logprobs[rows])
+            values[rows].index_fill_(0, reached, 0.0)
+            logits.index_fill_(0, reached, 0.0)
+            if gradient is not None:
+                torch.mm(logits, weight, out=gradient[rows])
+    return attach(hidden_student, values, gradient, temperature), logprobs
+
+
+def topk_tile(
+    logits: Tensor,
+    gaps: Tensor,
+    ids: Tensor,
+    values: Tensor,
+    logprobs: Tensor,
+    *,
+    divergence: Divergence,
+    support: TopK,
+    temperature: float,
+    clip: float | None,
+    one_sided: bool,
+) -> None:
+    """Fills `values` and `logprobs` [rows], and leaves dD/dz in `logits`; logits and gaps as in `divergence_tile`."""
+    z, u = logits.to(values.dtype) / temperature, gaps.to(values.dtype) / temperature
+    z -= z.amax(-1, keepdim=True)
+    k = min(support.k, z.shape[-1])
+    inside = z.topk(k, sorted=False).indices
+    ps, student_normaliser = softmax_with_normaliser(z)
+    logprobs.copy_((z.gather(-1, ids[:, None]) - student_normaliser).squeeze(-1))
+    z += u
+    pt, target_normaliser = softmax_with_normaliser(z)
+    u -= target_normaliser - student_normaliser
+    if support.of == "union":
+        inside = torch.cat([inside, z.topk(k, sorted=False).indices], -1)
+    p, q, gap = (take(x, inside, k) for x in (ps, pt, u))
+    ps.scatter_(-1, inside, 0.0)
+    pt.scatter_(-1, inside, 0.0)
+    tail_p, tail_q = ps.sum(-1, keepdim=True), pt.sum(-1, keepdim=True)
+    tiny = torch.finfo(z.dtype).tiny
+    tail_gap = tail_q.clamp(min=tiny).log() - tail_p.clamp(min=tiny).log()
+    summand, ph = divergence.terms(*(torch.cat(x, -1) for x in ((p, tail_p), (q, tail_q), (gap, tail_gap))))
+    if clip is not None:
+        clip_terms(summand, ph, clip, one_sided)
+    values.copy_(summand.sum(-1))
+    total = ph.sum(-1, keepdim=True)
+    ph, tail_ph = ph.split([p.shape[-1], 1], -1)
+    gradient = ps.mul_(tail_ph / tail_p.clamp(min=tiny) - total)
+    logits.copy_(gradient.scatter_add_(-1, inside, ph - p * total))
+
+
+def take(x: Tensor, inside: Tensor, k: int) -> Tensor:
+    """x at the indices `inside` [rows, k or 2k]; 0, a term without effect, where the second k repeat the first."""
+    taken = x.gather(-1, inside)
+    if inside.shape[-1] > k:
+        first = torch.zeros_like(x, dtype=torch.bool).scatter_(-1, inside[:, :k], True)
+        taken[:, k:].masked_fill_(first.gather(-1, inside[:, k:]), 0.0)
+    return taken

@@ -1,0 +1,1 @@
+"""Whose weights: the student's model, its teacher, and their states."""

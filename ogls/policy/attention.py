@@ -1,0 +1,104 @@
+"""Attention over a row of packed sequences: it alone knows where one ends and the next begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ogls.policy.packing import Grid, Packing
+
+ATTENTION = "ogls_packed"
+
+
+def register_attention() -> None:
+    """Make the attention known to transformers under the name `ATTENTION`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a row: [1, heads, tokens, d] -> [1, tokens, heads, d]. Without a packing it is transformers' sdpa.
+
+    The signature is that of transformers' attention functions.
+    """
+    if packing is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("attention with soft-capping or sinks is not supported")
+    if sliding_window is not None and int(packing.position_ids.max()) >= sliding_window:
+        raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
+    n = packing.num_root_tokens
+    qs, ks, vs = (_to_grid(x[:n], packing.roots) for x in (q, k, v))  # [roots, longest, heads, d]
+    out = [_from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)]
+    if packing.branches is not None:
+        first, n = n, n + len(packing.branches.tokens)
+        qb, kb, vb = (_to_grid(x[first:n], packing.branches) for x in (q, k, v))
+        kb, vb = (torch.cat([x.index_select(0, packing.owners), b], dim=1) for x, b in ((ks, kb), (vs, vb)))
+        out.append(_from_grid(_attend(qb, kb, vb, packing.mask, scaling), packing.branches))
+    if n < len(q):
+        out.append(q.new_zeros(len(q) - n, *out[0].shape[1:]))
+    return torch.cat(out)[None], None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """[sequences, longest, heads, d], causal where there is no mask. Padding is on the right: no real query sees it.
+
+    On a CPU the gradient of torch's fused attention takes most of a step with short sequences, so it is written out
+    there, and without gradient too, so that student and teacher round alike.
+    """
+    groups = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.device.type != "cpu":
+        k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        return out.transpose(1, 2)
+    if mask is None:
+        mask = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+    scale = q.shape[3] ** -0.5 if scaling is None else scaling
+    grouped = (q * scale).reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # query heads of a key head side by side
+    scores = (grouped @ k.mT).view(*q.shape[:3], -1) + mask
+    out = scores.softmax(-1).view(*grouped.shape[:3], -1) @ v
+    return out.reshape(q.shape).transpose(1, 2)
+
+
+class _Select(torch.autograd.Function):
+    """Rows `index` of x, each wanted once and else only as padding, so that the gradient is a selection too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def _to_grid(x: Tensor, grid: Grid) -> Tensor:
+    return _Select.apply(x, grid.cells, grid.tokens).unflatten(0, (-1, grid.longest))
+
+
+def _from_grid(x: Tensor, grid: Grid) -> Tensor:
+    return x.flatten(0, 1).index_select(0, grid.tokens)

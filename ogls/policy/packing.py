@@ -1,0 +1,147 @@
+"""Prefixes and suffixes as one row of tokens without padding.
+
+A trunk spends nearly all its time in linear layers, which do not care where a sequence begins. So all tokens of a pass
+lie in one row, and only the attention (`ogls.policy.attention`) knows the sequences. There are two kinds:
+
+- a *root* is read from its beginning: a prefix, or a prefix with its only suffix;
+- a *branch* continues a root that several suffixes share: it attends to the root's keys and, causally, to its own.
+
+Example: prefixes [a b c] and [d e], suffixes [u v w] and [x y] of the first, [z q] of the second. The row is
+`a b c | d e z | u v | x`: two roots, two branches. The last token of a suffix is not run: nothing is predicted from it.
+The state that predicts u and x is that of c, for z it is that of e. On a CPU the row ends in tokens that nobody sees,
+so that rows of nearly the same length have the same (`ogls.system.sizes`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ogls.system.sizes import rounded_up
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Grid:
+    """Sequences of a row as a right-padded grid: `cells` [sequences * longest] into the row, `tokens` [tokens] back."""
+
+    cells: Tensor
+    tokens: Tensor
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Packing:
+    """One pass: the row, its positions, which states predict the suffixes' tokens, and the layout for the attention."""
+
+    token_ids: Tensor
+    position_ids: Tensor
+    predicting: Tensor
+    num_root_tokens: int
+    roots: Grid
+    branches: Grid | None
+    owners: Tensor
+    mask: Tensor | None
+
+
+def pack(
+    prefixes: Sequence[Sequence[int]],
+    suffixes: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    *,
+    share_prefixes: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Packing:
+    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is the queries'. Prefixes nobody owns are left out."""
+    _check(prefixes, suffixes, owners)
+    num_owned = Counter(owners)
+    roots: list[list[int]] = []
+    root_of: dict[int, int] = {}  # prefix -> its root, where the prefix is shared
+    place: list[tuple[int, int | None]] = []  # of each suffix: its root, and its branch unless it lies in the root
+    branches: list[Sequence[int]] = []
+    for suffix, owner in zip(suffixes, owners, strict=True):
+        if share_prefixes and num_owned[owner] > 1:
+            if owner not in root_of:
+                root_of[owner] = len(roots)
+                roots.append(list(prefixes[owner]))
+            place.append((root_of[owner], len(branches) if len(suffix) > 1 else None))
+            if len(suffix) > 1:
+                branches.append(suffix[:-1])
+        else:
+            place.append((len(roots), None))
+            roots.append([*prefixes[owner], *suffix[:-1]])
+
+    root_starts = _starts(roots)
+    branch_starts = [start + root_starts[-1] for start in _starts(branches)]
+    predicting: list[int] = []
+    branch_owners: list[int] = []
+    for suffix, owner, (root, branch) in zip(suffixes, owners, place, strict=True):
+        last = root_starts[root] + len(prefixes[owner]) - 1
+        if branch is None:
+            predicting += range(last, last + len(suffix))
+        else:
+            branch_owners.append(root)
+            predicting += [last, *range(branch_starts[branch], branch_starts[branch + 1])]
+
+    lengths = [len(root) for root in roots]
+    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    root_grid = _grid(lengths, device)
+    branch_grid = _grid([len(b) for b in branches], device) if branches else None
+    branch_roots = tensor([lengths[owner] for owner in branch_owners])
+    positions = [p for n in lengths for p in range(n)]
+    positions += [lengths[o] + p for o, branch in zip(branch_owners, branches, strict=True) for p in range(len(branch))]
+    padding = [0] * (rounded_up(branch_starts[-1], device) - branch_starts[-1])
+    return Packing(
+        token_ids=tensor([t for sequence in (*roots, *branches, padding) for t in sequence]),
+        position_ids=tensor(positions + padding),
+        predicting=tensor(predicting),
+        num_root_tokens=root_starts[-1],
+        roots=root_grid,
+        branches=branch_grid,
+        owners=tensor(branch_owners),
+        mask=branch_grid and _branch_mask(root_grid.longest, branch_roots, branch_grid.longest, dtype),
+    )
+
+
+def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
+    longest = rounded_up(max(lengths), device)
+    size = torch.tensor(lengths, device=device)
+    inside = torch.arange(longest, device=device) < size[:, None]
+    cells = torch.zeros(len(lengths), longest, dtype=torch.long, device=device)
+    cells[inside] = torch.arange(int(size.sum()), device=device)
+    return Grid(cells=cells.flatten(), tokens=inside.flatten().nonzero()[:, 0], longest=longest)
+
+
+def _branch_mask(longest_root: int, root_lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own so far.
+
+    root_lengths [branches]: of the root that each branch continues.
+    """
+    steps = torch.arange(longest, device=root_lengths.device)
+    own = (steps[None, :] <= steps[:, None]).expand(len(root_lengths), -1, -1)
+    root = torch.arange(longest_root, device=root_lengths.device) < root_lengths[:, None]
+    seen = torch.cat([root[:, None, :].expand(-1, longest, -1), own], dim=2)
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _starts(sequences: Sequence[Sequence[int]]) -> list[int]:
+    starts = [0]
+    for sequence in sequences:
+        starts.append(starts[-1] + len(sequence))
+    return starts
+
+
+def _check(prefixes: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]], owners: Sequence[int]) -> None:
+    if not suffixes or len(suffixes) != len(owners):
+        raise ValueError(f"expected one owner for each of one or more suffixes, got {len(owners)} for {len(suffixes)}")
+    for i, (suffix, owner) in enumerate(zip(suffixes, owners, strict=True)):
+        if not 0 <= owner < len(prefixes):
+            raise ValueError(f"suffix {i} continues prefix {owner}, but there are {len(prefixes)} prefixes")
+        if not suffix or not prefixes[owner]:
+            raise ValueError(
+                f"suffix {i} and its prefix need a token each: got {len(suffix)} and {len(prefixes[owner])}"
+            )

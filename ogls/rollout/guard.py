@@ -1,0 +1,140 @@
+"""An engine that is watched, and rebuilt once when it fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import linear
+
+from ogls.records import Completion, Sampling
+from ogls.rollout.engine import RolloutEngine
+from ogls.system.exits import EngineFailed
+from ogls.system.watchdog import time_limit
+
+if TYPE_CHECKING:
+    from ogls.policy.policy import Policy
+
+PATIENCE = 3600.0
+_CANARIES, _TOKENS = 8, 16  # prompts, and tokens drawn after each
+
+
+class EngineGuard:
+    """`start`, `load` and `generate` of an engine, such that what comes back was sampled from the policy's weights.
+
+    The engine has failed if it raises (ValueError aside: that is a setting or a prompt that cannot work), gives what no
+    engine may give, takes longer than `patience`, or if what it draws after a load differs from the policy by more than
+    `max_gap` (see `ogls.rollout.canary`; the first load is checked when there are prompts). It is then closed, started
+    and loaded again, and the same completions are asked for with the same seed; if it fails again, EngineFailed.
+
+    Args:
+        engine: to be watched.
+        patience: seconds that any call of it may take; an hour.
+        max_gap: mean difference of log-probs between engine and trainer. Sound bf16 engines were at 0.01 to
+            0.04, by how sure the model is (its logits are rounded); weights that are not the policy's began at 0.2.
+    """
+
+    def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
+        self.engine, self.patience, self.max_gap = engine, patience or PATIENCE, max_gap
+        self._canaries: list[Sequence[int]] = []  # always the same prompts
+        self._checked = False
+
+    def start(self, folder: Path, context_length: int) -> None:
+        self._folder, self._context_length = folder, context_length
+        with self._watched("starting the engine"):
+            self.engine.start(folder, context_length)
+
+    def load(self, policy: Policy, version: int) -> None:
+        self._policy, self._version = policy, version
+        try:
+            self._load()
+        except ValueError:
+            raise
+        except Exception as error:
+            self.rebuild(error)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        if not prompts:
+            return []
+        try:
+            return self._generate(prompts, sampling, n, seed)
+        except ValueError:
+            raise
+        except Exception as error:
+            self.rebuild(error)
+        try:
+            return self._generate(prompts, sampling, n, seed)
+        except Exception as error:
+            raise EngineFailed(f"the engine failed again after it was rebuilt: {_described(error)}") from error
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        if not self._canaries:
+            self._canaries, self._canary_tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
+        if not self._checked:
+            self._check()
+        with self._watched("generating"):
+            return self.engine.generate(prompts, sampling, n, seed)
+
+    def _load(self) -> None:
+        with self._watched("loading weights into the engine"):
+            self.engine.load(self._policy, self._version)
+        if self.engine.version != self._version:
+            raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {self._version}")
+        self._checked = False
+        if self._canaries:
+            self._check()
+
+    def _check(self) -> None:
+        if self.engine.samples_policy:
+            with self._watched("comparing the engine with the policy"):
+                gap = logprob_gap(self.engine, self._policy, self._canaries, self._canary_tokens)
+            if not gap <= self.max_gap:
+                raise RuntimeError(
+                    f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
+                    f"{self.max_gap} at most"
+                )
+        self._checked = True
+
+    def rebuild(self, reason: Exception) -> None:
+        """Start the engine anew with the weights that the policy has now, as the version that it was loaded with."""
+        print(f"The engine failed and is rebuilt: {_described(reason)}", file=sys.stderr, flush=True)
+        with suppress(Exception), self._watched("closing the engine"):  # it is broken: whatever it says now
+            self.engine.close()
+        try:
+            self.start(self._folder, self._context_length)
+            self._load()
+        except Exception as error:
+            raise EngineFailed(f"the engine failed and could not be rebuilt: {_described(error)}") from error
+
+    def _watched(self, phase: str) -> AbstractContextManager[None]:
+        return time_limit(phase, self.patience)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:500]}"
+
+
+def logprob_gap(engine: RolloutEngine, policy: Policy, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
+    """Mean |log p_engine(token) - log p_policy(token)| of the tokens that the engine draws after each prompt.
+
+    They are drawn, and not given: an engine that scores given tokens goes round its prefix cache, whose staleness is
+    one of the things to be found.
+    """
+    drawn = engine.generate(prompts, Sampling(max_tokens=max_tokens), 1, seed=0)
+    completions = [completion for (completion,) in drawn]
+    suffixes = [completion.token_ids for completion in completions]
+    weight, bias = policy.head
+    with torch.no_grad():
+        states = policy.hidden(prompts, suffixes, range(len(prompts)))
+        logprobs = linear(states.to(weight.dtype), weight, bias).float().log_softmax(-1)
+        ids = torch.tensor([i for suffix in suffixes for i in suffix], device=logprobs.device)
+        theirs = torch.tensor([p for completion in completions for p in completion.logprobs], device=logprobs.device)
+        return float((logprobs.gather(1, ids[:, None])[:, 0] - theirs).abs().mean())

@@ -1,0 +1,101 @@
+"""Batch n + 1 is sampled while step n trains: one update stale, and neither half of the step waits for the other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+
+from torch import Tensor
+
+from ogls.policy.policy import Policy
+from ogls.records import Batch
+from ogls.rollout.guard import PATIENCE
+from ogls.rollout.sampler import Sampler
+from ogls.system.step_metrics import StepMetrics
+from ogls.system.watchdog import time_limit
+
+
+class OneStepOff:
+    """Has a thread make the batch of the next step, with an engine in a process of its own.
+
+    The engine takes the weights before the step changes them. A copy of them is kept until the batch is there, and in
+    checkpoints: a run that goes on, and one whose engine failed, has the same batch made from the same weights.
+
+    Args:
+        make: the batch of a step, from what a sampler holds.
+        weights: those of the checkpoint that the run goes on from; null makes the first batch with the policy's own.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, Sampler], Batch],
+        sampler: Sampler,
+        policy: Policy,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        self._make, self._sampler, self._policy, self.weights = make, sampler, policy, weights
+        self._step = -1
+        self._batch: Future[Batch] | None = None
+
+    def take(self, step: int, more: bool) -> Batch:
+        """The batch of `step`, where the policy is now. With `more`, the next one is begun: a step is to train now."""
+        meter = StepMetrics("training", step + 1)
+        if self._batch is not None:
+            assert self._step == step, (self._step, step)
+            with meter.time("wait"):
+                self.settle()
+            batch = self._batch.result()
+        elif self.weights is not None:
+            batch = self._behind(step)
+        else:
+            self._sampler.hold(step)
+            batch = self._make(step, self._sampler)
+        assert batch.policy_version == (step if self.weights is None else step - 1)
+        self._step, self._batch = step + 1, None
+        if more:
+            with meter.time("sync"):
+                self._sampler.hold(step)  # may fail, and what is saved then has to make this batch again
+        self.weights = {name: p.detach().clone() for name, p in self._policy.trainable().items()}
+        if more:
+            self._begin()
+        return replace(
+            batch,
+            metrics=batch.metrics | meter.metrics(),
+            intervals=(*batch.intervals, *meter.intervals),
+        )
+
+    def settle(self) -> None:
+        """Wait for the batch under way, so that the engine is free. If the engine failed, the batch is made here."""
+        if self._batch is None:
+            return
+        try:
+            with time_limit("sampling beside the training", PATIENCE):
+                self._batch.result()
+        except ValueError:
+            raise
+        except Exception as error:
+            self._batch = Future()
+            self._batch.set_result(self._behind(self._step, error))
+
+    def _begin(self) -> None:
+        step, sampler, batch = self._step, self._sampler.beside(), Future()
+
+        def run() -> None:
+            try:
+                batch.set_result(self._make(step, sampler))
+            except BaseException as error:
+                batch.set_exception(error)
+
+        self._batch = batch
+        threading.Thread(target=run, name=f"ogls-batch-{step}", daemon=True).start()
+
+    def _behind(self, step: int, failure: Exception | None = None) -> Batch:
+        """The batch of `step`, from the weights of the version before it."""
+        assert self.weights is not None
+        with self._policy.swapped(self.weights):
+            if failure is not None:
+                self._sampler.rebuild(failure)
+            self._sampler.hold(step - 1)
+            return self._make(step, self._sampler)

@@ -1,0 +1,163 @@
+"""An engine in a process of its own: it samples while the trainer trains, and takes nothing down with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ogls.records import Completion, Sampling
+from ogls.rollout.engine import RolloutEngine
+
+if TYPE_CHECKING:
+    from ogls.policy.lora import Lora
+    from ogls.policy.policy import Policy
+
+_FILE = "weights.safetensors"
+_PATIENCE = 5.0  # seconds for closing by itself
+
+
+class EngineProcess(RolloutEngine):
+    """`engine` in a process that ends with this one, however that ends; weights go there as files.
+
+    A call waits without Python's lock, so that another thread can train meanwhile.
+    """
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        if not engine.copies_policy:
+            raise ValueError(
+                f"{type(engine).__name__} samples with the policy itself and cannot run beside its training: set "
+                "data.engine to ogls.rollout.vllm.VllmEngine, or data.one_step_off to false"
+            )
+        self.engine = engine
+        self.samples_policy = engine.samples_policy
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _start(self, folder: Path, context_length: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # A session of its own: Ctrl-C is for the trainer. Nothing is ever written to its standard input, which the
+            # system closes when the trainer is gone.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ogls.rollout.process", str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._connection.send(self.engine)
+        self._call("start", folder, context_length)
+
+    def _load(self, policy: Policy) -> None:
+        self._call("load", policy.path, policy.lora, policy=policy)
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        return self._call("generate", [tuple(prompt) for prompt in prompts], sampling, n, seed)
+
+    def _close(self) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            process.communicate()
+            self._connection.close()
+
+    def _call(self, method: str, *arguments: Any, policy: Policy | None = None) -> Any:
+        """What the other side answers; an error there is raised here. Meanwhile it may ask for weights."""
+        connection = self._connection
+        try:
+            connection.send((method, arguments))
+            while True:
+                kind, value = connection.recv()
+                if kind == "save_merged" and policy is not None:
+                    save_file({name: w.contiguous() for name, w in policy.merged_weights()}, Path(value) / _FILE)
+                elif kind == "save_adapter" and policy is not None:
+                    policy.save_adapter(value)
+                elif kind == "error":
+                    raise value
+                else:
+                    return value
+                connection.send(None)
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError("the engine's process has ended") from error
+
+
+class _SavedPolicy:
+    """What an engine takes from a policy, from files that the trainer writes when they are asked for."""
+
+    def __init__(self, connection: Connection, path: Path, lora: Lora | None) -> None:
+        self._connection, self.path, self.lora = connection, path, lora
+
+    def merged_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        with TemporaryDirectory(prefix="ogls-weights-") as folder:
+            self._ask("save_merged", folder)
+            with safe_open(Path(folder) / _FILE, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    yield name, tensors.get_tensor(name)
+
+    def save_adapter(self, folder: Path) -> None:
+        self._ask("save_adapter", folder)
+
+    def _ask(self, kind: str, folder: Path | str) -> None:
+        self._connection.send((kind, folder))
+        self._connection.recv()
+
+
+def _serve(engine: RolloutEngine, connection: Connection) -> None:
+    while True:
+        method, arguments = connection.recv()
+        try:
+            if method == "load":
+                policy: Any = _SavedPolicy(connection, *arguments)
+                answer = ("done", engine.load(policy, 0))  # the version is the trainer's affair
+            else:
+                answer = ("done", getattr(engine, method)(*arguments))
+        except ValueError as error:
+            answer = ("error", ValueError(str(error)))
+        except Exception as error:
+            answer = ("error", RuntimeError(f"{type(error).__name__}: {error}"))
+        connection.send(answer)
+
+
+def _end_with_trainer() -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_PATIENCE)
+    os._exit(1)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    threading.Thread(target=_end_with_trainer, name="ogls-trainer", daemon=True).start()
+    connection = Connection(int(sys.argv[1]))
+    engine: RolloutEngine = connection.recv()
+    try:
+        _serve(engine, connection)
+    except (EOFError, ConnectionError):
+        pass  # the trainer is gone
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Rollouts by the policy itself: a padded batch, one token at a time. Needs nothing but torch and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ogls.records import Completion, Sampling
+from ogls.rollout.engine import RolloutEngine
+
+if TYPE_CHECKING:
+    from ogls.policy.policy import Policy
+
+
+class TransformersEngine(RolloutEngine):
+    """Samples from the policy's own weights, so `load` costs nothing; `batch_size` sequences are decoded side by side.
+
+    Draws are a function of the prompts, the seed and `batch_size`.
+    """
+
+    copies_policy = False
+
+    def __init__(self, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self._policy: Policy | None = None
+
+    def _start(self, folder: Path, context_length: int) -> None:
+        self._folder = folder
+
+    def _load(self, policy: Policy) -> None:
+        if policy.path != self._folder:
+            raise ValueError(f"the engine was started with {self._folder}, got a policy of {policy.path}")
+        self._policy = policy
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        assert self._policy is not None
+        generator = torch.Generator(self._policy.head[0].device).manual_seed(seed % 2**63)
+        rows = [i for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for _ in range(n)]
+        done: list[list[Completion]] = [[] for _ in prompts]
+        for start in range(0, len(rows), self.batch_size):
+            owners = rows[start : start + self.batch_size]
+            for i, completion in zip(owners, self._decode(prompts, owners, sampling, generator), strict=True):
+                done[i].append(completion)
+        return done
+
+    def _close(self) -> None:
+        self._policy = None
+
+    @torch.no_grad()
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], owners: list[int], sampling: Sampling, generator: torch.Generator
+    ) -> list[Completion]:
+        """One completion for each of `owners`. A prompt is read once; rows that have ended leave the batch."""
+        assert self._policy is not None
+        policy, device = self._policy, generator.device
+        weight, bias = policy.head
+        end = torch.tensor(self._end_token_ids, device=device)
+        used = list(dict.fromkeys(owners))
+        ids, mask = (x.to(device) for x in _left_padded([prompts[i] for i in used]))
+        out = policy.trunk(
+            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True
+        )
+        of = torch.tensor([used.index(i) for i in owners], device=device)
+        cache, mask, states = out.past_key_values, mask[of], out.last_hidden_state[of, -1]
+        cache.batch_select_indices(of)
+        running = torch.arange(len(owners), device=device)
+        token_ids: list[list[int]] = [[] for _ in owners]
+        logprobs: list[list[float]] = [[] for _ in owners]
+        for step in range(sampling.max_tokens):
+            tokens, drawn = draw(linear(states.to(weight.dtype), weight, bias).float(), sampling, generator)
+            for row, token, logprob in zip(running.tolist(), tokens.tolist(), drawn.tolist(), strict=True):
+                token_ids[row].append(token)
+                logprobs[row].append(logprob)
+            going = ~torch.isin(tokens, end)
+            if step + 1 == sampling.max_tokens or not going.any():
+                break
+            if not going.all():
+                cache.batch_select_indices(going.nonzero()[:, 0])
+                running, tokens, mask = running[going], tokens[going], mask[going]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            states = policy.trunk(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=mask.sum(1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+        return [
+            Completion(
+                token_ids=tuple(ids),
+                logprobs=tuple(logs),
+                finish_reason="stop" if ids[-1] in self._end_token_ids else "length",
+            )
+            for ids, logs in zip(token_ids, logprobs, strict=True)
+        ]
+
+
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens drawn from each row of `logits` [rows, vocab], and their log-probs under the distribution drawn from.
+
+    At temperature 0 the likeliest token, with its log-prob at temperature 1.
+    """
+    if sampling.temperature == 0:
+        logprobs = logits.log_softmax(-1)
+        tokens = logits.argmax(-1)
+    else:
+        logprobs = _cut(logits / sampling.temperature, sampling).log_softmax(-1)
+        tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _cut(logits: Tensor, sampling: Sampling) -> Tensor:
+    """-inf for what `top_k` and then `top_p` leave out; the smallest set with at least the mass `top_p` stays."""
+    if 0 < sampling.top_k < logits.shape[1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        out = (probabilities.cumsum(-1) - probabilities) >= sampling.top_p
+        logits = logits.masked_fill(torch.zeros_like(out).scatter(1, order, out), -torch.inf)
+    return logits
+
+
+def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask

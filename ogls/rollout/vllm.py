@@ -1,0 +1,163 @@
+"""Rollouts by vLLM, in the training process. The only file that imports vllm, and only when an engine starts."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from ogls.records import Completion, Sampling
+from ogls.rollout.engine import RolloutEngine
+
+if TYPE_CHECKING:
+    from ogls.policy.policy import Policy
+
+# Read when vllm is imported, so set before; whoever set one outside has the last word.
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+_CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+class VllmEngine(RolloutEngine):
+    """vLLM with merged weights or with a hot-swapped adapter.
+
+    `sync` "merged" gives vLLM base + B A (any policy; the way on a CPU, where an adapter costs most of the throughput);
+    "adapter" gives it the adapter alone (only policies with one, of rank up to `max_lora_rank`); "auto" is "merged" on
+    a CPU and "adapter" on a GPU. `memory_gib` is the space for keys and values.
+    """
+
+    def __init__(
+        self,
+        sync: Literal["auto", "merged", "adapter"] = "auto",
+        memory_gib: float = 2.0,
+        max_num_seqs: int = 256,
+        max_lora_rank: int = 64,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        enforce_eager: bool = True,
+    ) -> None:
+        if memory_gib <= 0 or max_num_seqs < 1:
+            raise ValueError(f"memory_gib and max_num_seqs must be positive, got {memory_gib} and {max_num_seqs}")
+        self.sync = sync
+        self.memory_gib = memory_gib
+        self.max_num_seqs = max_num_seqs
+        self.max_lora_rank = max_lora_rank
+        self.dtype: Literal["bfloat16", "float32"] = dtype
+        self.enforce_eager = enforce_eager
+        self._llm: Any = None
+        self._num_loads = 0
+        self._adapters: Path | None = None
+        self._lora_request: Any = None
+
+    def _start(self, folder: Path, context_length: int) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ValueError("vllm is not installed: pip install 'ogls[cpu]', or 'ogls[cuda]' on a GPU machine")
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(
+                "vLLM runs in the training process and takes torch.distributed for itself: with several devices set "
+                "data.engine to ogls.rollout.transformers.TransformersEngine"
+            )
+        gpu = torch.cuda.is_available()
+        for name, value in (_ENVIRONMENT | ({} if gpu else _CPU_ENVIRONMENT)).items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        self._gpu = gpu
+        self._adapter = self.sync == "adapter" or (self.sync == "auto" and gpu)
+        lora = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if self._adapter else {}
+        set_num_threads = torch.set_num_threads
+        self._llm = LLM(
+            model=str(folder),
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            dtype=self.dtype,
+            max_model_len=context_length,
+            max_num_seqs=self.max_num_seqs,
+            kv_cache_memory_bytes=int(self.memory_gib * 2**30),
+            enable_prefix_caching=True,
+            enforce_eager=self.enforce_eager,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            seed=0,
+            **lora,
+        )
+        torch.set_num_threads = set_num_threads  # vLLM on a CPU makes it do nothing, for the trainer too
+
+    def _load(self, policy: Policy) -> None:
+        self._num_loads += 1
+        if self._adapter:
+            self._load_adapter(policy)
+        else:
+            weights = iter(policy.merged_weights())
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._llm.reset_prefix_cache()
+
+    def _load_adapter(self, policy: Policy) -> None:
+        """Hand over an adapter under a name and a path never used before: vLLM's caches go by these."""
+        from vllm.lora.request import LoRARequest
+
+        if policy.lora is None:
+            raise ValueError('this policy has no adapter: start the engine with sync="merged"')
+        if policy.lora.rank > self.max_lora_rank:
+            raise ValueError(f"the adapter has rank {policy.lora.rank}, the engine takes up to {self.max_lora_rank}")
+        previous, self._adapters = self._adapters, Path(tempfile.mkdtemp(prefix="ogls-adapter-"))
+        policy.save_adapter(self._adapters)
+        self._lora_request = LoRARequest(f"ogls-{self._num_loads}", self._num_loads, str(self._adapters))
+        if previous is not None:
+            shutil.rmtree(previous)
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        with torch.random.fork_rng(devices=[]):  # in-process vLLM draws from the global generator; leave it as it was
+            torch.manual_seed(seed)
+            outputs = self._llm.generate(
+                inputs,
+                [self._parameters(sampling, n, seed + i * n) for i in range(len(inputs))],
+                lora_request=self._lora_request,
+                use_tqdm=False,
+            )
+        return [[_completion(sample) for sample in sorted(out.outputs, key=lambda s: s.index)] for out in outputs]
+
+    def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
+        """Every parameter that matters is named: vLLM's own defaults are for chat. Its CPU sampler takes no seed."""
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(self._end_token_ids),
+            logprobs=0,
+            detokenize=False,
+            seed=seed % 2**63 if self._gpu else None,
+        )
+
+    def _close(self) -> None:
+        if self._llm is not None:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            llm, self._llm, self._lora_request = self._llm, None, None
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+            cleanup_dist_env_and_memory()
+        if self._adapters is not None:
+            shutil.rmtree(self._adapters)
+            self._adapters = None
+
+
+def _completion(sample: Any) -> Completion:
+    ids = tuple(sample.token_ids)
+    logprobs = tuple(step[token].logprob for step, token in zip(sample.logprobs, ids, strict=True))
+    return Completion(token_ids=ids, logprobs=logprobs, finish_reason=sample.finish_reason)

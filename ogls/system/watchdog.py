@@ -1,0 +1,60 @@
+"""Phases that may hang, and what happens when they do."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ogls.system.exits import EngineFailed
+
+_SIGNAL = signal.SIGUSR2  # wakes the main thread even where it waits in a system call
+
+
+class TimeExpired(RuntimeError):
+    """A phase took longer than it may."""
+
+
+@contextmanager
+def time_limit(phase: str, seconds: float, grace: float = 30.0) -> Iterator[None]:
+    """After `seconds` the stacks of all threads go to stderr, and TimeExpired is raised inside.
+
+    A phase that is deaf to that, in native code say, ends the process `grace` seconds later with the exit code of a
+    failed engine. Outside of the main thread nothing can be raised, so there only the latter happens.
+    """
+    done, lock = threading.Event(), threading.Lock()
+    main = threading.current_thread() is threading.main_thread()
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        if not done.is_set():
+            raise TimeExpired(f"{phase} did not end within {seconds:g} s")
+
+    def watch() -> None:
+        if done.wait(seconds):
+            return
+        print(f"\n{phase} has not ended within {seconds:g} s; all threads:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=2)
+        with lock:
+            if main and not done.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+        if not done.wait(grace):
+            print(f"{phase} cannot be interrupted: the process ends", file=sys.stderr, flush=True)
+            os._exit(EngineFailed.exit_code)
+
+    previous = signal.signal(_SIGNAL, expire) if main else None
+    thread = threading.Thread(target=watch, name=f"ogls-watchdog {phase}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        with lock:  # a signal that is on its way has come: `expire` lets it pass
+            pass
+        thread.join()
+        if main:
+            signal.signal(_SIGNAL, previous)

@@ -1,0 +1,1 @@
+"""What is asked and what is right: problems, verifiers, error locators, grading. No torch."""

@@ -1,0 +1,49 @@
+"""The verifier that picks another by the problem's kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ogls.records import Problem, Verdict
+from ogls.tasks.base import Verifier
+from ogls.tasks.math import MathVerifier
+from ogls.tasks.multiple_choice import ChoiceVerifier
+from ogls.tasks.reasoning_gym import ReasoningGymVerifier
+from ogls.tasks.tool_use import ToolUseVerifier
+
+
+@dataclass(frozen=True)
+class ByKind(Verifier):
+    """Each problem goes to the verifier of its kind: math, mcq, tooluse, reasoning_gym.
+
+    Args:
+        verifiers: more kinds, or other verifiers for these four.
+    """
+
+    verifiers: dict[str, Verifier] = field(default_factory=dict)
+
+    def of(self, problem: Problem) -> Verifier:
+        """The verifier of this problem; ValueError when its kind is unknown."""
+        known = self._all()
+        if problem.kind not in known:
+            raise ValueError(f"problem {problem.id!r}: no verifier for kind {problem.kind!r}, known: {sorted(known)}")
+        return known[problem.kind]
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        return self.of(problem).grade(problem, text)
+
+    def canonical(self, problem: Problem) -> str:
+        return self.of(problem).canonical(problem)
+
+    def warm_up(self) -> None:
+        for verifier in self._all().values():
+            verifier.warm_up()
+
+    def _all(self) -> dict[str, Verifier]:
+        built_in = {
+            "math": MathVerifier(),
+            "mcq": ChoiceVerifier(),
+            "tooluse": ToolUseVerifier(),
+            "reasoning_gym": ReasoningGymVerifier(),
+        }
+        return built_in | self.verifiers

@@ -1,0 +1,205 @@
+"""Verdicts on untrusted text, given in processes that can be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+from ogls.records import Problem, Verdict
+from ogls.tasks.base import Verifier
+from ogls.tasks.grading_worker import PROBLEM_FIELDS, REQUEST
+
+_CHUNK = 64
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+
+
+class GradingPool:
+    """Runs a verifier in `workers` processes, each of which may be ended at any time without anyone noticing.
+
+    An answer that takes longer than `timeout` seconds is "timeout", one that ends its process or raises is "crash";
+    both are wrong, and the worker is replaced in milliseconds. Any thread may call `grade`; calls take
+    turns. Of the environment, workers see PATH and locale only; they never import torch. Nothing runs before the first
+    `start` or `grade`.
+
+    Args:
+        verifier: what to run. Its class must be importable by name.
+        workers: how many processes.
+        timeout: seconds of wall-clock time an answer may take.
+        memory_gib: address space of one worker; what needs more is a "crash".
+    """
+
+    def __init__(self, verifier: Verifier, workers: int = 1, timeout: float = 3.0, memory_gib: float = 2.0):
+        if workers < 1 or timeout <= 0 or memory_gib < 0.5:
+            raise ValueError(
+                "expected workers >= 1, timeout > 0 and memory_gib >= 0.5, "
+                f"got workers {workers}, timeout {timeout}, memory_gib {memory_gib}"
+            )
+        self.verifier, self.workers, self.timeout, self.memory_gib = verifier, workers, timeout, memory_gib
+        self._lock = threading.RLock()
+        self._nursery: _Nursery | None = None
+        self._idle: list[_Worker] = []
+
+    def start(self) -> None:
+        """Begin to load the verifier in the background, so that the first `grade` need not wait for it."""
+        with self._lock:
+            if self._nursery is None:
+                self._nursery = _Nursery(self.verifier, self.timeout, self.memory_gib)
+                weakref.finalize(self, self._nursery.close)
+
+    def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """One verdict for each (problem, text), in order."""
+        with self._lock:
+            self.start()
+            waiting = deque(range(len(answers)))
+            chunk = max(1, min(_CHUNK, len(answers) // (2 * self.workers)))
+            verdicts: dict[int, Verdict] = {}
+            with selectors.DefaultSelector() as busy:
+                try:
+                    while len(verdicts) < len(answers):
+                        while waiting and len(busy.get_map()) < self.workers:
+                            worker = self._idle.pop() if self._idle else self._fork()
+                            busy.register(worker.connection, selectors.EVENT_READ, worker)
+                            worker.send([waiting.popleft() for _ in range(min(chunk, len(waiting)))], answers)
+                        self._collect(busy, waiting, verdicts)
+                except BaseException:  # an interrupt: no half-read connection may be used again
+                    self._idle += [key.data for key in busy.get_map().values()]
+                    self.close()
+                    raise
+        return [verdicts[index] for index in range(len(answers))]
+
+    @property
+    def modules(self) -> list[str] | None:
+        """What the workers have imported; None before the first answer was graded."""
+        return None if self._nursery is None else self._nursery.modules
+
+    def close(self) -> None:
+        """End all processes. Grading again starts new ones."""
+        with self._lock:
+            for worker in self._idle:
+                worker.connection.close()
+            self._idle.clear()
+            if self._nursery is not None:
+                self._nursery.close()
+                self._nursery = None
+
+    def __enter__(self) -> GradingPool:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _collect(self, busy: selectors.BaseSelector, waiting: deque[int], verdicts: dict[int, Verdict]) -> None:
+        """Take in what workers have said by the earliest deadline, and replace those that died or ran out of time."""
+        running: list[_Worker] = [key.data for key in busy.get_map().values()]
+        earliest = min(worker.deadline for worker in running)
+        ready = {key.data for key, _ in busy.select(max(0.0, earliest - time.monotonic()))}
+        for worker in running:
+            alive = worker.receive(verdicts, self.timeout) if worker in ready else True
+            if alive and worker.pending and time.monotonic() < worker.deadline:
+                continue
+            busy.unregister(worker.connection)
+            if alive and not worker.pending:
+                self._idle.append(worker)
+                continue
+            if worker.pending:  # the first of them is to blame, the others go to another worker
+                status = "timeout" if alive else "crash"
+                verdicts[worker.pending.popleft()] = Verdict(correct=False, status=status)
+                waiting.extendleft(reversed(worker.pending))
+            worker.connection.close()
+            self._idle.append(self._fork(replaced=worker.process))
+
+    def _fork(self, replaced: int = 0) -> _Worker:
+        assert self._nursery is not None
+        try:
+            return _Worker(*self._nursery.fork(replaced), self.timeout)
+        except OSError:  # the nursery itself is gone, and its workers with it: once more from the beginning
+            self.close()
+            self.start()
+            return _Worker(*self._nursery.fork(0), self.timeout)
+
+
+class _Nursery:
+    """The process that has imported the verifier and forks workers."""
+
+    def __init__(self, verifier: Verifier, timeout: float, memory_gib: float):
+        self._control, theirs = socket.socketpair()
+        environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        environment |= {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+        with theirs:
+            # A session of its own: Ctrl-C is for the trainer, which ends this process by closing the socket.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ogls.tasks.grading_worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._control.sendall(pickle.dumps((verifier, timeout, memory_gib)))
+        self.modules: list[str] | None = None
+
+    def fork(self, replaced: int) -> tuple[socket.socket, int]:
+        """(connection, process id) of a new worker. The first call waits until the verifier is loaded."""
+        if self.modules is None:
+            with self._control.makefile("rb", buffering=0) as stream:
+                line = stream.readline()
+            if not line:
+                code = self._process.wait()
+                raise RuntimeError(
+                    f"the grading process could not load the verifier (exit code {code}); see its message"
+                )
+            self.modules = json.loads(line)
+        self._control.sendall(REQUEST.pack(replaced))
+        reply, descriptors, _, _ = socket.recv_fds(self._control, REQUEST.size, 1, socket.MSG_CMSG_CLOEXEC)
+        if not descriptors:
+            raise ConnectionError("the grading process is gone")
+        return socket.socket(fileno=descriptors[0]), REQUEST.unpack(reply)[0]
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.wait()
+
+
+class _Worker:
+    """The pool's end of the connection to one worker, and the answers that it was given."""
+
+    def __init__(self, connection: socket.socket, process: int, timeout: float):
+        self.connection, self.process = connection, process
+        self.pending: deque[int] = deque()
+        self.deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        self._unread = b""
+
+    def send(self, indices: Sequence[int], answers: Sequence[tuple[Problem, str]]) -> None:
+        """Hand over a chunk. The worker reads all of it before it writes, so neither side can block the other."""
+        chunk = [[*(getattr(answers[i][0], name) for name in PROBLEM_FIELDS), answers[i][1]] for i in indices]
+        self.pending.extend(indices)
+        with contextlib.suppress(OSError):  # it died while idle: `receive` will see that
+            self.connection.sendall(json.dumps(chunk).encode() + b"\n")
+        self.deadline = time.monotonic() + self._timeout
+
+    def receive(self, verdicts: dict[int, Verdict], timeout: float) -> bool:
+        """Read finished verdicts; False when the worker is dead."""
+        try:
+            received = self.connection.recv(1 << 16)
+        except OSError:
+            return False
+        *lines, self._unread = (self._unread + received).split(b"\n")
+        for line in lines:
+            correct, status, answer = json.loads(line)
+            verdicts[self.pending.popleft()] = Verdict(correct=correct, status=status, answer=answer)
+        if lines:
+            self.deadline = time.monotonic() + timeout
+        return bool(received)

@@ -1,0 +1,55 @@
+"""Multiple choice: which letter was chosen?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ogls.records import Problem, Verdict
+from ogls.tasks.answers import UNPARSABLE, last_boxed, last_tagged
+from ogls.tasks.base import Verifier
+
+_LEADING = re.compile(r"[\s(*$]*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?\(?([A-Za-z])(?:\s*|\s*[).:*}$,].*)", re.DOTALL)
+_STATED = re.compile(r"answer(?:\s+is)?\s*[:\s]\s*[(*$]*([A-Z])(?=\s*[).:,;*$]|\s*$)", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ChoiceVerifier(Verifier):
+    r"""The chosen letter is the gold letter.
+
+    Looked for in this order, the first place that exists decides: ``<answer>B</answer>``, ``\boxed{B}``, and, unless
+    `strict`, the last "Answer: B" or "the answer is B". Inside tag or box the option's text may follow its letter
+    after a separator ("B: 1.69"), nothing else.
+
+    Args:
+        choices: the letters that can be chosen.
+        strict: accept nothing but the tag.
+    """
+
+    choices: str = "ABCD"
+    strict: bool = False
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        letter = self._letter(text)
+        if letter is None or letter not in self.choices:
+            return UNPARSABLE
+        return Verdict(correct=letter == problem.answer.strip(), status="graded", answer=letter)
+
+    def canonical(self, problem: Problem) -> str:
+        return f"<answer>\n{problem.answer}\n</answer>"
+
+    def _letter(self, text: str) -> str | None:
+        tagged = last_tagged(text)
+        if tagged is not None or self.strict:
+            return _leading_letter(tagged or "")
+        boxed = last_boxed(text)
+        if boxed is not None:
+            return _leading_letter(boxed)
+        stated = [found[1] for found in _STATED.finditer(text)]
+        return stated[-1].upper() if stated else None
+
+
+def _leading_letter(text: str) -> str | None:
+    """B for "B", " (b) ", "B: 1.69", "\\text{B}"; None for "Both", "A or B", "I am not sure"."""
+    found = _LEADING.fullmatch(text)
+    return found[1].upper() if found else None

@@ -1,0 +1,100 @@
+"""Tool use: are the calls the ones that were asked for?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from ogls.records import Problem, Verdict
+from ogls.tasks.answers import UNPARSABLE, acceptable
+from ogls.tasks.base import Verifier
+
+_ACTION = re.compile(r"^[ \t*]*Action:[ \t*]*(.*?)[ \t*`]*$", re.MULTILINE)
+_INPUT = re.compile(r"\s*[*]*Action[ _]Input:[*]*\s*(?:```(?:json)?\s*)?")
+_OPTIONAL = "[Optional]"
+
+
+def _reject(constant: str) -> Any:
+    raise ValueError(f"not JSON: {constant}")
+
+
+_JSON = json.JSONDecoder(parse_constant=_reject)
+
+
+@dataclass(frozen=True)
+class ToolUseVerifier(Verifier):
+    """The text makes the gold calls and no others: each as often, in any order.
+
+    A call is a line ``Action: name`` followed by ``Action Input: {...}`` in JSON. Inputs are equal when they are equal
+    as JSON: the order of keys and 1 or 1.0 make no difference, "1" or true do. The gold answer is a JSON list of
+    ``{"Action": name, "Action_Input": JSON text}``; a call that it marks ``[Optional]`` may be missing.
+    Unparsable: no call, a call without input, input that is not JSON.
+
+    Args:
+        max_length: characters of a text beyond which it is not looked at.
+    """
+
+    max_length: int = 100_000
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        required, optional = gold_calls(problem)
+        made = read_calls(text) if acceptable(text, self.max_length) else None
+        if not made:
+            return UNPARSABLE
+        counts = Counter(made)
+        correct = not (required - counts) and not (counts - required - optional)
+        return Verdict(correct=correct, status="graded", answer="\n".join(sorted(made)))
+
+    def canonical(self, problem: Problem) -> str:
+        return "\n".join(f"Action: {name}\nAction Input: {given}" for name, given in _gold_rows(problem))
+
+
+def gold_calls(problem: Problem) -> tuple[Counter[str], Counter[str]]:
+    """(required, optional) calls, each as `name {"sorted": "json"}`. ValueError when the gold answer is malformed."""
+    required, optional = Counter(), Counter()
+    marked = [row["Action"].startswith(_OPTIONAL) for row in json.loads(problem.answer)]
+    for (name, given), may_be_missing in zip(_gold_rows(problem), marked, strict=True):
+        (optional if may_be_missing else required)[_call(name, _JSON.decode(given))] += 1
+    return required, optional
+
+
+def read_calls(text: str) -> list[str] | None:
+    """The calls of a text in order; None when one of them has no input or an input that is not JSON."""
+    calls = []
+    for action in _ACTION.finditer(text):
+        given = _INPUT.match(text, action.end())
+        if not given or not action[1]:
+            return None
+        try:
+            value, _ = _JSON.raw_decode(text, given.end())
+        except (ValueError, RecursionError):
+            return None
+        calls.append(_call(action[1], value))
+    return calls
+
+
+def _gold_rows(problem: Problem) -> list[tuple[str, str]]:
+    try:
+        rows = json.loads(problem.answer)
+        return [(row["Action"].removeprefix(_OPTIONAL).strip(), row["Action_Input"].strip()) for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        expected = 'a JSON list of {"Action": name, "Action_Input": JSON text}'
+        raise ValueError(f"problem {problem.id!r}: expected {expected}, got {problem.answer[:200]!r}") from error
+
+
+def _call(name: str, given: Any) -> str:
+    return f"{name} {json.dumps(_integers(given), sort_keys=True)}"
+
+
+def _integers(value: Any) -> Any:
+    """2.0 becomes 2, at any depth."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_integers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _integers(item) for key, item in value.items()}
+    return value

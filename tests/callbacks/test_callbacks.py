@@ -1,0 +1,201 @@
+"""How a run ends and goes on, and what a person sees of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tiny import STEPS, Tiny, TinyData, trainer
+
+from ogls.callbacks import RichProgress
+from ogls.callbacks.checkpoint_io import read_manifest, write
+from ogls.callbacks.progress import describe, phases
+from ogls.system.exits import DiskFailed
+from ogls.tracking.files import read_trace
+from tests.faults.nursery import Nursery
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with an empty database, and the signal handlers as they were."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def client() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+
+
+def trace() -> list[tuple[int, str]]:
+    (folder,) = Path("runs").iterdir()
+    return [(interval.step, interval.phase) for interval in read_trace(folder / "trace.json")]
+
+
+def runs() -> list[Run]:
+    return client().search_runs([e.experiment_id for e in client().search_experiments()])
+
+
+def rows() -> list[dict[str, float]]:
+    (folder,) = Path("runs").iterdir()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.fault("SIGTERM, Ctrl-C")
+def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
+    stopped = Tiny(during={2: lambda: signal.raise_signal(signal.SIGTERM)})
+    with pytest.raises(SystemExit) as caught:
+        trainer(2, method="tiny", system_metrics=False).fit(stopped, TinyData())
+    assert caught.value.code == 143
+    assert [run.info.status for run in runs()] == ["KILLED"]
+    assert [row["step"] for row in rows()] == [1, 2]
+    (folder,) = Path("runs").iterdir()
+    with (folder / "trace.json").open("a") as file:  # what a kill in the third step may leave
+        file.write(
+            '{"ph": "X", "name": "student", "pid": 0, "tid": 1, "ts": 1, "dur": 1, "args": {"step": 3}},\n{"ph": "X"'
+        )
+
+    model = Tiny()
+    trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
+    assert model.policy.weight.item() == sum(range(1, 2 * STEPS + 1))  # no step skipped, none made twice
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    history = client().get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 2 * STEPS + 1))
+    assert [row["step"] for row in rows() if "train/loss" in row] == list(range(1, 2 * STEPS + 1))
+    assert [step for step, phase in trace() if phase == "student"] == list(range(1, 2 * STEPS + 1))
+    assert [step for step, phase in trace() if phase == "validate"] == [STEPS, 2 * STEPS]
+    events = json.loads((folder / "trace.json").read_text().removesuffix(",\n") + "]")  # the format's own closing
+    assert {event["tid"] for event in events} == {0, 1}
+    assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
+
+
+@pytest.mark.fault("SIGTERM, Ctrl-C")
+def test_ctrl_c_makes_the_validation_that_is_due(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = Tiny(during={STEPS: lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(SystemExit) as caught:
+        trainer(2, method="tiny", system_metrics=False).fit(stopped, TinyData())
+    assert caught.value.code == 130
+    assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS]
+    assert "--ckpt_path last" in capsys.readouterr().err
+
+    model = Tiny()
+    trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
+    assert model.policy.weight.item() == sum(range(1, 2 * STEPS + 1))
+    assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
+
+
+@pytest.mark.fault("SIGTERM, Ctrl-C")
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exit(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise Exit(code)
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(os, "_exit", leave)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Exit, match="130"):
+        trainer(1, method="tiny", system_metrics=False).fit(Tiny(during={2: twice}), TinyData())
+
+
+def test_after_a_run_ctrl_c_is_what_it_was() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    trainer(1, method="tiny", system_metrics=False).fit(Tiny(), TinyData())
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_ends_the_run_as_failed() -> None:
+    def fail() -> None:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        trainer(1, method="tiny", system_metrics=False).fit(Tiny(during={2: fail}), TinyData())
+    assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+@pytest.mark.fault("SIGTERM, Ctrl-C")
+def test_exit_code_of_a_process(nursery: Nursery, place: Path) -> None:
+    process = nursery.fork("train_until_told", place)
+    while not (place / "stepping").exists():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGTERM)
+    (place / "told").touch()
+    assert nursery.wait(process) == 143
+    assert [row["step"] for row in rows()] == [1, 2]
+    assert [run.info.status for run in runs()] == ["KILLED"]
+
+
+@pytest.mark.fault("disk full while a checkpoint is written")
+def test_a_full_disk_is_a_metric_and_the_third_time_in_a_row_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    failing = Tiny(during={2: lambda: monkeypatch.setattr(os, "fsync", full)})
+    with pytest.raises(DiskFailed) as caught:
+        trainer(2, method="tiny", system_metrics=False).fit(failing, TinyData())
+    assert caught.value.exit_code == 74
+    failed = [(row["step"], row["train/checkpoints_failed"]) for row in rows() if "train/checkpoints_failed" in row]
+    assert failed == [(2, 1), (3, 2)]
+    (folder,) = Path("runs").iterdir()
+    assert read_manifest(folder / "checkpoints/last.ckpt")["global_step"] == 1
+
+
+@pytest.mark.fault("disk full")
+def test_no_room_for_the_best_adapter_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tiny = Tiny()
+    tiny.policy.save_adapter = full
+    trainer(1, method="tiny", system_metrics=False).fit(tiny, TinyData())
+    assert tiny.trainer.global_step == STEPS
+    assert "best_adapter keeps what it had: [Errno 28]" in capsys.readouterr().err
+
+
+def test_last_is_an_error_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match=r"there is no .*tiny-s7-"):
+        trainer(1, method="tiny", seed=7).fit(Tiny(), TinyData(), ckpt_path="last")
+
+
+def test_last_is_of_the_same_method_and_seed() -> None:
+    for run in ("tiny-s0-1", "tiny-s1-1", "other-s0-1"):
+        folder = Path("runs") / run / "checkpoints"
+        write({"global_step": 1}, folder / "last.ckpt")
+    made = trainer(1, method="tiny", seed=1)
+    checkpoint = made.checkpoint_callback
+    assert checkpoint is not None
+    assert checkpoint._find_last_checkpoints(made) == {"runs/tiny-s1-1/checkpoints/last.ckpt"}
+
+
+def test_lines_of_progress() -> None:
+    assert describe({"train/loss": 0.01234567, "train/accuracy": 0.5}) == "loss 0.01235  accuracy 0.5"
+    assert describe({}) == ""
+    assert phases({"time/student": 1.26, "time/generate": 4.0, "time/total": 9.0}) == "generate 4.0 student 1.3"
+
+
+def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    made = trainer(1, method="tiny", system_metrics=False)
+    assert isinstance(made.progress_bar_callback, RichProgress)
+    made.fit(Tiny(), TinyData())
+    printed = capsys.readouterr().out
+    assert f"step {STEPS}/{STEPS}  loss 0.25  accuracy 0.5" in printed
+    assert f"after step {STEPS}: val/avg_at_4 0.500" in printed
+    assert "\x1b" not in printed
