@@ -8,16 +8,24 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jsonargparse._typehints
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+import ogls.rollout.transformers
+import ogls.rollout.vllm
+import ogls.tasks.chains
+import ogls.tasks.reasoning_gym
+import ogls.tasks.tables  # noqa: F401
 from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import Prompts
+from ogls.methods import Method
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.system.exits import RunEnded
@@ -27,11 +35,17 @@ from ogls.tracking import SaveConfig, Tracker
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-_KEYS = {
-    name
-    for part in (SelfDistillation, RolloutDataModule, Sampling, Evaluation, Prompts, Lora, Trainer, Tracker)
-    for name in inspect.signature(part).parameters
-}
+_PARTS = (SelfDistillation, RolloutDataModule, Method, Policy, Sampling, Evaluation, Prompts, Lora, Trainer, Tracker)
+_KEYS = {name for part in _PARTS for name in inspect.signature(part).parameters}
+
+
+def _forget_arguments(parser: Any, before: Any, now: Any) -> None:
+    """A class that replaces another takes nothing over from it: whoever names a method gets it whole."""
+    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+        before.pop("init_args")
+
+
+jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # which keeps what fits by name
 
 
 class _Parser(LightningArgumentParser):
@@ -42,12 +56,25 @@ class _Parser(LightningArgumentParser):
 
 
 class OglsCLI(LightningCLI):
-    """`fit` validates once before the first step, so that every run knows where it began."""
+    """Makes one method and one policy, and hands both to module and data.
+
+    `fit` validates once before the first step, so that every run knows where it began.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_subclass_arguments(Method, "method", required=True, help="what is learned, from whom")
+        parser.add_class_arguments(Policy, "policy")
+        for half in ("model", "data"):
+            for shared in ("method", "policy"):
+                parser.link_arguments(shared, f"{half}.{shared}", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
+        if isinstance(trainer.logger, Tracker):  # before a checkpoint of the same method is looked for
+            trainer.logger.describe(self.model.method.name, self.datamodule.seed)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Configuration comes from files and command line alone; a checkpoint never overrides it."""

@@ -1,23 +1,22 @@
-"""The DataModule: problems in, fresh rollouts out, one batch an optimiser step."""
+"""The DataModule: problems in, fresh rollouts out, one batch per optimiser step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
 
-from ogls.compatibility import check_data
-from ogls.lessons.advantage import Advantage
-from ogls.lessons.build import LessonBuilder
-from ogls.lessons.privilege import PeerOutcomes, Privilege
-from ogls.lessons.prompts import PromptEncoder, Prompts
-from ogls.lessons.reflection.reflector import ReflectionContext, Reflector
-from ogls.lessons.selection import AllTokens, TokenSelection
-from ogls.records import Batch, RolloutGroup, Sampling
-from ogls.rollout.accuracy import Evaluation, summarise
+from ogls.algorithm import Sizes, collect
+from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
+from ogls.lessons.reflection.reflector import ReflectionLimits
+from ogls.methods.base import Method
+from ogls.policy.policy import Policy
+from ogls.records import Batch, Need, RolloutGroup
+from ogls.rollout.accuracy import Evaluation
 from ogls.rollout.engine import RolloutEngine
 from ogls.rollout.one_step_off import OneStepOff
 from ogls.rollout.process import EngineProcess
@@ -30,8 +29,11 @@ from ogls.tasks.by_kind import ByKind
 from ogls.tasks.gold import verify_gold
 from ogls.tasks.grading import GradingPool
 
-if TYPE_CHECKING:
-    from ogls.module import SelfDistillation
+_CURES: dict[Need, str] = {
+    "rollouts": "learns from rollouts: set data.engine",
+    "peers": "compares rollouts of one group: data.group_size must be at least 2, got {group_size}",
+    "error": "needs an error locator: set data.locator",
+}
 
 
 class _Sized:
@@ -51,49 +53,46 @@ class RolloutDataModule(LightningDataModule):
     """Owns problems, engine and verifier, and streams fresh on-policy rollouts.
 
     Args:
-        train: problems to learn from.
-        val: held-out problems for validation.
-        test: problems for `test` and `predict`; null takes `val`.
-        prompts: templates.
-        engine: what samples; null where nothing is sampled and nothing validated (likelihood on demonstrations).
-        privilege: what the teacher reads.
-        reflector: says where a rollout first goes wrong, and with which idea it would not have (ROSD); the text half of
-            the method, so it lives here and not beside the teacher. null: nobody reflects.
-        selection: which tokens count.
-        advantage: how much better a rollout did than its group, for objectives that reinforce.
-        locator: finds the first error of a rollout, for selections that need it. With a reflector the error is where
-            that one says, and the locator is the truth that it is measured against.
-        verifier: says which rollouts are right.
-        sampling: of the training rollouts.
-        evaluation: of the held-out rollouts.
-        group_size: G, rollouts a problem.
-        problems_per_step: problems an optimiser step.
-        steps_per_epoch: optimiser steps an epoch; validation comes at its end.
+        policy: the student, shared with the module that trains it
+        method: what is learned from the rollouts, shared with that module too
+        train: problems to learn from
+        val: held-out problems for validation
+        test: problems for `test` and `predict`; null takes `val`
+        prompts: templates
+        engine: what samples; null where nothing is sampled and nothing validated (likelihood on demonstrations)
+        locator: what finds the first error of a rollout, for selections that need it. With a reflector the error is
+            where that one says, and the locator is the truth that it is measured against.
+        verifier: what says which rollouts are right
+        max_tokens: tokens of a training rollout at most
+        evaluation: how the held-out problems are judged
+        reflection: how long prompts and replies of a reflector may be
+        group_size: G, rollouts per problem
+        problems_per_step: problems per optimiser step
+        steps_per_epoch: optimiser steps per epoch; validation comes at its end
         updates_per_rollout: optimiser steps on the same rollouts. Above 1 they are off-policy, and the objective needs
             an importance cap.
         one_step_off: sample the rollouts of the next step while a step trains, with the weights that it began with, by
             an engine in a process of its own. They are one update stale, and the objective needs an importance cap.
-        context_length: prompt and rollout together.
-        grading_workers: processes that verify answers.
-        seed: order of the problems and seeds of the rollouts.
-        predict_file: where `predict` writes its rollouts, one JSON object a line.
+        context_length: tokens of prompt and rollout together
+        grading_workers: processes that verify answers
+        seed: decides the order of the problems and the seeds of the rollouts
+        predict_file: where `predict` writes its rollouts, one JSON object per line
     """
 
     def __init__(
         self,
+        policy: Policy,
+        method: Method,
         train: ProblemSource,
         val: ProblemSource,
         test: ProblemSource | None = None,
         prompts: Prompts = Prompts(),
         engine: RolloutEngine | None = None,
-        privilege: Privilege = PeerOutcomes(),
-        reflector: Reflector | None = None,
-        selection: TokenSelection = AllTokens(),
-        advantage: Advantage | None = None,
         locator: ErrorLocator | None = None,
         verifier: Verifier = ByKind(),
-        sampling: Sampling = Sampling(max_tokens=1024),
+        max_tokens: int = 1024,
         evaluation: Evaluation = Evaluation(),
+        reflection: ReflectionLimits = ReflectionLimits(),
         group_size: int = 8,
         problems_per_step: int = 32,
         steps_per_epoch: int = 10,
@@ -107,52 +106,102 @@ class RolloutDataModule(LightningDataModule):
         super().__init__()
         if one_step_off and engine is not None:
             engine = EngineProcess(engine)
+        self.policy, self.method = policy, method
         self.train_problems, self.val_problems, self.test_problems = train, val, test or val
-        self.prompts, self.engine, self.privilege, self.reflector = prompts, engine, privilege, reflector
-        self.selection, self.advantage, self.locator, self.verifier = selection, advantage, locator, verifier
-        self.sampling, self.evaluation = sampling, evaluation
-        self.group_size, self.problems_per_step, self.steps_per_epoch = group_size, problems_per_step, steps_per_epoch
-        self.updates_per_rollout, self.context_length, self.seed = updates_per_rollout, context_length, seed
-        self.one_step_off, self.predict_file = one_step_off, predict_file
-        self.grading_workers = grading_workers
-        check_data(self)
+        self.prompts, self.engine, self.locator, self.verifier = prompts, engine, locator, verifier
+        self.evaluation, self.problems_per_step, self.steps_per_epoch = evaluation, problems_per_step, steps_per_epoch
+        self.updates_per_rollout, self.one_step_off, self.seed = updates_per_rollout, one_step_off, seed
+        self.grading_workers, self.predict_file = grading_workers, predict_file
+        self.sizes = Sizes(
+            group_size=group_size, max_tokens=max_tokens, context_length=context_length, reflection=reflection
+        )
+        self._check_settings()
         self.pool = GradingPool(verifier, workers=grading_workers)
-        self.ranks = ProcessGroup()  # the module says who we are, before anything is sampled
         self.fit_follows = False  # a validation that comes before training checks for both
         self._checked: set[str] = set()
-        self._last: Batch | None = None
-        self._weights: dict[str, Tensor] | None = None  # of a checkpoint
+        self._latest: Batch | None = None
+        self._sampler: Sampler | None = None  # from the first sampling on: that is when the engine starts
+        self._ahead: OneStepOff | None = None
+        self._saved_weights: dict[str, Tensor] | None = None  # of a checkpoint
+
+    @property
+    def group(self) -> ProcessGroup:
+        """The processes that make a step together."""
+        return (
+            ProcessGroup() if self.trainer is None else ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
+        )
+
+    @property
+    def max_staleness(self) -> int:
+        """Updates that may lie between the weights that sample rollouts and those that learn from them."""
+        return 1 if self.one_step_off else self.updates_per_rollout - 1
 
     # ---- set-up: everything that can be wrong is found here, before weights are loaded ----
 
+    def _check_settings(self) -> None:
+        counts = {"group_size": self.sizes.group_size, "max_tokens": self.sizes.max_tokens}
+        names = ("problems_per_step", "steps_per_epoch", "updates_per_rollout", "grading_workers")
+        for name, count in (counts | {name: getattr(self, name) for name in names}).items():
+            if count < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {count}")
+        given = {"rollouts": self.engine, "peers": self.sizes.group_size > 1, "error": self.locator}
+        for need, cure in _CURES.items():
+            if need in self.method.needs and not given[need]:
+                raise ValueError(f"{self.method.name} {cure.format(group_size=self.sizes.group_size)}")
+        known = {ATTEMPT.name, IDEA.name, *(wording.name for wording in self.method.privilege.views.values())}
+        if unknown := sorted(self.prompts.views.keys() - known):
+            raise ValueError(
+                f"data.prompts.views: no view is worded by {unknown[0]!r}, expected one of {sorted(known)}"
+            )
+        if self.max_staleness and self.method.uncorrected:
+            cause = "one_step_off" if self.one_step_off else "updates_per_rollout"
+            raise ValueError(
+                f"data.{cause} is {getattr(self, cause)}, so rollouts are off-policy for "
+                f"{' and '.join(self.method.uncorrected)}: set method.objective.importance_cap"
+            )
+        if self.one_step_off:
+            self._check_one_step_off()
+
+    def _check_one_step_off(self) -> None:
+        if self.updates_per_rollout > 1:
+            raise ValueError(
+                f"data.one_step_off makes every batch anew: data.updates_per_rollout is {self.updates_per_rollout}"
+            )
+        if "rollouts" not in self.method.needs:
+            raise ValueError(f"{self.method.name} samples nothing ahead: set data.one_step_off to false")
+        if "start" in self.method.needs:
+            raise ValueError(
+                "data.one_step_off samples from one version at a time: set method.reflector.weights to student"
+            )
+
     def setup(self, stage: str) -> None:
-        self.encoder = PromptEncoder(self.prompts, self._module.tokenizer)
+        if self.one_step_off and self.group.size > 1:
+            raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
+        if self.problems_per_step < self.group.size:
+            raise ValueError(f"data.problems_per_step is {self.problems_per_step} for {self.group.size} devices")
+        self.encoder = PromptEncoder(self.prompts, self.policy.tokenizer)
         sources = {"train": self.train_problems} if stage == "fit" or self.fit_follows else {}
         if self.engine is not None:
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
         for name, source in sources.items():
             if name not in self._checked:
-                self._check(name, source)
+                self._check_problems(name, source)
                 self._checked.add(name)
 
-    def _check(self, name: str, source: ProblemSource) -> None:
+    def _check_problems(self, name: str, source: ProblemSource) -> None:
         if len(source) == 0:
             raise ValueError(f"data.{name} has no problems")
-        problems = [source[i] for i in range(len(source))]
+        problems = list(source)
         verify_gold(problems, self.pool)
-        room = self.context_length - (self.sampling if name == "train" else self.evaluation.sampling).max_tokens
+        longest = self.sizes.max_tokens if name == "train" else self.evaluation.sampling.max_tokens
+        room = self.sizes.context_length - longest
         for problem in problems:
             length = len(self.encoder.student(problem) if name == "train" else self.encoder.evaluated(problem))
             if length > room:
                 raise ValueError(
                     f"data.{name}: the prompt of problem {problem.id!r} has {length} tokens, but context_length "
-                    f"{self.context_length} leaves {room} beside the rollout"
+                    f"{self.sizes.context_length} leaves {room} beside the rollout"
                 )
-
-    @property
-    def _module(self) -> SelfDistillation:
-        assert self.trainer is not None
-        return self.trainer.lightning_module  # pyright: ignore[reportReturnType]
 
     # ---- training ----
 
@@ -161,97 +210,70 @@ class RolloutDataModule(LightningDataModule):
 
     def _training_batches(self) -> Iterator[Batch]:
         # After a stop in mid-epoch Lightning asks for the rest of the epoch only.
-        for _ in range(self._module.policy_version % self.steps_per_epoch, self.steps_per_epoch):
-            step = self._module.policy_version
+        for _ in range(self.policy.version % self.steps_per_epoch, self.steps_per_epoch):
+            step = self.policy.version
             if self.one_step_off:
                 assert self.trainer is not None
-                self._last = self._ahead.take(step, step + 1 < self.trainer.estimated_stepping_batches)
-            elif self._last is None or step % self.updates_per_rollout == 0:
-                self._last = self.make_batch(step - step % self.updates_per_rollout)
-            yield self._last
-
-    @property
-    def max_staleness(self) -> int:
-        """Updates that may lie between the weights that sample rollouts and those that learn from them."""
-        return 1 if self.one_step_off else self.updates_per_rollout - 1
+                self._latest = self._one_step_ahead().take(step + 1 < self.trainer.estimated_stepping_batches)
+            elif self._latest is None or step % self.updates_per_rollout == 0:
+                self._latest = self.make_batch(step - step % self.updates_per_rollout)
+            yield self._latest
 
     def make_batch(self, step: int, sampler: Sampler | None = None) -> Batch:
-        """The batch of optimiser step `step`: a function of (seed, step, weights), whatever was made before.
+        """Returns the batch of an optimiser step: a function of (seed, step, weights), whatever was made before.
 
-        The weights are those that `sampler` holds, or else the policy's present ones.
+        Args:
+            step: number of updates before it
+            sampler: what holds the weights to sample from; None takes the policy's present ones
         """
-        meter = StepMetrics("rollouts", step + 1)
-        if sampler is None and self.privilege.samples_rollouts:
-            sampler = self._sampler
-            with meter.time("sync"):
-                sampler.hold(self._module.policy_version)
-        groups = self._groups(step, sampler, meter)
-        measured = summarise(groups)
-        if self.reflector is not None:
-            ask, seed = (sampler or self._sampler).replies, self._seed_of("reflections", step)
-            with meter.time("reflect"):
-                means = ReflectionContext(encoder=self.encoder, ask=ask, seed=seed)
-                groups, rates = self.reflector.reflect(groups, means, self.locator)
-            measured |= rates
-        with meter.time("lessons"):
-            lessons, counts = self._builder.build(groups)
-        measured |= counts
-        metrics = meter.metrics() | {f"train/{name}": value for name, value in measured.items()}
-        if "time/generate" in metrics:
-            tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
-            metrics["speed/generate_tokens_per_s"] = tokens / max(metrics["time/generate"], 1e-9)
-        return Batch(
-            lessons=lessons,
-            policy_version=step if sampler is None else sampler.version,
-            groups=tuple(groups),
-            metrics=metrics,
-            intervals=tuple(meter.intervals),
-        )
-
-    def _groups(self, step: int, sampler: Sampler | None, meter: StepMetrics) -> list[RolloutGroup]:
-        draw = step // self.updates_per_rollout
-        problems = self.ranks.share(drawn(self.train_problems, self.problems_per_step, draw, self.seed))
-        prompts = [self.encoder.student(problem) for problem in problems]
-        if sampler is not None:
-            seed = self._seed_of("rollouts", step)
-            return sampler.rollouts(problems, prompts, self.group_size, self.sampling, seed, meter)
-        return [
-            RolloutGroup(problem=problem, prompt_ids=prompt, rollouts=(), policy_version=step)
-            for problem, prompt in zip(problems, prompts, strict=True)
-        ]
+        metrics = StepMetrics("rollouts", step + 1)
+        with metrics.recording():
+            if sampler is None and "rollouts" in self.method.needs:
+                sampler = self.sampler()
+                sampler.hold()
+            own = self.group.share(
+                drawn(self.train_problems, self.problems_per_step, step // self.updates_per_rollout, self.seed)
+            )
+            batch = collect(
+                self.method,
+                own,
+                self.encoder,
+                sampler,
+                self.locator,
+                self.sizes,
+                step=step,
+                seed_of=partial(self._seed_of, step=step),
+            )
+        measured = metrics.metrics() | batch.metrics
+        if "time/generate" in measured:
+            tokens = sum(len(rollout.completion.token_ids) for group in batch.groups for rollout in group.rollouts)
+            measured["speed/generate_tokens_per_s"] = tokens / max(measured["time/generate"], 1e-9)
+        return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
     def _seed_of(self, purpose: str, step: int) -> int:
-        return derive(self.seed, purpose, step, *([self.ranks.rank] if self.ranks.rank else []))
+        return derive(self.seed, purpose, step, *([self.group.rank] if self.group.rank else []))
 
-    @property
-    def _builder(self) -> LessonBuilder:
-        return LessonBuilder(
-            encoder=self.encoder,
-            privilege=self.privilege,
-            selection=self.selection,
-            locator=self.locator,
-            advantage=self.advantage,
-            reflected=self.reflector is not None,
-            context_length=self.context_length,
-        )
+    def sampler(self) -> Sampler:
+        """Returns what samples; the engine starts at the first call."""
+        if self._sampler is None:
+            if self.engine is None:
+                raise ValueError("sampling needs an engine: set data.engine")
+            limits = self.sizes.reflection
+            replies = limits.prompt_tokens + limits.max_tokens if "replies" in self.method.needs else 0
+            longest = max(self.sizes.context_length, replies)
+            self._sampler = Sampler(self.engine, self.policy, self.encoder, self.pool, longest)
+        return self._sampler
 
-    @cached_property
-    def _sampler(self) -> Sampler:
-        """Made when something is first sampled: that is when the engine starts."""
-        if self.engine is None:
-            raise ValueError("sampling needs an engine: set data.engine")
-        length = max(self.context_length, 0 if self.reflector is None else self.reflector.context_length)
-        return Sampler(self.engine, self._module, self.encoder, self.pool, length)
-
-    @cached_property
-    def _ahead(self) -> OneStepOff:
-        return OneStepOff(self.make_batch, self._sampler, self._module.policy, self._weights)
+    def _one_step_ahead(self) -> OneStepOff:
+        if self._ahead is None:
+            self._ahead = OneStepOff(self.make_batch, self.sampler(), self.policy, self._saved_weights)
+        return self._ahead
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._ahead.weights} if "_ahead" in self.__dict__ else {}
+        return {} if self._ahead is None else {"weights": self._ahead.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._weights = state_dict["weights"]
+        self._saved_weights = state_dict["weights"]
 
     # ---- evaluation: one call of the engine for the whole set ----
 
@@ -270,27 +292,26 @@ class RolloutDataModule(LightningDataModule):
         kinds = [False, True] if self.evaluation.with_solution else [False]
         return [_Sized(1, lambda kind=kind: self._evaluate(name, source, with_solution=kind)) for kind in kinds]
 
-    def _evaluate(self, name: str, source: ProblemSource, with_solution: bool) -> Iterator[list[RolloutGroup]]:
-        problems = [source[i] for i in range(len(source))]
+    def _evaluate(self, name: str, source: ProblemSource, with_solution: bool) -> Iterator[Sequence[RolloutGroup]]:
+        problems = list(source)
         if with_solution:
-            prompts = [self.encoder.attempt(p, p.solution) for p in problems if p.solution is not None]
+            prompts = [self.encoder.view(p, ATTEMPT, p.solution) for p in problems if p.solution is not None]
             problems = [p for p in problems if p.solution is not None]
         else:
             prompts = [self.encoder.evaluated(problem) for problem in problems]
         # The same seed at every validation: what differs between two of them is the policy.
         seed = derive(self.seed, name, int(with_solution))
-        own, prompts = self.ranks.share(problems), self.ranks.share(prompts)
-        meter = StepMetrics("rollouts", self._module.policy_version)  # a validation is timed as a whole
-        if "_ahead" in self.__dict__:
+        own, prompts = self.group.share(problems), self.group.share(prompts)
+        if self._ahead is not None:
             self._ahead.settle()
-        self._sampler.hold(self._module.policy_version)
-        groups = self._sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed, meter)
-        yield self.ranks.joined(groups)
+        sampler = self.sampler()
+        sampler.hold()
+        groups = sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed)
+        yield self.group.joined(groups)
 
     def close(self) -> None:
-        """Stop the engine and the grading processes."""
+        """Stops the engine and the grading processes."""
         self.pool.close()
+        self._sampler = self._ahead = None
         if self.engine is not None:
             self.engine.close()
-            self.__dict__.pop("_sampler", None)
-            self.__dict__.pop("_ahead", None)

@@ -11,9 +11,9 @@ A worked example with one problem and G = 2::
     wrong = Rollout(...)
     group = RolloutGroup(problem=problem, prompt_ids=(5, 6), rollouts=(right, wrong), policy_version=3)
 
-Outcome steering makes one `Lesson` of the wrong rollout: its token ids, one weight a token, and three views, which are
-what the teacher reads before those tokens: the plain prompt, the prompt with a right solution, the prompt with a wrong
-one. A `Batch` is all lessons of one optimiser step. Records hold text and token ids only; tensors begin in the module.
+OGLS-SD makes one `Lesson` of the wrong rollout: its token ids, one weight per token, and three views, which are what
+the teacher reads before those tokens: the plain prompt, the prompt with a right solution, the prompt with a wrong one.
+A `Batch` is all lessons of one optimiser step. Records hold text and token ids; tensors begin behind the batch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,20 @@ from typing import Literal
 Span = tuple[int, int]
 """Start and end, the end not included: of characters or of tokens."""
 
-Role = Literal["plain", "success", "failure", "idea"]
+Role = str
+"""The part that a view plays in the steering: ``plain``, or a name that a privilege gives, such as ``success``."""
+
 Lane = Literal["rollouts", "training"]
+"""The half of a step that a phase belongs to: text becomes ``rollouts``, tensors are ``training``."""
+
+Need = Literal["rollouts", "peers", "reflections", "error", "advantages", "logprobs", "replies", "start"]
+"""What one choice of a method asks of the others or of the run.
+
+``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``reflections``: a reflector. ``error``: a
+place where a wrong rollout first goes wrong, by a reflector or an error locator. ``advantages``: a value of each
+rollout against its group. ``logprobs``: the sampler's probabilities are those of the loss (same temperature, nothing
+cut off). ``replies``: an engine that answers a reflector, ``start``: with the weights that training began with.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,30 +133,39 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesson:
-    """One sequence to learn from.
+    """A lesson is one sequence to learn from.
 
     Its tokens can be learned in three ways, of which the objective uses some: towards what a teacher says who has read
-    the `views`, by their likelihood where there are no views, and by the rollout's `advantage` in its group. `weights`
-    has one number a completion token for the first two: 0 leaves the token out, more makes it count more. The advantage
-    is one for all tokens, 0 for none. `logprobs` are the sampler's; None for text that was not sampled.
+    the `views`, by their likelihood where there are no views, and by the rollout's `advantage` in its group.
+
+    Args:
+        problem_id: the problem that the sequence answers
+        prompt_ids: what the student reads before it
+        token_ids: the sequence itself
+        token_weights: one number per token for the first two ways; 0 leaves the token out
+        logprobs: the sampler's log-probabilities of the tokens; None for text that was not sampled
+        views: what the teacher reads instead of the prompt, the plain prompt first; empty where nobody teaches
+        advantage: one number for all tokens; 0 where the rollout is not reinforced
     """
 
     problem_id: str
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    weights: tuple[float, ...]
+    token_weights: tuple[float, ...]
     logprobs: tuple[float, ...] | None = None
     views: tuple[View, ...] = ()
     advantage: float = 0.0
 
     def __post_init__(self) -> None:
-        if len(self.weights) != len(self.token_ids):
-            raise ValueError(f"a lesson needs one weight a token: got {len(self.weights)} for {len(self.token_ids)}")
+        if len(self.token_weights) != len(self.token_ids):
+            raise ValueError(
+                f"a lesson needs one weight per token: got {len(self.token_weights)} for {len(self.token_ids)}"
+            )
 
     @property
     def num_weighted(self) -> int:
         """Tokens up to and including the last one with a weight: all that a teacher has to score."""
-        return max((t + 1 for t, w in enumerate(self.weights) if w), default=0)
+        return max((t + 1 for t, w in enumerate(self.token_weights) if w), default=0)
 
     @property
     def num_learned(self) -> int:
@@ -154,14 +175,13 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """When a phase of optimiser step `step` (1 the first) ran, in seconds since the epoch.
+    """A phase is a stretch of time within optimiser step `step` (1 is the first), in seconds since the epoch.
 
-    Its lane is the half of the step that it belongs to: text becomes ``rollouts``, tensors are ``training``. Intervals
-    of one lane do not overlap.
+    Phases of one lane do not overlap.
     """
 
     lane: Lane
-    phase: str
+    name: str
     step: int
     start: float
     end: float
@@ -175,7 +195,7 @@ class Batch:
     policy_version: int
     groups: tuple[RolloutGroup, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
-    intervals: tuple[Phase, ...] = ()
+    phases: tuple[Phase, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

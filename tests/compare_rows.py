@@ -58,11 +58,12 @@ def main() -> None:
     parser.add_argument("what", choices=["record", "check"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
-    parser.add_argument("further", nargs="*", metavar="-- ARGUMENT", help="for every run")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    given, further = parser.parse_args(words[:split]), words[split + 1 :]
     with TemporaryDirectory(prefix="ogls-rows-") as folder, ThreadPoolExecutor(2) as pool:
         made = dict(
-            zip(given.runs, pool.map(lambda name: rows_of(name, Path(folder), given.further), given.runs), strict=True)
+            zip(given.runs, pool.map(lambda name: rows_of(name, Path(folder), further), given.runs), strict=True)
         )
     if given.what == "record":
         given.file.write_text(json.dumps(made))

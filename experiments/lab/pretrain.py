@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer, quiet_transformers
 from ogls.records import Sampling
@@ -43,7 +43,7 @@ def prompts() -> Prompts:
 
 def make_tokenizer(prompts: Prompts) -> PreTrainedTokenizerFast:
     """One token a character, and one for each phrase that always comes as a whole."""
-    templates = (prompts.student, prompts.attempt, prompts.idea, prompts.reflect_wrong, prompts.reflect_right)
+    templates = (prompts.student, *prompts.views.values(), prompts.reflect_wrong, prompts.reflect_right)
     framing = {part for template in templates for part in re.split(r"\{\w+\}", template) if len(part) > 1}
     characters = ["\n", *(chr(code) for code in range(32, 127))]
     vocabulary = {token: number for number, token in enumerate([PAD, END, *characters])}
@@ -122,11 +122,11 @@ def report(folder: Path, num_problems: int, seed: int) -> str:
     pairs = list(zip(problems, right, wrong, strict=True))
     views = {
         "plain": [encoder.student(p) for p in problems],
-        "right worked attempt": [encoder.attempt(p, r) for p, r, _ in pairs],
-        "wrong worked attempt": [encoder.attempt(p, w) for p, _, w in pairs],
-        "right terse attempt": [encoder.attempt(p, terse(r)) for p, r, _ in pairs],
-        "wrong terse attempt": [encoder.attempt(p, terse(w)) for p, _, w in pairs],
-        "idea": [encoder.idea(p, c.idea) for p, c in zip(problems, chains, strict=True)],
+        "right worked attempt": [encoder.view(p, ATTEMPT, r) for p, r, _ in pairs],
+        "wrong worked attempt": [encoder.view(p, ATTEMPT, w) for p, _, w in pairs],
+        "right terse attempt": [encoder.view(p, ATTEMPT, terse(r)) for p, r, _ in pairs],
+        "wrong terse attempt": [encoder.view(p, ATTEMPT, terse(w)) for p, _, w in pairs],
+        "idea": [encoder.view(p, IDEA, c.idea) for p, c in zip(problems, chains, strict=True)],
         "reflection on a wrong attempt": [encoder.reflect(p, w, False, r) for p, r, w in pairs],
     }
     engine, policy = TransformersEngine(batch_size=256), Policy(folder, dtype="float32")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -44,6 +45,19 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
         self.save_every = save_every
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a metric that the validation does not give, before any weights are loaded."""
+        data = cast(Any, trainer).datamodule
+        asked = re.fullmatch(r"val\w*/(avg|pass|maj)_at_(\d+)", self.monitor or "")
+        if data.fit_follows or stage == "fit":
+            k, samples = int(asked[2]) if asked else 1, data.evaluation.samples
+            if asked and (k > samples or (asked[1] == "avg" and k != samples)):
+                raise ValueError(
+                    f"a checkpoint waits for {asked[0]}, but data.evaluation.samples is {samples}: "
+                    f"expected val/avg_at_{samples}"
+                )
+        super().setup(trainer, pl_module, stage)
 
     def save_last_now(self, trainer: Trainer) -> Path:
         """Writes `last.ckpt`; what had that name stays as `previous.ckpt`."""
@@ -110,7 +124,7 @@ class BestCheckpoint(ModelCheckpoint):
         if not isinstance(trainer.logger, Tracker):
             return super()._find_last_checkpoints(trainer)
         tracker = trainer.logger
-        runs = (f"{tracker.method}-s{tracker.seed}-*", tracker.run_name)
+        runs = (f"{tracker.label}-*", tracker.run_name)
         patterns = [f"{run}/{CHECKPOINTS}/{file}" for run in runs for file in (LAST, PREVIOUS)]
         found = {path for pattern in patterns for path in tracker.folder.glob(pattern)}
         newest = newest_sound(found)

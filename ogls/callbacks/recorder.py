@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +24,9 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, Tracker):
             trainer.logger.updates = lambda: trainer.global_step
+            if trainer.logger.method is None:
+                method, data = cast(Any, pl_module).method, cast(Any, trainer).datamodule
+                trainer.logger.describe(method.name, data.seed)
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 trainer.logger.hold_folder()
 
@@ -57,7 +60,7 @@ class RunRecorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if isinstance(trainer.logger, Tracker):
-            trainer.logger.log_intervals(outputs["intervals"])
+            trainer.logger.log_phases(outputs["phases"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.time()
@@ -65,8 +68,8 @@ class RunRecorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
             step = trainer.global_step
-            whole = Phase(lane="training", phase="validate", step=step, start=self._began, end=time.time())
-            trainer.logger.log_intervals([whole])
+            whole = Phase(lane="training", name="validate", step=step, start=self._began, end=time.time())
+            trainer.logger.log_phases([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows: list[dict[str, Any]] = []

@@ -11,21 +11,22 @@ from ogls.lessons.privilege import LessonDraft, Privilege, PrivilegedText, Refle
 from ogls.lessons.prompts import PromptEncoder
 from ogls.lessons.selection import TokenSelection, token_span
 from ogls.records import Lesson, Problem, Rollout, RolloutGroup, Span, View
+from ogls.system.step_metrics import timed
 from ogls.tasks.base import ErrorLocator
 
 
 @dataclass(frozen=True, kw_only=True)
 class LessonBuilder:
-    """Turns rollout groups into the lessons of one batch.
+    """A lesson builder turns rollout groups into the lessons of one batch.
 
     Args:
-        encoder: templates bound to the tokenizer.
-        privilege: which rollouts, and what the teacher reads.
-        selection: which tokens count.
-        locator: finds the first error; needed by selections that start or end at it.
-        context_length: prompt and rollout together must fit; a longer view is dropped and counted, never cut.
-        advantage: how much better a rollout did than its group; null for a run that reinforces nothing.
-        reflected: the first error is where the rollout's reflection says, and not where the locator does.
+        encoder: templates bound to the tokenizer
+        privilege: which rollouts are learned, and what the teacher reads
+        selection: which tokens count
+        locator: what finds the first error, for selections that start or end at it; None where nothing does
+        context_length: tokens of prompt and rollout together; a longer view is dropped and counted, never cut
+        advantage: how much better a rollout did than its group; None where nothing is reinforced
+        reflected: whether the first error is where the rollout's reflection says, and not where the locator does
     """
 
     encoder: PromptEncoder
@@ -36,8 +37,9 @@ class LessonBuilder:
     advantage: Advantage | None = None
     reflected: bool = False
 
+    @timed("lessons")
     def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
-        """Lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
+        """Returns the lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
         counts: Counter[str] = Counter(
             lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0
         )
@@ -51,32 +53,32 @@ class LessonBuilder:
             lessons += self._reinforced(group, made)
         counts["lessons"] = len(lessons)
         counts["rollouts_reinforced"] = sum(lesson.advantage != 0 for lesson in lessons)
-        counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.weights) for lesson in lessons)
+        counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons)
         return tuple(lessons), dict(counts)
 
     def _lesson(self, group: RolloutGroup, draft: LessonDraft, counts: Counter[str]) -> Lesson | None:
-        prompt_ids = group.prompt_ids if draft.prompt is None else self._view(group.problem, draft.prompt)
+        prompt_ids = group.prompt_ids if draft.prompt is None else self._prompt(group.problem, draft.prompt)
         if draft.rollout is None:
             assert draft.demonstration is not None
-            token_ids = self.encoder.completion(draft.demonstration)
-            lesson = Lesson(
-                problem_id=group.problem.id, prompt_ids=prompt_ids, token_ids=token_ids, weights=(1.0,) * len(token_ids)
-            )
+            token_ids, logprobs = self.encoder.completion(draft.demonstration), None
+            weights = (1.0,) * len(token_ids)
         else:
-            completion, error = draft.rollout.completion, None
+            error = None
+            token_ids, logprobs = draft.rollout.completion.token_ids, draft.rollout.completion.logprobs
             selection = draft.selection or self.selection
-            if (selection.needs_error or self.reflected) and not draft.rollout.correct:
+            if ("error" in selection.needs or self.reflected) and not draft.rollout.correct:
                 error = self._locate(group.problem, draft.rollout)
                 if error is None:
                     counts["dropped_unlocated"] += 1
                     return None
-            lesson = Lesson(
-                problem_id=group.problem.id,
-                prompt_ids=prompt_ids,
-                token_ids=completion.token_ids,
-                weights=selection.weights(completion.token_ids, error),
-                logprobs=completion.logprobs,
-            )
+            weights = selection.token_weights(draft.rollout, error)
+        lesson = Lesson(
+            problem_id=group.problem.id,
+            prompt_ids=prompt_ids,
+            token_ids=token_ids,
+            token_weights=tuple(draft.weight * weight for weight in weights),
+            logprobs=logprobs,
+        )
         return self._with_views(group, draft, lesson, counts)
 
     def _reinforced(self, group: RolloutGroup, made: Sequence[tuple[Rollout | None, Lesson]]) -> list[Lesson]:
@@ -97,7 +99,7 @@ class LessonBuilder:
                     problem_id=group.problem.id,
                     prompt_ids=group.prompt_ids,
                     token_ids=completion.token_ids,
-                    weights=(0.0,) * len(completion.token_ids),
+                    token_weights=(0.0,) * len(completion.token_ids),
                     logprobs=completion.logprobs,
                     advantage=value,
                 )
@@ -109,24 +111,23 @@ class LessonBuilder:
     ) -> Lesson | None:
         room = self.context_length - lesson.num_learned
         views = []
-        for hint in draft.hints:
-            view = View(role=hint.role, prefix_ids=self._view(group.problem, hint))
+        for text in draft.texts:
+            view = View(role=text.role, prefix_ids=self._prompt(group.problem, text))
             if len(view.prefix_ids) <= room:
                 views.append(view)
             else:
                 counts["dropped_view_too_long"] += 1
         too_long = len(lesson.prompt_ids) > room
         counts["dropped_prompt_too_long"] += too_long
-        lost = {hint.role for hint in draft.hints} - {view.role for view in views}
+        lost = {text.role for text in draft.texts} - {view.role for view in views}
         if lost or too_long or not lesson.num_learned:
             return None
         return replace(lesson, views=(View(role="plain", prefix_ids=lesson.prompt_ids), *views) if views else ())
 
-    def _view(self, problem: Problem, hint: PrivilegedText | ReflectionTask) -> tuple[int, ...]:
-        if isinstance(hint, ReflectionTask):
-            return self.encoder.reflect(problem, hint.attempt, hint.correct, hint.solution)
-        encode = self.encoder.idea if hint.role == "idea" else self.encoder.attempt
-        return encode(problem, hint.text)
+    def _prompt(self, problem: Problem, shown: PrivilegedText | ReflectionTask) -> tuple[int, ...]:
+        if isinstance(shown, ReflectionTask):
+            return self.encoder.reflect(problem, shown.attempt, shown.correct, shown.solution)
+        return self.encoder.view(problem, self.privilege.views[shown.role], shown.text)
 
     def _locate(self, problem: Problem, rollout: Rollout) -> Span | None:
         text, offsets = self.encoder.decode_offsets(rollout.completion.token_ids)

@@ -7,18 +7,19 @@ A privilege decides which rollouts are learned from and which views the teacher 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar, Literal, TypeVar
 
+from ogls.lessons.prompts import ATTEMPT, Wording
 from ogls.lessons.selection import LastTokens, TokenSelection
-from ogls.records import Role, Rollout, RolloutGroup
+from ogls.records import Need, Role, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivilegedText:
-    """A privileged text and the part it plays."""
+    """A privileged text is what only the teacher reads, and the part that it plays in the steering."""
 
     role: Role
     text: str
@@ -26,7 +27,7 @@ class PrivilegedText:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReflectionTask:
-    """What a reflector is asked: where does this wrong attempt go wrong, or why is this right one right?"""
+    """A reflection task asks where a wrong attempt goes wrong, or why a right one is right."""
 
     attempt: str
     correct: bool
@@ -35,39 +36,45 @@ class ReflectionTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LessonDraft:
-    """A lesson before it has token ids.
+    """A draft is a lesson that has no token ids yet.
 
-    Exactly one of `rollout` (sampled) and `demonstration` (written) is what is learned. `hints` are the teacher's
-    privileged views beside the plain one. `prompt` is what the student itself reads instead of the plain problem (cold
-    start only). `selection` says which tokens count, where it is not for the run to say.
+    Args:
+        rollout: sampled text that is learned; exactly one of `rollout` and `demonstration` is given
+        demonstration: written text that is learned
+        texts: what the teacher reads, one view each, beside the plain one
+        prompt: what the student itself reads instead of the plain problem (cold start only)
+        selection: which tokens count, where it is not for the method to say
+        weight: factor of all token weights of this lesson
     """
 
     rollout: Rollout | None = None
     demonstration: str | None = None
-    hints: tuple[PrivilegedText, ...] = ()
+    texts: tuple[PrivilegedText, ...] = ()
     prompt: PrivilegedText | ReflectionTask | None = None
     selection: TokenSelection | None = None
+    weight: float = 1.0
 
 
 class Privilege(ABC):
-    """Groups in, drafts out. A group without a signal gives no draft, so nothing is ever averaged over nothing."""
+    """A privilege says which rollouts of a group are learned from, and what the teacher reads about each.
 
-    samples_rollouts: ClassVar[bool] = True
-    roles: ClassVar[frozenset[Role]] = frozenset()
-    """Roles of the views that a draft has beside the plain one; all of them, or no view at all."""
-    min_group_size: ClassVar[int] = 1
-    needs_reflector: ClassVar[bool] = False
+    A group without a signal gives no draft, so that nothing is ever averaged over nothing.
+    """
+
+    views: ClassVar[Mapping[Role, Wording]] = {}
+    """The roles of the texts that a draft gives the teacher, each with the words around it; all of them or none."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts"})
 
     @abstractmethod
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
-        """What to learn from this group."""
+        """Yields what is learned from this group."""
 
 
 @dataclass(frozen=True)
 class Demonstration(Privilege):
     """SFT: likelihood of the reference solution; nothing is sampled."""
 
-    samples_rollouts: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         if group.problem.solution is not None:
@@ -83,14 +90,14 @@ class ReferenceSolution(Privilege):
     """
 
     rollouts: Literal["all", "wrong"] = "all"
-    roles: ClassVar[frozenset[Role]] = frozenset({"success"})
+    views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT}
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         if group.problem.solution is None:
             return
-        hints = (PrivilegedText(role="success", text=group.problem.solution),)
+        texts = (PrivilegedText(role="success", text=group.problem.solution),)
         for rollout in group.rollouts if self.rollouts == "all" else group.failures:
-            yield LessonDraft(rollout=rollout, hints=hints)
+            yield LessonDraft(rollout=rollout, texts=texts)
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,8 @@ class SuccessfulPeer(Privilege):
 
     rollouts: Literal["all", "wrong"] = "all"
     solution_as_peer: bool = False
-    roles: ClassVar[frozenset[Role]] = frozenset({"success"})
-    min_group_size: ClassVar[int] = 2
+    views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT}
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         for kind in (group.successes if self.rollouts == "all" else (), group.failures):
@@ -124,7 +131,7 @@ class SuccessfulPeer(Privilege):
                 peers = [peer.text for peer in _rotated(group.successes, index) if peer is not rollout]
                 text = peers[0] if peers else group.problem.solution if self.solution_as_peer else None
                 if text is not None:
-                    yield LessonDraft(rollout=rollout, hints=(PrivilegedText(role="success", text=text),))
+                    yield LessonDraft(rollout=rollout, texts=(PrivilegedText(role="success", text=text),))
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class ShortSuccesses(Privilege):
     """
 
     count: int = 128
-    min_group_size: ClassVar[int] = 2
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         middle = median(len(rollout.completion.token_ids) for rollout in group.rollouts)
@@ -170,8 +177,8 @@ class PeerOutcomes(Privilege):
     use_solution: bool = True
     truncated_failures: bool = True
     learn_successes: bool = False
-    roles: ClassVar[frozenset[Role]] = frozenset({"success", "failure"})
-    min_group_size: ClassVar[int] = 2
+    views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT, "failure": ATTEMPT}
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers"})
 
     def __post_init__(self) -> None:
         if self.max_peers is not None and self.max_peers < 1:
@@ -187,9 +194,9 @@ class PeerOutcomes(Privilege):
                 right = self._pool([*solution, *group.successes], rollout, index)
                 wrong = self._pool(failures, rollout, index)
                 if right and wrong:
-                    hints = [PrivilegedText(role="success", text=text) for text in right]
-                    hints += [PrivilegedText(role="failure", text=text) for text in wrong]
-                    yield LessonDraft(rollout=rollout, hints=tuple(hints))
+                    texts = [PrivilegedText(role="success", text=text) for text in right]
+                    texts += [PrivilegedText(role="failure", text=text) for text in wrong]
+                    yield LessonDraft(rollout=rollout, texts=tuple(texts))
 
     def _pool(self, pool: Sequence[Rollout | str], own: Rollout, index: int) -> list[str]:
         """The pool from the rollout's own place in it on, or from `index` if it has none."""
@@ -204,30 +211,23 @@ class PeerOutcomes(Privilege):
 class Several(Privilege):
     """All drafts of several privileges. Those that have views need the same roles, for one steering serves them all."""
 
-    privileges: tuple[Privilege, ...]
+    privileges: list[Privilege]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "privileges", list(self.privileges))  # a tuple is as good
         if not self.privileges:
             raise ValueError("Several needs at least one privilege, got none")
-        different = sorted({tuple(sorted(privilege.roles)) for privilege in self.privileges if privilege.roles})
+        different = sorted({tuple(sorted(privilege.views)) for privilege in self.privileges if privilege.views})
         if len(different) > 1:
             raise ValueError(f"Several needs privileges with views of the same roles, got {different}")
 
     @property
-    def roles(self) -> frozenset[Role]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return frozenset().union(*(privilege.roles for privilege in self.privileges))
+    def views(self) -> Mapping[Role, Wording]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {role: wording for privilege in self.privileges for role, wording in privilege.views.items()}
 
     @property
-    def min_group_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return max(privilege.min_group_size for privilege in self.privileges)
-
-    @property
-    def samples_rollouts(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return any(privilege.samples_rollouts for privilege in self.privileges)
-
-    @property
-    def needs_reflector(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return any(privilege.needs_reflector for privilege in self.privileges)
+    def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return frozenset().union(*(privilege.needs for privilege in self.privileges))
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         for privilege in self.privileges:

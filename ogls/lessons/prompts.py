@@ -18,22 +18,56 @@ if TYPE_CHECKING:
 
 _SLOTS = {
     "student": ("problem",),
-    "attempt": ("problem", "attempt"),
-    "idea": ("problem", "idea"),
     "reflect_wrong": ("problem", "attempt"),
     "reflect_right": ("problem", "attempt"),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """A wording is the words around a privileged text in the teacher's prompt.
+
+    Args:
+        name: the key under which `Prompts.views` replaces the template
+        template: the teacher's prompt, with the slots ``{problem}`` and ``{text}``
+    """
+
+    name: str
+    template: str
+
+    def __post_init__(self) -> None:
+        _check_slots(f"the wording {self.name!r}", self.template, ("problem", "text"))
+
+
+def _check_slots(what: str, template: str, slots: Sequence[str]) -> None:
+    for slot in slots:
+        if template.count(f"{{{slot}}}") != 1:
+            raise ValueError(f"{what} needs the slot {{{slot}}} exactly once, got: {template!r}")
+
+
+ATTEMPT = Wording(
+    "attempt",
+    "{problem}\n\nFor your information, here is one attempt at this problem:\n{text}\n\n"
+    "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}.",
+)
+"""Shows one attempt. Right and wrong ones share it, so that what the words do to the logits cancels in a contrast."""
+
+IDEA = Wording(
+    "idea",
+    "{problem}\n\nKeep this in mind:\n{text}\n\n"
+    "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}.",
+)
+"""Shows a corrective idea and no solution."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """One template a role. A slot is a name in braces; all other braces are plain text.
+    """Prompts are templates. A slot is a name in braces; all other braces are plain text.
 
     Args:
         student: what the student reads, and the teacher in its plain view. Slot ``{problem}``.
-        attempt: what the teacher reads in success and failure views alike, so that what the wording itself does to the
-            logits cancels in their difference. Slots ``{problem}``, ``{attempt}``.
-        idea: what the teacher reads together with a corrective idea. Slots ``{problem}``, ``{idea}``.
+        views: templates of the teacher's privileged views by the name of their wording (``attempt``, ``idea``, or what
+            a privilege brings along), in place of those that come with the privilege. Slots ``{problem}``, ``{text}``.
         reflect_wrong: what the reflector reads about a wrong rollout, to answer with JSON that has a ``quote`` and an
             ``idea``. Slots ``{problem}``, ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
         reflect_right: the same for a right rollout; the JSON has an ``idea``.
@@ -47,14 +81,7 @@ class Prompts:
     """
 
     student: str = "{problem}\n\nReason step by step, and put your final answer in \\boxed{}."
-    attempt: str = (
-        "{problem}\n\nFor your information, here is one attempt at this problem:\n{attempt}\n\n"
-        "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
-    )
-    idea: str = (
-        "{problem}\n\nKeep this in mind:\n{idea}\n\n"
-        "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}."
-    )
+    views: dict[str, str] = field(default_factory=dict)
     reflect_wrong: str = (
         "Problem:\n{problem}\n\nA correct solution:\n{solution}\n\nThe correct answer is {answer}.\n\n"
         "An attempt whose answer is wrong:\n{attempt}\n\n"
@@ -76,10 +103,9 @@ class Prompts:
 
     def __post_init__(self) -> None:
         for name, slots in _SLOTS.items():
-            template = getattr(self, name)
-            for slot in slots:
-                if template.count(f"{{{slot}}}") != 1:
-                    raise ValueError(f"prompts.{name} needs the slot {{{slot}}} exactly once, got: {template!r}")
+            _check_slots(f"prompts.{name}", getattr(self, name), slots)
+        for name, template in self.views.items():
+            _check_slots(f"prompts.views.{name}", template, ("problem", "text"))
 
 
 KEPT = 200
@@ -117,15 +143,10 @@ class PromptEncoder:
         text = _fill(self.prompts.student, problem=problem.text)
         return self._encode(problem, text, self.prompts.student_options if options is None else options)
 
-    def attempt(self, problem: Problem, attempt: str) -> tuple[int, ...]:
-        """The privileged view that shows one attempt, right or wrong."""
-        text = _fill(self.prompts.attempt, problem=problem.text, attempt=attempt)
-        return self._encode(problem, text, self.prompts.teacher_options)
-
-    def idea(self, problem: Problem, idea: str) -> tuple[int, ...]:
-        """The privileged view that shows a corrective idea and no solution."""
-        text = _fill(self.prompts.idea, problem=problem.text, idea=idea)
-        return self._encode(problem, text, self.prompts.teacher_options)
+    def view(self, problem: Problem, wording: Wording, text: str) -> tuple[int, ...]:
+        """Returns the teacher's privileged prompt that shows `text`."""
+        template = self.prompts.views.get(wording.name, wording.template)
+        return self._encode(problem, _fill(template, problem=problem.text, text=text), self.prompts.teacher_options)
 
     def reflect(self, problem: Problem, attempt: str, correct: bool, solution: str = "") -> tuple[int, ...]:
         """What the reflector reads about an attempt."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ogls.records import Span
+from ogls.records import Need, Rollout, Span
 from ogls.system.seeds import derive
 
 
@@ -30,25 +30,34 @@ def token_span(offsets: Sequence[Span], span: Span) -> Span:
 
 
 class TokenSelection(ABC):
-    """Weights of the tokens of one rollout; `error` is its located first error as tokens [first, last)."""
+    """A selection says how much each token of a rollout counts."""
 
-    needs_error: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     @abstractmethod
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        """One number a token; 0 leaves it out. A right rollout has no error: `error` is then None."""
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        """Returns one number per token of `rollout`; 0 leaves the token out.
+
+        Args:
+            rollout: token ids, the sampler's log-probabilities, text and verdict
+            error: the first error as tokens [first, last); None for a right rollout, or where nothing was located
+        """
 
 
-def _window(token_ids: Sequence[int], first: int, last: int) -> tuple[float, ...]:
-    return tuple(1.0 if first <= t < last else 0.0 for t in range(len(token_ids)))
+def _window(rollout: Rollout, first: int, last: int) -> tuple[float, ...]:
+    return tuple(1.0 if first <= t < last else 0.0 for t in range(_length(rollout)))
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.completion.token_ids)
 
 
 @dataclass(frozen=True)
 class AllTokens(TokenSelection):
     """Every token."""
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        return _window(token_ids, 0, len(token_ids))
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        return _window(rollout, 0, _length(rollout))
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class FirstTokens(TokenSelection):
     def __post_init__(self) -> None:
         _positive("count", self.count)
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        return _window(token_ids, 0, self.count)
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        return _window(rollout, 0, self.count)
 
 
 @dataclass(frozen=True)
@@ -73,28 +82,28 @@ class LastTokens(TokenSelection):
     def __post_init__(self) -> None:
         _positive("count", self.count)
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        return _window(token_ids, len(token_ids) - self.count, len(token_ids))
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        return _window(rollout, _length(rollout) - self.count, _length(rollout))
 
 
 @dataclass(frozen=True)
 class UpToError(TokenSelection):
     """Everything up to and including the located error; all of a right rollout."""
 
-    needs_error: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        return _window(token_ids, 0, len(token_ids) if error is None else error[1])
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        return _window(rollout, 0, _length(rollout) if error is None else error[1])
 
 
 @dataclass(frozen=True)
 class FromError(TokenSelection):
     """Everything from the located error on (ROSD, the mask of its loss); all of a right rollout."""
 
-    needs_error: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        return _window(token_ids, 0 if error is None else error[0], len(token_ids))
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        return _window(rollout, 0 if error is None else error[0], _length(rollout))
 
 
 @dataclass(frozen=True)
@@ -103,12 +112,12 @@ class ErrorSpan(TokenSelection):
 
     before: int = 0
     after: int = 0
-    needs_error: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
         if error is None:
-            return _window(token_ids, 0, len(token_ids))
-        return _window(token_ids, error[0] - self.before, error[1] + self.after)
+            return _window(rollout, 0, _length(rollout))
+        return _window(rollout, error[0] - self.before, error[1] + self.after)
 
 
 @dataclass(frozen=True)
@@ -116,16 +125,16 @@ class DecayFromError(TokenSelection):
     """From the located error on, halved every `half_life` tokens; all of a right rollout."""
 
     half_life: float = 32.0
-    needs_error: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
     def __post_init__(self) -> None:
         _positive("half_life", self.half_life)
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
         if error is None:
-            return _window(token_ids, 0, len(token_ids))
+            return _window(rollout, 0, _length(rollout))
         rate = math.log(2) / self.half_life
-        return tuple(math.exp(-rate * (t - error[0])) if t >= error[0] else 0.0 for t in range(len(token_ids)))
+        return tuple(math.exp(-rate * (t - error[0])) if t >= error[0] else 0.0 for t in range(_length(rollout)))
 
 
 @dataclass(frozen=True)
@@ -137,16 +146,16 @@ class ShiftedError(TokenSelection):
 
     selection: TokenSelection
     tokens: int
-    needs_error: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
     def __post_init__(self) -> None:
         _about_errors(self.selection, self)
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
         if error is not None:
-            first = min(max(0, error[0] + self.tokens), len(token_ids) - 1)
-            error = first, min(first + error[1] - error[0], len(token_ids))
-        return self.selection.weights(token_ids, error)
+            first = min(max(0, error[0] + self.tokens), _length(rollout) - 1)
+            error = first, min(first + error[1] - error[0], _length(rollout))
+        return self.selection.token_weights(rollout, error)
 
 
 @dataclass(frozen=True)
@@ -159,23 +168,23 @@ class RandomPlace(TokenSelection):
 
     selection: TokenSelection
     seed: int = 0
-    needs_error: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
     def __post_init__(self) -> None:
         _about_errors(self.selection, self)
 
-    def weights(self, token_ids: Sequence[int], error: Span | None) -> tuple[float, ...]:
-        weights = self.selection.weights(token_ids, error)
+    def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
+        weights = self.selection.token_weights(rollout, error)
         taken = [t for t, weight in enumerate(weights) if weight]
         if error is None or not taken:
             return weights
         block = weights[taken[0] : taken[-1] + 1]
-        before = derive(self.seed, "place", *token_ids) % (len(weights) - len(block) + 1)
+        before = derive(self.seed, "place", *rollout.completion.token_ids) % (len(weights) - len(block) + 1)
         return (0.0,) * before + block + (0.0,) * (len(weights) - len(block) - before)
 
 
 def _about_errors(selection: TokenSelection, control: TokenSelection) -> None:
-    if not selection.needs_error:
+    if "error" not in selection.needs:
         got = type(selection).__name__
         raise ValueError(f"{type(control).__name__} needs a selection that starts or ends at an error, got {got}")
 

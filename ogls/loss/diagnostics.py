@@ -7,10 +7,46 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ogls.loss.alpha_bound import Head
 from ogls.loss.chunked import accumulation_dtype, apply_head, check_states
+from ogls.loss.objective import per_token
+from ogls.loss.steering import Steered
 from ogls.loss.tiles import chunks
+from ogls.records import Lesson
 
 DIAGNOSTIC_ROWS = 32  # tokens at a time; about ten fp32 rows of the vocabulary are alive for each
+
+
+@torch.no_grad()
+def diagnose(
+    lessons: Sequence[Lesson],
+    hidden_student: Tensor,
+    target: Steered,
+    head: Head,
+    marker_ids: Sequence[int],
+    seed: int,
+    num_tokens: int = 64,
+) -> dict[str, Tensor]:
+    """Returns what the target is, by `diagnostics`, on distilled tokens of a micro-batch that follow from the seed.
+
+    Args:
+        lessons: the micro-batch
+        hidden_student: states [tokens, hidden] of its learned tokens
+        target: what the method's steering made of the views
+        head: weight and bias of the output head
+        marker_ids: tokens that are reflection markers
+        seed: decides which tokens are taken
+        num_tokens: how many
+    """
+    taught = per_token(lessons, lambda lesson: [w * bool(lesson.views) for w in lesson.token_weights], hidden_student)
+    taught, generator = taught.nonzero(), torch.Generator().manual_seed(seed)
+    rows = taught[torch.randperm(len(taught), generator=generator)[:num_tokens].to(taught.device), 0]
+    found, alpha, steer = {}, target.alpha, target.direction[rows]
+    if isinstance(alpha, Tensor):  # one for each token: what is diagnosed is the steering as it is applied
+        found["alpha"] = alpha[taught[:, 0]]
+        steer, alpha = steer * alpha[rows], 1.0
+    values = diagnostics(hidden_student[rows], target.anchor[rows], steer, alpha, *head, marker_ids=marker_ids)
+    return found | {name: torch.tensor(value) for name, value in values.items()}
 
 
 @torch.no_grad()

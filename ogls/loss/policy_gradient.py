@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ogls.loss.chunked import chunked_logprobs
-from ogls.loss.objective import States, Term
-from ogls.records import Lesson
+from ogls.loss.objective import States, Target, Term
+from ogls.loss.steering import Steering
+from ogls.records import Lesson, Need
 
 
 class Shaping(ABC):
@@ -83,19 +84,20 @@ class Shifted(Shaping):
 
 @dataclass(frozen=True)
 class GRPO(Term):
-    """Group-relative policy optimisation (arXiv 2402.03300, equation 3, without its KL to a reference).
+    """GRPO reinforces rollouts by their advantages (arXiv 2402.03300, equation 3, without its KL to a reference).
 
         -sum_t w_t min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A)        r_t = pi_student(y_t) / pi_sampler(y_t)
 
     over all tokens of every rollout with an advantage A. r_t also corrects for an engine that disagrees with the
-    trainer, so that on-policy it need not be exactly 1. A KL to a reference is a `Distillation` beside it, in a
-    `Mixture`.
+    trainer, so that on-policy it need not be exactly 1. The KL to a reference is a term of its own:
+    ``Mixture([GRPO(), ReferenceKL()], [1.0, 0.04])``.
 
     Args:
-        clip_low, clip_high: bounds of the ratio; unequal ones are DAPO's (arXiv 2503.14476: 0.2 and 0.28).
-        per: what is averaged: ``sequence``, every rollout weighs the same, as published; ``token``, every token (DAPO).
-        temperature: that the sampler drew with and its log-probs are at.
-        shaping: lets the teacher size the advantages, token by token; null needs no teacher.
+        clip_low: the ratio counts from 1 - clip_low
+        clip_high: the ratio counts up to 1 + clip_high; unequal bounds are DAPO's (arXiv 2503.14476: 0.2 and 0.28)
+        per: what is averaged: ``sequence``, where every rollout weighs the same, as published, or ``token`` (DAPO)
+        temperature: divisor of the logits, with which the sampler has to draw
+        shaping: how the teacher sizes the advantages, token by token; null needs no teacher
     """
 
     clip_low: float = 0.2
@@ -113,18 +115,13 @@ class GRPO(Term):
             raise ValueError(f"GRPO needs temperature > 0, got temperature={self.temperature}")
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.shaping is not None
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"rollouts", "peers", "advantages", "logprobs"})
 
-    @property
-    def needs_advantage(self) -> bool:
-        return True
+    def target(self, steering: Steering) -> Target | None:
+        return None if self.shaping is None else Target("teacher", steering)
 
-    @property
-    def corrects_staleness(self) -> bool:
-        return True
-
-    def weights_of(self, lesson: Lesson) -> Sequence[float]:
+    def token_weights(self, lesson: Lesson) -> Sequence[float]:
         count = len(lesson.token_ids)
         weight = float(lesson.advantage != 0.0)
         return (weight / count if self.per == "sequence" else weight,) * count
@@ -133,7 +130,7 @@ class GRPO(Term):
         if states.advantages is None or states.old_logprobs is None:
             raise ValueError("GRPO needs advantages and the sampler's log-probs, got None")
         logprob = chunked_logprobs(
-            states.hidden_student, states.weight, states.bias, states.token_ids, temperature=self.temperature
+            states.hidden_student, states.head_weight, states.head_bias, states.token_ids, temperature=self.temperature
         )
         advantages, extras = states.advantages.to(logprob.dtype), {}
         if self.shaping is not None:
@@ -155,7 +152,9 @@ class GRPO(Term):
         if states.hidden_target is None or states.hidden_anchor is None:
             raise ValueError("shaping needs the states of target and anchor, got None")
         at_target, at_anchor = (
-            chunked_logprobs(hidden, states.weight, states.bias, states.token_ids, temperature=self.temperature)
+            chunked_logprobs(
+                hidden, states.head_weight, states.head_bias, states.token_ids, temperature=self.temperature
+            )
             for hidden in (states.hidden_target, states.hidden_anchor)
         )
         return at_target - at_anchor

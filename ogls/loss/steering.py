@@ -15,10 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ogls.loss.alpha_bound import Head, largest_alpha
 from ogls.records import Role
+from ogls.system.step_metrics import timed
 
 Coefficients = tuple[float, ...]
 
@@ -27,7 +29,7 @@ def mean_of(roles: Sequence[Role], *wanted: Role) -> Coefficients:
     """Coefficients of the mean over the views whose role is wanted. A mean over nothing is an error, never a zero."""
     chosen = [role in wanted for role in roles]
     if not any(chosen):
-        needed = " or ".join(repr(role) for role in wanted)
+        needed = " or ".join(repr(role) for role in wanted) or "other than 'plain'"
         raise ValueError(f"the steering needs a view of role {needed}, got roles {list(roles)}")
     return tuple(float(c) / sum(chosen) for c in chosen)
 
@@ -48,42 +50,68 @@ def ramp(alpha: float, ramp_steps: int, step: int) -> float:
     return alpha * min(1.0, step / ramp_steps) if ramp_steps else alpha
 
 
+@dataclass(frozen=True, kw_only=True)
+class Steered:
+    """A target in its parts: softmax(W (anchor + alpha * direction) + b)."""
+
+    anchor: Float[Tensor, "tokens hidden"]
+    direction: Float[Tensor, "tokens hidden"]
+    alpha: float | Float[Tensor, "tokens 1"]
+
+    @property
+    def states(self) -> Float[Tensor, "tokens hidden"]:
+        """The states of the target."""
+        return self.anchor + self.alpha * self.direction
+
+
 class Steering(ABC):
-    """Views of one lesson -> coefficients -> target states."""
+    """A steering makes a target out of the views of one lesson, as coefficients of their states."""
 
     @abstractmethod
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
-        """(anchor, direction) coefficients, one each a view; a view that is zero in both need not be scored.
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+        """Returns (anchor, direction): one coefficient per view each; a view that is zero in both is not scored.
 
-        Raises ValueError naming the role when a needed one is absent.
+        Raises:
+            ValueError: a role that it needs is not among `roles`; the message names it.
         """
 
     def alpha_at(self, step: int) -> float:
-        """Steering strength at an optimiser step; 0 for a steering without a direction."""
+        """Returns the strength alpha at an optimiser step; 0 for a steering without a direction."""
         return 0.0
 
     def strength(self, anchor: Tensor, direction: Tensor, step: int, head: Head) -> float | Tensor:
-        """alpha, one for all tokens or one each [tokens, 1], such that target = anchor + alpha * direction.
+        """Returns alpha, one for all tokens or one per token [tokens, 1].
 
-        anchor, direction [tokens, hidden]. `head` is (weight, bias), for a steering whose strength depends on the
-        distributions themselves; a linear one looks at the step alone.
+        Args:
+            anchor: states [tokens, hidden] before steering
+            direction: states [tokens, hidden] to steer along
+            step: number of updates so far
+            head: weight and bias of the output head, for a steering that looks at the distributions themselves
         """
         return self.alpha_at(step)
+
+
+@dataclass(frozen=True)
+class Plain(Steering):
+    """The target is what the teacher says who reads the problem alone: a reference, and no privilege."""
+
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+        return mean_of(roles, "plain"), (0.0,) * len(roles)
 
 
 @dataclass(frozen=True)
 class Unsteered(Steering):
     """The privileged teacher as it is: the mean of all views but the plain one (of one view in OPSD, SDPO, ROSD)."""
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
-        return mean_of(roles, "success", "failure", "idea"), (0.0,) * len(roles)
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+        return mean_of(roles, *dict.fromkeys(role for role in roles if role != "plain")), (0.0,) * len(roles)
 
 
 @dataclass(frozen=True)
 class PositiveMean(Steering):
     """Positive Mean Teacher, an ablation of OGLS-SD: the mean of the success views."""
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return mean_of(roles, "success"), (0.0,) * len(roles)
 
 
@@ -100,7 +128,7 @@ class PositiveOnly(Steering):
     def __post_init__(self) -> None:
         check_ramp(self.alpha, self.ramp_steps)
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         plain = mean_of(roles, "plain")
         return plain, difference(mean_of(roles, "success"), plain)
 
@@ -122,7 +150,7 @@ class OutcomeSteering(Steering):
     def __post_init__(self) -> None:
         check_ramp(self.alpha, self.ramp_steps)
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return mean_of(roles, "plain"), difference(mean_of(roles, "success"), mean_of(roles, "failure"))
 
     def alpha_at(self, step: int) -> float:
@@ -137,7 +165,7 @@ class OutcomeContrast(Steering):
     RLCSD (arXiv 2606.11709). As a target for distillation it is `PositiveMean`.
     """
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         failure = mean_of(roles, "failure")
         return failure, difference(mean_of(roles, "success"), failure)
 
@@ -163,12 +191,13 @@ class BoundedSteering(Steering):
         if not self.epsilon > 0.0:
             raise ValueError(f"BoundedSteering needs epsilon > 0, got epsilon={self.epsilon}")
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
-        return OutcomeSteering().mixture(roles)
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+        return OutcomeSteering().coefficients(roles)
 
     def alpha_at(self, step: int) -> float:
         """The largest alpha that a token can have."""
         return ramp(self.alpha_max, self.ramp_steps, step)
 
+    @timed("teacher")
     def strength(self, anchor: Tensor, direction: Tensor, step: int, head: Head) -> Tensor:
         return largest_alpha(anchor, direction, head, self.alpha_at(step), self.epsilon)[:, None]

@@ -27,7 +27,7 @@ def kl_to_base(policy: Policy, groups: Sequence[RolloutGroup], budget: int) -> f
     for group in groups:
         ids = group.rollouts[0].completion.token_ids
         lesson = Lesson(
-            problem_id=group.problem.id, prompt_ids=group.prompt_ids, token_ids=ids, weights=(1.0,) * len(ids)
+            problem_id=group.problem.id, prompt_ids=group.prompt_ids, token_ids=ids, token_weights=(1.0,) * len(ids)
         )
         lessons.append(lesson)
     total = torch.zeros((), dtype=torch.float64, device=weight.device)

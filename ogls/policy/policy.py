@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,42 +19,78 @@ from torch import Tensor, nn
 from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
 from ogls.policy.packing import pack
-from ogls.policy.pretrained import quiet_transformers
+from ogls.policy.pretrained import load_tokenizer, local_folder, quiet_transformers, resolve_model
 
 Dtype = Literal["bfloat16", "float32"]
 
 
 class Policy(nn.Module):
-    """A model folder with trainable weights: a fresh adapter, or all weights but embeddings and output head.
+    """A policy is a language model with trainable weights: a fresh adapter, or all but embeddings and output head.
 
     With `lora`, the base is held in `dtype` and the adapter in fp32. Without, all weights are fp32 and the pass runs
     under autocast when `dtype` is bfloat16. Dropout is never active: student and teacher are one function.
+
+    One policy is shared by all who train it or sample from it. `version` is the number of updates that have made its
+    weights; nobody else counts them.
+
+    Args:
+        model: the embedded model's name, a folder, or a Hub id. Folders are looked up in the working directory, then in
+            the project's.
+        adapter: a peft folder merged into the model before training begins (a cold start); looked up likewise.
+        lora: what is trained; null trains all weights but embeddings and output head.
+        dtype: of the weights that are not trained, and of the computation.
+        gradient_checkpointing: recompute activations in the backward pass; gives up shared prefixes there.
     """
+
+    model: Any
+    """transformers' model, from `load` on."""
 
     def __init__(
         self,
-        path: Path | str,
-        lora: Lora | None = None,
+        model: str = "smollm2-135m-instruct",
+        adapter: str | None = None,
+        lora: Lora | None = Lora(),
         dtype: Dtype = "bfloat16",
         gradient_checkpointing: bool = False,
     ) -> None:
+        super().__init__()
+        self.name, self.adapter, self.lora, self.dtype = model, adapter, lora, dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.version = 0
+        self._autocast = lora is None and dtype == "bfloat16"
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of config, safetensors and tokenizer that trainer and engine read."""
+        adapter = None if self.adapter is None else local_folder(self.adapter)
+        if self.adapter is not None and adapter is None:
+            raise ValueError(f"policy.adapter: no folder {self.adapter!r} in the working directory or the project")
+        return resolve_model(self.name, None if adapter is None else str(adapter))
+
+    @cached_property
+    def tokenizer(self):  # a named type would make jsonargparse import transformers for --help
+        """The tokenizer and chat template of the folder."""
+        return load_tokenizer(self.folder)
+
+    def load(self) -> Policy:
+        """Reads the weights, once; settings, folder and tokenizer are there before."""
         from transformers import AutoModelForCausalLM
 
-        super().__init__()
+        if "model" in self._modules:
+            return self
         quiet_transformers()
         register_attention()
-        self.path, self.lora, self.dtype = Path(path), lora, dtype
-        self._autocast = lora is None and dtype == "bfloat16"
-        loaded = torch.float32 if lora is None else _TORCH[dtype]
-        self.model = AutoModelForCausalLM.from_pretrained(self.path, dtype=loaded, attn_implementation=ATTENTION)
+        loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, attn_implementation=ATTENTION)
         self.model.eval()
-        if lora is not None:
-            add_adapter(self.model, lora)
+        if self.lora is not None:
+            add_adapter(self.model, self.lora)
         self.model.get_input_embeddings().requires_grad_(False)
         self._head.requires_grad_(False)
-        if gradient_checkpointing:
+        if self.gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._refuse_non_linear_head()
+        return self
 
     def hidden(
         self,
@@ -123,24 +160,31 @@ class Policy(nn.Module):
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Inside, the trainable weights are those training began with: an adapter of zeros, or the folder's values.
+        """Inside, the policy is version 0: an adapter of zeros, or the folder's values.
 
         Unlike `without_adapter` this is also seen by whoever copies weights or adapter, as engines do.
         """
         zeros = {name: torch.zeros_like(p) for name, p in self.trainable().items()} if self.lora else None
-        with self.swapped(self.folder_weights() if zeros is None else zeros):
+        with self.swapped(self.folder_weights() if zeros is None else zeros, version=0):
             yield
 
     @contextmanager
-    def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
-        """Inside, the trainable weights hold the values of `weights`, which has the same names."""
+    def swapped(self, weights: dict[str, Tensor], version: int | None = None) -> Iterator[None]:
+        """Inside, the trainable weights hold the values of `weights`, which has the same names.
+
+        Args:
+            weights: values by the names of `trainable`
+            version: what `version` is inside; None leaves it as it is
+        """
         own = self.trainable()
-        kept = {name: p.data for name, p in own.items()}
+        kept, kept_version = {name: p.data for name, p in own.items()}, self.version
         for name, p in own.items():
             p.data = weights[name].to(p.device, p.dtype)
+        self.version = kept_version if version is None else version
         try:
             yield
         finally:
+            self.version = kept_version
             for name, p in own.items():
                 p.data = kept[name]
 
@@ -163,11 +207,11 @@ class Policy(nn.Module):
         """The values that the trainable weights have in the folder; only for full weights."""
         names = self.trainable().keys()
         found = {}
-        for file in sorted(self.path.glob("*.safetensors")):
+        for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
                 found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
         if missing := sorted(names - found.keys()):
-            raise ValueError(f"{self.path} lacks {len(missing)} of the trainable weights, such as {missing[0]}")
+            raise ValueError(f"{self.folder} lacks {len(missing)} of the trainable weights, such as {missing[0]}")
         return found
 
     def save_adapter(self, folder: Path | str) -> None:

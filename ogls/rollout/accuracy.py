@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +32,11 @@ class Evaluation:
         samples: k, rollouts a problem; gives avg@k, pass@1..k and maj@k.
         sampling: how they are drawn.
         with_solution: evaluate a second time with the reference solution in view: does the teacher use what it reads?
-        kl_to_base: measure how far the student has moved from its start (`ogls.policy.kl_to_base`): two more passes
-            over a rollout of each problem.
     """
 
     samples: int = 4
     sampling: Sampling = Sampling(max_tokens=1024)
     with_solution: bool = False
-    kl_to_base: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -160,3 +158,13 @@ def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def count_reflection_markers(text: str) -> float:
     """Reflection markers, as whole words, per 100 words."""
     return 100.0 * len(_MARKED.findall(text)) / max(1, len(text.split()))
+
+
+def marker_ids(tokenizer: Any) -> list[int]:
+    """Returns the reflection markers that are one token, as they stand at a line's beginning or after a space.
+
+    The first token of a longer one ("let", "not") would say little.
+    """
+    forms = [lead + form for m in REFLECTION_MARKERS for form in (m, m.capitalize()) for lead in ("", " ")]
+    ids = [tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]
+    return sorted({found[0] for found in ids if len(found) == 1})

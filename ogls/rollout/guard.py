@@ -41,33 +41,37 @@ class EngineGuard:
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
         self.engine, self.patience, self.max_gap = engine, patience or PATIENCE, max_gap
         self._canaries: list[Sequence[int]] = []  # always the same prompts
-        self._checked = False
+        self._loaded = self._checked = False
 
     def start(self, folder: Path, context_length: int) -> None:
-        self._folder, self._context_length = folder, context_length
+        self._folder, self._context_length, self._loaded = folder, context_length, False
         with self._watched("starting the engine"):
             self.engine.start(folder, context_length)
 
+    def holds(self, version: int) -> bool:
+        """Whether the engine has the weights of `version`."""
+        return self._loaded and self.engine.version == version
+
     def load(self, policy: Policy, version: int) -> None:
-        self._policy, self._version = policy, version
         try:
-            self._load()
+            self._load(policy, version)
         except ValueError:
             raise
         except Exception as error:
-            self.rebuild(error)
+            self.rebuild(error, policy, version)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         if not prompts:
             return []
+        policy, version = self._policy, self.engine.version
         try:
             return self._generate(prompts, sampling, n, seed)
         except ValueError:
             raise
         except Exception as error:
-            self.rebuild(error)
+            self.rebuild(error, policy, version)
         try:
             return self._generate(prompts, sampling, n, seed)
         except Exception as error:
@@ -83,12 +87,13 @@ class EngineGuard:
         with self._watched("generating"):
             return self.engine.generate(prompts, sampling, n, seed)
 
-    def _load(self) -> None:
+    def _load(self, policy: Policy, version: int) -> None:
+        self._policy = policy
         with self._watched("loading weights into the engine"):
-            self.engine.load(self._policy, self._version)
-        if self.engine.version != self._version:
-            raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {self._version}")
-        self._checked = False
+            self.engine.load(policy, version)
+        if self.engine.version != version:
+            raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {version}")
+        self._loaded, self._checked = True, False
         if self._canaries:
             self._check()
 
@@ -103,14 +108,14 @@ class EngineGuard:
                 )
         self._checked = True
 
-    def rebuild(self, reason: Exception) -> None:
-        """Start the engine anew with the weights that the policy has now, as the version that it was loaded with."""
+    def rebuild(self, reason: Exception, policy: Policy, version: int) -> None:
+        """Starts the engine anew with the weights that `policy` has now, which are of `version`."""
         print(f"The engine failed and is rebuilt: {_described(reason)}", file=sys.stderr, flush=True)
         with suppress(Exception), self._watched("closing the engine"):  # it is broken: whatever it says now
             self.engine.close()
         try:
             self.start(self._folder, self._context_length)
-            self._load()
+            self._load(policy, version)
         except Exception as error:
             raise EngineFailed(f"the engine failed and could not be rebuilt: {_described(error)}") from error
 

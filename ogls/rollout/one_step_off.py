@@ -13,7 +13,7 @@ from ogls.policy.policy import Policy
 from ogls.records import Batch
 from ogls.rollout.guard import PATIENCE
 from ogls.rollout.sampler import Sampler
-from ogls.system.step_metrics import StepMetrics
+from ogls.system.step_metrics import StepMetrics, timed
 from ogls.system.watchdog import time_limit
 
 
@@ -39,32 +39,29 @@ class OneStepOff:
         self._step = -1
         self._batch: Future[Batch] | None = None
 
-    def take(self, step: int, more: bool) -> Batch:
-        """The batch of `step`, where the policy is now. With `more`, the next one is begun: a step is to train now."""
-        meter = StepMetrics("training", step + 1)
-        if self._batch is not None:
-            assert self._step == step, (self._step, step)
-            with meter.time("wait"):
-                self.settle()
-            batch = self._batch.result()
-        elif self.weights is not None:
-            batch = self._behind(step)
-        else:
-            self._sampler.hold(step)
-            batch = self._make(step, self._sampler)
-        assert batch.policy_version == (step if self.weights is None else step - 1)
-        self._step, self._batch = step + 1, None
-        if more:
-            with meter.time("sync"):
-                self._sampler.hold(step)  # may fail, and what is saved then has to make this batch again
+    def take(self, more: bool) -> Batch:
+        """Returns the batch of the next step. With `more`, the one after it is begun: a step is to train now."""
+        step = self._policy.version
+        metrics = StepMetrics("training", step + 1)
+        with metrics.recording():
+            if self._batch is not None:
+                assert self._step == step, (self._step, step)
+                with timed("wait"):
+                    self.settle()
+                batch = self._batch.result()
+            elif self.weights is not None:
+                batch = self._behind(step)
+            else:
+                self._sampler.hold()
+                batch = self._make(step, self._sampler)
+            assert batch.policy_version == (step if self.weights is None else step - 1)
+            self._step, self._batch = step + 1, None
+            if more:
+                self._sampler.hold()  # may fail, and what is saved then has to make this batch again
         self.weights = {name: p.detach().clone() for name, p in self._policy.trainable().items()}
         if more:
             self._begin()
-        return replace(
-            batch,
-            metrics=batch.metrics | meter.metrics(),
-            intervals=(*batch.intervals, *meter.intervals),
-        )
+        return replace(batch, metrics=batch.metrics | metrics.metrics(), phases=(*batch.phases, *metrics.phases))
 
     def settle(self) -> None:
         """Wait for the batch under way, so that the engine is free. If the engine failed, the batch is made here."""
@@ -94,8 +91,8 @@ class OneStepOff:
     def _behind(self, step: int, failure: Exception | None = None) -> Batch:
         """The batch of `step`, from the weights of the version before it."""
         assert self.weights is not None
-        with self._policy.swapped(self.weights):
+        with self._policy.swapped(self.weights, version=step - 1):
             if failure is not None:
                 self._sampler.rebuild(failure)
-            self._sampler.hold(step - 1)
+            self._sampler.hold()
             return self._make(step, self._sampler)

@@ -63,7 +63,7 @@ class EngineProcess(RolloutEngine):
         self._call("start", folder, context_length)
 
     def _load(self, policy: Policy) -> None:
-        self._call("load", policy.path, policy.lora, policy=policy)
+        self._call("load", policy.folder, policy.lora, policy=policy)
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
@@ -104,8 +104,8 @@ class EngineProcess(RolloutEngine):
 class _SavedPolicy:
     """What an engine takes from a policy, from files that the trainer writes when they are asked for."""
 
-    def __init__(self, connection: Connection, path: Path, lora: Lora | None) -> None:
-        self._connection, self.path, self.lora = connection, path, lora
+    def __init__(self, connection: Connection, folder: Path, lora: Lora | None) -> None:
+        self._connection, self.folder, self.lora = connection, folder, lora
 
     def merged_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         with TemporaryDirectory(prefix="ogls-weights-") as folder:

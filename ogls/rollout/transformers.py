@@ -35,8 +35,8 @@ class TransformersEngine(RolloutEngine):
         self._folder = folder
 
     def _load(self, policy: Policy) -> None:
-        if policy.path != self._folder:
-            raise ValueError(f"the engine was started with {self._folder}, got a policy of {policy.path}")
+        if policy.folder != self._folder:
+            raise ValueError(f"the engine was started with {self._folder}, got a policy of {policy.folder}")
         self._policy = policy
 
     def _generate(

@@ -80,7 +80,6 @@ class TrialRun:
             "tracking_uri": self.settings.tracking_uri,
             "folder": str(self.settings.place),
             "run_name": self.name,
-            "seed": self.seed,
             "parent_run_id": self.parent_run_id,
             "tags": {"study": self.settings.study, "trial": str(self.number)},
         }

@@ -22,30 +22,30 @@ TRACE_HEAD = "[\n" + "".join(
 )
 
 
-def trace_lines(intervals: Iterable[Phase]) -> str:
+def trace_lines(phases: Iterable[Phase]) -> str:
     """Complete events in Chrome's JSON array format, whose closing bracket may be missing: the file can be added to."""
     events = (
         {
             "ph": "X",
-            "name": i.phase,
+            "name": i.name,
             "pid": 0,
             "tid": _LANES.index(i.lane),
             "ts": round(1e6 * i.start),
             "dur": round(1e6 * (i.end - i.start)),
             "args": {"step": i.step},
         }
-        for i in intervals
+        for i in phases
     )
     return "".join(json.dumps(event) + ",\n" for event in events)
 
 
 def read_trace(file: Path) -> list[Phase]:
-    """The intervals of trace.json. A last line that a kill has cut short is left out."""
+    """The phases of trace.json. A last line that a kill has cut short is left out."""
     events = [json.loads(line.removesuffix(",")) for line in file.read_text().split("\n")[1:-1]]
     return [
         Phase(
             lane=_LANES[event["tid"]],
-            phase=event["name"],
+            name=event["name"],
             step=event["args"]["step"],
             start=1e-6 * event["ts"],
             end=1e-6 * (event["ts"] + event["dur"]),

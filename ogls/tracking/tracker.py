@@ -52,8 +52,6 @@ class Tracker(Logger):
 
     Args:
         experiment: MLflow experiment.
-        method: what is being run, as the tables and figures of `analysis` name it.
-        seed: of the run, as they count it.
         run_name: also the name of the run's folder; null makes one of method, seed and time.
         folder: holds one folder a run.
         tracking_uri: `sqlite:///file` or the address of an MLflow server.
@@ -65,8 +63,6 @@ class Tracker(Logger):
     def __init__(
         self,
         experiment: str = "ogls",
-        method: str = "ogls_sd",
-        seed: int = 0,
         run_name: str | None = None,
         folder: str = "runs",
         tracking_uri: str = "sqlite:///mlflow.db",
@@ -75,9 +71,9 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
-        if not _SAFE_NAME.fullmatch(method):
-            raise ValueError(f"the method begins the run's name: expected {_SAFE_NAME.pattern}, got {method!r}")
-        run_name = run_name or f"{method}-s{seed}-{datetime.now():%m%d-%H%M%S}-{token_hex(2)}"
+        self._stamp = f"{datetime.now():%m%d-%H%M%S}-{token_hex(2)}"
+        self._named = run_name is not None
+        run_name = run_name or f"run-{self._stamp}"
         if not _SAFE_NAME.fullmatch(run_name):
             raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
         if "://" not in tracking_uri or tracking_uri.startswith("file:"):
@@ -89,9 +85,10 @@ class Tracker(Logger):
             )
         if tracking_uri.startswith("sqlite:///"):  # absolute, so that the printed command works anywhere
             tracking_uri = f"sqlite:///{Path(tracking_uri.removeprefix('sqlite:///')).resolve()}"
-        self.method, self.seed, self.run_name = method, seed, run_name
+        self.method: str | None = None
+        self.seed, self.run_name = 0, run_name
         self.folder, self.tracking_uri = Path(folder), tracking_uri
-        tags = {"method": method, "seed": str(seed), **(tags or {})}
+        tags = dict(tags or {})
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
         self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics)
@@ -102,6 +99,23 @@ class Tracker(Logger):
         self._latest: dict[str, float] = {}
         self.config_sha256: str | None = None
         self.updates: Callable[[], int] | None = None  # made so far; Lightning counts the update under way instead
+
+    def describe(self, method: str, seed: int) -> None:
+        """Says what is run, before anything is logged. It names the run, unless the run has a name.
+
+        Args:
+            method: the name that the method has by its choices
+            seed: of the run, as tables count it
+        """
+        self.method, self.seed = method, seed
+        self._run.tags |= {"method": method, "seed": str(seed)}
+        if not self._named:
+            self.run_name, self._run.name = f"{self.label}-{self._stamp}", f"{method}-s{seed}-{self._stamp}"
+
+    @property
+    def label(self) -> str:
+        """Method and seed as the folders of their runs begin: ``OPSD-selection-ErrorSpan-s0``."""
+        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', self.method or 'run')[:40].strip('-')}-s{self.seed}"
 
     # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
 
@@ -204,12 +218,14 @@ class Tracker(Logger):
     def resume(self, run_id: str | None, run_folder: Path | None = None) -> None:
         """Goes on in a run that was begun before, in its folder. To be called before anything is logged.
 
-        In MLflow it is the run of this id or, where the id is not known, of the folder's name.
+        In MLflow it is the run of this id or, where the id is not known, of the name that it had.
         """
         assert self._outbox is None, "this run has begun already"
         if run_folder is not None:
-            self.folder, self.run_name = run_folder.parent, run_folder.name
-        self._run.run_id, self._run.name, self._run.resumed = run_id, self.run_name, True
+            self.folder, self.run_name, self._named = run_folder.parent, run_folder.name, True
+            told = run_folder / DESCRIPTION
+            self._run.name = json.loads(told.read_text())["name"] if told.is_file() else run_folder.name
+        self._run.run_id, self._run.resumed = run_id, True
 
     @rank_zero_only
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
@@ -279,9 +295,9 @@ class Tracker(Logger):
             self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
 
     @rank_zero_only
-    def log_intervals(self, intervals: Sequence[Phase]) -> None:
+    def log_phases(self, phases: Sequence[Phase]) -> None:
         """When phases ran, for the timeline; in the run's folder only."""
-        self._append(TRACE, trace_lines(intervals), TRACE_HEAD)
+        self._append(TRACE, trace_lines(phases), TRACE_HEAD)
 
     @rank_zero_only
     def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:

@@ -15,7 +15,7 @@ class ChainReflector(Reflector):
     """Knows the truth about `ogls.tasks.chains.Chains`: the first wrong number, its line, and what to do instead."""
 
     def answer(
-        self, cases: Sequence[ReflectionCase], means: ReflectionContext
+        self, cases: Sequence[ReflectionCase], context: ReflectionContext
     ) -> tuple[list[Reflection | None], dict[str, float]]:
         return [_reflection(case) for case in cases], {}
 

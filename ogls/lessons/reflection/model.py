@@ -10,7 +10,7 @@ from typing import Literal
 from ogls.lessons.reflection.quote import locate
 from ogls.lessons.reflection.reflector import ReflectionCase, ReflectionContext, Reflector
 from ogls.lessons.reflection.reply import parse_reflection
-from ogls.records import Reflection, Sampling
+from ogls.records import Need, Reflection, Sampling
 from ogls.system.seeds import derive
 
 
@@ -26,52 +26,46 @@ class ModelReflector(Reflector):
         right_rollouts: reflect on right rollouts too, so that they are distilled, whole.
         shuffle_ideas: a control: every rollout is given the idea for another problem's rollout of the same outcome.
         weights: ``student`` as it is now, or ``frozen``: as it was when training began.
-        sampling: of the replies.
+        temperature: of the replies.
         retries: how often a bad reply is asked for again.
-        prompt_tokens: what a prompt may take. The solution is shortened in its middle for it, then the rollout at its
-            end; a case that does not fit even so is left out and counted.
         min_quote: characters that a quote has at least, white space and ornaments not counted.
         min_similarity: of a quote that is not there as it is, 1 - edits / length.
     """
 
     weights: Literal["student", "frozen"] = "student"
-    sampling: Sampling = Sampling(max_tokens=256, temperature=0.7)
+    temperature: float = 0.7
     retries: int = 1
-    prompt_tokens: int = 2048
     min_quote: int = 5
     min_similarity: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.prompt_tokens < 1 or self.min_quote < 1:
+        if self.retries < 0 or self.min_quote < 1 or self.temperature < 0:
             raise ValueError(
-                "expected retries >= 0, prompt_tokens >= 1 and min_quote >= 1, "
-                f"got {self.retries}, {self.prompt_tokens} and {self.min_quote}"
+                "expected retries >= 0, min_quote >= 1 and temperature >= 0, "
+                f"got {self.retries}, {self.min_quote} and {self.temperature}"
             )
         if not 0 < self.min_similarity <= 1:
             raise ValueError(f"min_similarity must be in (0, 1], got {self.min_similarity}")
-        if self.retries and self.sampling.temperature == 0:
+        if self.retries and self.temperature == 0:
             raise ValueError("a reply at temperature 0 is the same again: set retries to 0, or a temperature")
 
     @property
-    def context_length(self) -> int:
-        return self.prompt_tokens + self.sampling.max_tokens
-
-    @property
-    def needs_start_weights(self) -> bool:
-        return self.weights == "frozen"
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"replies", "start"}) if self.weights == "frozen" else frozenset({"replies"})
 
     def answer(
-        self, cases: Sequence[ReflectionCase], means: ReflectionContext
+        self, cases: Sequence[ReflectionCase], context: ReflectionContext
     ) -> tuple[list[Reflection | None], dict[str, float]]:
         counts: Counter[str] = Counter()
         prompts = {}
         for index, case in enumerate(cases):
-            prompt = means.encoder.reflect_within(
-                self.prompt_tokens, case.problem, case.rollout.text, case.rollout.correct, case.solution
+            prompt = context.encoder.reflect_within(
+                context.limits.prompt_tokens, case.problem, case.rollout.text, case.rollout.correct, case.solution
             )
             if prompt is not None:
                 prompts[index], shortened = prompt
                 counts["shortened"] += shortened
+        sampling = Sampling(max_tokens=context.limits.max_tokens, temperature=self.temperature)
         best: dict[int, tuple[float, Reflection]] = {}
         waiting = list(prompts)
         for turn in range(1 + self.retries):
@@ -79,11 +73,11 @@ class ModelReflector(Reflector):
                 break
             counts["retried"] += len(waiting) if turn == 1 else 0
             asked = [prompts[index] for index in waiting]
-            replies = means.ask(asked, self.sampling, derive(means.seed, turn), self.weights == "frozen")
+            replies = context.ask(asked, sampling, derive(context.seed, turn), self.weights == "frozen")
             for index, reply in zip(waiting, replies, strict=True):
                 counts["replies"] += 1
                 counts["cut"] += reply.finish_reason == "length"
-                quality, reflection = self._read(cases[index], means.encoder.decode(reply.token_ids))
+                quality, reflection = self._read(cases[index], context.encoder.decode(reply.token_ids))
                 if reflection is not None and (index not in best or quality > best[index][0]):
                     best[index] = quality, reflection
             waiting = [index for index in waiting if index not in best or best[index][0] < 1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ogls.lessons.privilege import LessonDraft, Privilege, PrivilegedText
+from ogls.lessons.prompts import ATTEMPT, IDEA, Wording
 from ogls.lessons.reflection.metrics import without_answer
-from ogls.records import Role, RolloutGroup
+from ogls.records import Need, Role, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,8 @@ class CorrectiveIdea(Privilege):
     """
 
     redact_answer: bool = False
-    roles: ClassVar[frozenset[Role]] = frozenset({"idea"})
-    min_group_size: ClassVar[int] = 2
-    needs_reflector: ClassVar[bool] = True
+    views: ClassVar[Mapping[Role, Wording]] = {"idea": IDEA}
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers", "reflections"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         for rollout in group.rollouts:
@@ -32,7 +32,7 @@ class CorrectiveIdea(Privilege):
                 idea = rollout.reflection.idea
                 if self.redact_answer:
                     idea = without_answer(group.problem, idea)
-                yield LessonDraft(rollout=rollout, hints=(PrivilegedText(role="idea", text=idea),))
+                yield LessonDraft(rollout=rollout, texts=(PrivilegedText(role="idea", text=idea),))
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,12 @@ class LocatedSolution(Privilege):
     It is never the rollout itself; right rollouts take turns. A rollout without a reflection gives nothing.
     """
 
-    roles: ClassVar[frozenset[Role]] = frozenset({"success"})
-    min_group_size: ClassVar[int] = 2
-    needs_reflector: ClassVar[bool] = True
+    views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT}
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers", "reflections"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         for index, rollout in enumerate(group.rollouts):
             others = [right for right in group.successes if right is not rollout]
             if rollout.reflection is not None and others:
                 text = others[index % len(others)].text
-                yield LessonDraft(rollout=rollout, hints=(PrivilegedText(role="success", text=text),))
+                yield LessonDraft(rollout=rollout, texts=(PrivilegedText(role="success", text=text),))

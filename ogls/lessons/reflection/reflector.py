@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from ogls.lessons.prompts import PromptEncoder
 from ogls.lessons.reflection.metrics import report
-from ogls.records import Completion, Problem, Reflection, Rollout, RolloutGroup, Sampling
+from ogls.records import Completion, Need, Problem, Reflection, Rollout, RolloutGroup, Sampling
+from ogls.system.step_metrics import timed
 from ogls.tasks.base import ErrorLocator
 
 
@@ -21,17 +22,41 @@ class ReflectionCase:
     solution: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReflectionLimits:
+    """How long a reflector's prompts and replies may be.
+
+    Args:
+        prompt_tokens: of a prompt; the solution is shortened in its middle for it, then the rollout at its end
+        max_tokens: of a reply
+    """
+
+    prompt_tokens: int = 2048
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1 or self.max_tokens < 1:
+            raise ValueError(
+                f"expected prompt_tokens and max_tokens of at least 1, got {self.prompt_tokens} and {self.max_tokens}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReflectionContext:
     """What a reflector works with.
 
-    `ask(prompts, sampling, seed, frozen)` has a language model continue every prompt once, with the student's present
-    weights or with those that training began with. `seed` is for this step's reflections alone.
+    Args:
+        encoder: text to token ids and back
+        ask: ``ask(prompts, sampling, seed, frozen)`` has a language model continue every prompt once, with the
+            student's present weights or with those that training began with
+        seed: for this step's reflections alone
+        limits: how long prompts and replies may be
     """
 
     encoder: PromptEncoder
     ask: Callable[[Sequence[tuple[int, ...]], Sampling, int, bool], list[Completion]]
     seed: int
+    limits: ReflectionLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +75,19 @@ class Reflector(ABC):
     shuffle_ideas: bool = False
 
     @property
-    def context_length(self) -> int:
-        """Tokens that a prompt and its reply take at most; 0 for a reflector that asks no language model."""
-        return 0
-
-    @property
-    def needs_start_weights(self) -> bool:
-        """Whether it asks the weights that training began with."""
-        return False
+    def needs(self) -> frozenset[Need]:
+        """What it asks of the run: ``replies`` of a language model, of the weights that training ``start``-ed with."""
+        return frozenset()
 
     @abstractmethod
     def answer(
-        self, cases: Sequence[ReflectionCase], means: ReflectionContext
+        self, cases: Sequence[ReflectionCase], context: ReflectionContext
     ) -> tuple[list[Reflection | None], dict[str, float]]:
         """One reflection for each case, None where there is none to be had, and what was measured on the way."""
 
+    @timed("reflect")
     def reflect(
-        self, groups: Sequence[RolloutGroup], means: ReflectionContext, truth: ErrorLocator | None
+        self, groups: Sequence[RolloutGroup], context: ReflectionContext, truth: ErrorLocator | None
     ) -> tuple[list[RolloutGroup], dict[str, float]]:
         """The groups with their reflections, and rates; `truth` is what located errors are measured against."""
         cases, places = [], []
@@ -75,8 +96,10 @@ class Reflector(ABC):
                 own = self._cases(group)
                 cases += own.values()
                 places += [(place, index) for index in own]
-        found, measured = self.answer(cases, means) if cases else ([], {})
-        measured |= report([(c.problem, c.rollout, r) for c, r in zip(cases, found, strict=True)], means.encoder, truth)
+        found, measured = self.answer(cases, context) if cases else ([], {})
+        measured |= report(
+            [(c.problem, c.rollout, r) for c, r in zip(cases, found, strict=True)], context.encoder, truth
+        )
         if self.shuffle_ideas:
             found = exchange_ideas(cases, found)
         rollouts = [list(group.rollouts) for group in groups]

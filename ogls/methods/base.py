@@ -1,0 +1,169 @@
+"""What a method is: independent choices that are checked against each other once, when it is made."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any
+
+from ogls.lessons.advantage import Advantage
+from ogls.lessons.privilege import Privilege, Unprivileged
+from ogls.lessons.prompts import Wording
+from ogls.lessons.reflection.reflector import Reflector
+from ogls.lessons.selection import AllTokens, TokenSelection
+from ogls.loss.objective import Distillation, Objective, Target, Term
+from ogls.loss.steering import Steering, Unsteered
+from ogls.policy.teacher import Frozen, Teacher
+from ogls.records import Need, Role, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method is a set of choices; a subclass is a paper, and its defaults are what the paper chose.
+
+    What does not fit together is refused here, before anything is loaded. The `name` follows from the choices, so it
+    cannot be false.
+
+    Args:
+        privilege: which rollouts are learned from, and what the teacher reads about each
+        reflector: who says where a rollout first goes wrong and which idea it lacks; null where nobody does
+        teacher: whose weights read the views
+        steering: how the views become a target
+        objective: what is minimised
+        selection: which tokens of a rollout count
+        advantage: how much better a rollout did than its group, for objectives that reinforce; null for all others
+        temperature: divisor of the logits from which training rollouts are drawn
+        top_p: probability mass of the likeliest tokens that they are drawn from; 1 cuts nothing
+        top_k: number of the likeliest tokens that they are drawn from; 0 cuts nothing
+
+    Raises:
+        ValueError: two choices do not fit together; the message names them and what one asks of the other.
+    """
+
+    privilege: Privilege = Unprivileged()
+    reflector: Reflector | None = None
+    teacher: Teacher = Frozen()
+    steering: Steering = Unsteered()
+    objective: Objective = Distillation()
+    selection: TokenSelection = AllTokens()
+    advantage: Advantage | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_views()
+        self._check_needs()
+
+    @property
+    def name(self) -> str:
+        """``OPSD``, or ``OPSD[selection=ErrorSpan]``: the class, and every choice that is not as the class has it."""
+        changes = list(_changes(self, type(self)))
+        leaves = Counter(path[-1] for path, _ in changes)
+        changed = ", ".join(
+            f"{path[-1] if leaves[path[-1]] == 1 else '.'.join(path)}={_shown(value)}" for path, value in changes
+        )
+        return f"{type(self).__name__}[{changed}]" if changed else type(self).__name__
+
+    @property
+    def views(self) -> Mapping[Role, Wording]:
+        """Roles of the teacher's privileged views, and the words around each; empty where nobody is taught."""
+        return self.privilege.views if "rollouts" in self.privilege.needs else {}
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What the terms of the objective learn towards, each once."""
+        found = (term.target(self.steering) for _, term in self.objective.terms)
+        return tuple(dict.fromkeys(target for target in found if target is not None))
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What is left for the run to provide: ``rollouts``, ``peers``, ``error``, ``replies``, ``start``."""
+        asked = frozenset().union(*(needs for _, needs in self._asking()))
+        given = {"advantages", "logprobs", "reflections"} | ({"error"} if self.reflector is not None else set())
+        return asked - given
+
+    @property
+    def uncorrected(self) -> tuple[str, ...]:
+        """Names of the terms that take rollouts for the present policy's own, and so cannot learn from stale ones."""
+        return tuple(
+            type(term).__name__
+            for _, term in self.objective.terms
+            if "logprobs" not in term.needs and not self._is_towards_start(term)
+        )
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """Returns how training rollouts of at most `max_tokens` tokens are drawn."""
+        return Sampling(max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
+
+    def _asking(self) -> Iterator[tuple[str, frozenset[Need]]]:
+        """Every choice that can ask for something, and what it asks for."""
+        choices = (self.privilege, self.selection, self.reflector, *(term for _, term in self.objective.terms))
+        yield from ((type(choice).__name__, choice.needs) for choice in choices if choice is not None)
+
+    def _is_towards_start(self, term: Term) -> bool:
+        target = term.target(self.steering)
+        return target is not None and target.weights == "start"
+
+    def _check_views(self) -> None:
+        reader, roles = type(self.privilege).__name__, sorted(self.views)
+        taught = [target for target in self.targets if target.weights == "teacher"]
+        learner = type(self.objective).__name__
+        if roles and not taught:
+            raise ValueError(f"{reader} gives views of role {roles}, but {learner} has no teacher: change one of them")
+        if taught and not roles:
+            raise ValueError(f"{learner} learns from a teacher's views, but {reader} gives none: change one of them")
+        for target in taught:
+            try:
+                target.steering.coefficients(["plain", *roles])
+            except ValueError as error:
+                names = f"{type(target.steering).__name__} and {reader}"
+                raise ValueError(f"steering and privilege do not fit, {names}: {error}") from error
+
+    def _check_needs(self) -> None:
+        drawn = self.sampling(max_tokens=1)
+        for name, needs in self._asking():
+            if "reflections" in needs and self.reflector is None:
+                raise ValueError(f"{name} reads reflections: set method.reflector")
+            if "advantages" in needs and self.advantage is None:
+                raise ValueError(f"{name} needs advantages: set method.advantage")
+        if self.advantage is not None and not any("advantages" in needs for _, needs in self._asking()):
+            names = f"{type(self.objective).__name__} makes no use of {type(self.advantage).__name__}"
+            raise ValueError(f"{names}: set method.advantage to null")
+        for _, term in self.objective.terms:
+            if "logprobs" in term.needs and not drawn.is_softmax_at(term.temperature):
+                raise ValueError(
+                    f"{type(term).__name__} takes ratios to the sampler's probabilities at temperature "
+                    f"{term.temperature}: expected method.temperature to be that, top_p 1 and top_k 0, got "
+                    f"{self.temperature}, {self.top_p} and {self.top_k}"
+                )
+
+
+def _changes(value: Any, default: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Where `value` is not as `default`, an object or a class, has it, and what it has there."""
+    if value == default:
+        return
+    kind = default if isinstance(default, type) else type(default)
+    if is_dataclass(value) and type(value) is kind:
+        for field in fields(value):
+            if field.init:
+                own = _default(field) if isinstance(default, type) else getattr(default, field.name)
+                yield from _changes(getattr(value, field.name), own, (*path, field.name))
+    else:
+        yield path, value
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _shown(value: Any) -> str:
+    """``ErrorSpan``, ``FirstTokens(count=256)``, ``0.5``: short, and all that is not a class's own default."""
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_shown, value))})"
+    if is_dataclass(value):
+        inner = ", ".join(f"{'.'.join(path)}={_shown(changed)}" for path, changed in _changes(value, type(value)))
+        return f"{type(value).__name__}({inner})" if inner else type(value).__name__
+    return f"{value:g}" if isinstance(value, float) else str(value)

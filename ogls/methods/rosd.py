@@ -1,0 +1,89 @@
+"""ROSD (arXiv 2605.28014), its ablations, and the controls that its referees would ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ogls.lessons.privilege import Privilege, SuccessfulPeer
+from ogls.lessons.reflection.chains import ChainReflector
+from ogls.lessons.reflection.model import ModelReflector
+from ogls.lessons.reflection.privilege import CorrectiveIdea, LocatedSolution
+from ogls.lessons.reflection.reflector import Reflector
+from ogls.lessons.selection import AllTokens, FromError, RandomPlace, ShiftedError, TokenSelection
+from ogls.loss.divergence import JensenShannon
+from ogls.loss.objective import Distillation, Objective
+from ogls.loss.topk import TopK
+from ogls.methods.base import Method
+from ogls.policy.teacher import Frozen, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSD(Method):
+    """ROSD distils from where a rollout first goes wrong, under the idea that it lacks.
+
+    A reflector reads problem, right solution, wrong rollout and gold answer, and writes an exact quote of where the
+    reasoning first goes wrong and a corrective idea. The teacher reads the idea, and no solution:
+
+        loss = mean over t >= quote of min(student(y_t) / sampler(y_t), 2) JSD_S(teacher(. | x, idea, y_<t), student)
+
+    JSD_S as in SDPO. Right rollouts of mixed groups get a reflection on why they are right and are learned whole;
+    a wrong one whose quote is not found in it is not learned. Teacher and reflector have the weights that training
+    began with.
+    """
+
+    privilege: Privilege = CorrectiveIdea()
+    reflector: Reflector | None = ModelReflector(weights="frozen")
+    teacher: Teacher = Frozen()
+    objective: Objective = Distillation(JensenShannon(0.5), support=TopK(100), importance_cap=2.0)
+    selection: TokenSelection = FromError()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDWithoutReflector(ROSD):
+    """ROSD's ablation without its reflector: the teacher reads a right rollout of the group; all tokens count."""
+
+    privilege: Privilege = SuccessfulPeer()
+    reflector: Reflector | None = None
+    selection: TokenSelection = AllTokens()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDIdeaOnly(ROSD):
+    """ROSD's ablation without its mask: the idea is read, and all tokens count."""
+
+    selection: TokenSelection = AllTokens()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDPlaceOnly(ROSD):
+    """ROSD's ablation without its idea: the teacher reads a right rollout, and learning begins at the quote."""
+
+    privilege: Privilege = LocatedSolution()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDExact(ROSD):
+    """ROSD with a reflector that recomputes chains: what could be had if nothing were misread (`Chains` only)."""
+
+    reflector: Reflector | None = ChainReflector()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDShifted(ROSD):
+    """A control of ROSD: learning begins 8 tokens, about a line of a chain, after the quote."""
+
+    selection: TokenSelection = ShiftedError(FromError(), tokens=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDShuffled(ROSD):
+    """A control of ROSD: every rollout is given the idea for another problem's rollout of the same outcome."""
+
+    reflector: Reflector | None = ModelReflector(weights="frozen", shuffle_ideas=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROSDRandomPlace(ROSD):
+    """A control of ROSD: as many tokens as from the quote on count, in a row, at a random place."""
+
+    selection: TokenSelection = RandomPlace(FromError())
