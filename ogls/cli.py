@@ -17,8 +17,7 @@ import ogls.rollout.transformers
 import ogls.rollout.vllm
 import ogls.tasks.chains
 import ogls.tasks.reasoning_gym
-import ogls.tasks.tables  # noqa: F401
-from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder, StopWithoutSignal
+import ogls.tasks.tables
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import Prompts
@@ -29,8 +28,9 @@ from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.system.exits import RunEnded
-from ogls.system.suggestions import suggestion
+from ogls.system.suggestions import in_one_line
 from ogls.tracking import SaveConfig, Tracker
+from ogls.training import SETTINGS, callbacks
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -49,10 +49,12 @@ jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_argumen
 
 
 class _Parser(LightningArgumentParser):
-    """An unknown key is answered with the one that may have been meant."""
+    """Says in one line what is wrong, and what may have been meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(message + suggestion(message, _KEYS), ex)
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.exit(_complain(in_one_line(message, _KEYS, ogls.__all__)))
 
 
 class OglsCLI(LightningCLI):
@@ -62,7 +64,7 @@ class OglsCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_subclass_arguments(Method, "method", required=True, help="what is learned, from whom")
+        parser.add_argument("--method", type=Method, required=True, help="what is learned, from whom")
         parser.add_class_arguments(Policy, "policy")
         for half in ("model", "data"):
             for shared in ("method", "policy"):
@@ -115,7 +117,7 @@ def _complain(message: str) -> int:
 
 def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
     """Parse `args` (default: the command line) and, with `run`, carry out the subcommand."""
-    sys.path.append(str(Path.cwd()))  # a variant of your own may lie beside you
+    sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # a variant of your own may lie beside you
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
@@ -132,12 +134,8 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
-            "callbacks": [RunRecorder(), RichProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()],
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "inference_mode": False,  # an engine started during validation is updated during training
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
+            "callbacks": callbacks(),
+            **SETTINGS,
         },
     )
 

@@ -5,6 +5,7 @@ Logits are never made here: the head is linear, so the objective combines hidden
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -78,6 +79,9 @@ class Policy(nn.Module):
 
         if "model" in self._modules:
             return self
+        if self.dtype == "bfloat16" and not torch.cuda.is_available() and not _has_bf16():
+            hint = "this processor multiplies bfloat16 several times as slowly as float32: consider"
+            print(f"{hint} --policy.dtype float32 --data.engine.dtype float32", file=sys.stderr, flush=True)
         quiet_transformers()
         register_attention()
         loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
@@ -259,6 +263,11 @@ class Policy(nn.Module):
 
 
 _TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def _has_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16, as oneDNN sees it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _checkpoint_layers(model: Any) -> None:

@@ -11,10 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ogls.records import Lane, Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the text half records phases, too, and does without torch
 
 _EPOCH = time.time() - time.perf_counter()  # when the clock that never jumps stood at 0
 _RECORDING: ContextVar[StepMetrics | None] = ContextVar("recording", default=None)

@@ -1,4 +1,4 @@
-"""What a misspelt key may have been meant to be."""
+"""A configuration error becomes one line that says which key, why, and what to do."""
 
 from __future__ import annotations
 
@@ -9,23 +9,54 @@ from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 
-_CLASS = re.compile(r"class_path '([\w.]+)'")
+_KEY = re.compile(r"Parser key \"([\w.]+)\":")
+_CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
 _UNKNOWN = re.compile(r"(?:--|[Oo]ption '|[Kk]ey ')([\w.]+)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Expected a path"
+)
 
 
-def suggestion(message: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'learning_rate'?" for an error message that names an unknown key, or nothing.
+def in_one_line(message: str, keys: Iterable[str], classes: Iterable[str]) -> str:
+    """Returns the parser's message without its nesting: ``method.selection: no class 'ErorSpan'; did you mean ...?``.
 
-    `known` are keys by their last part; those of the classes that the message names are added.
+    Args:
+        message: what jsonargparse says, over several lines
+        keys: known keys, by their last part; those of the classes that the message names are added
+        classes: names of known classes
     """
-    names = set(known)
+    path: list[str] = []
+    owner, reasons = "", []
+    for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
+        if found := _KEY.fullmatch(line):
+            path.append(found[1])
+            owner = ""
+        elif found := _CLASS.fullmatch(line):
+            owner = found[1].rpartition(".")[2]
+        elif line and not _NOISE.match(line):
+            reasons.append(_NO_CLASS.sub(r"there is no class '\1'", line))
+    where = ".".join(path) + (f" ({owner})" if owner else "")
+    said = "; ".join(dict.fromkeys(reasons)) or message
+    return (f"{where}: {said}" if where else said) + suggestion(message, keys, classes)
+
+
+def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -> str:
+    """Returns ``; did you mean 'learning_rate'?`` for a message that names an unknown key or class, or nothing."""
+    if found := _NO_CLASS.search(message):
+        return _meant(found[1], classes)
+    names = set(keys)
     for path in _CLASS.findall(message):
         module, _, name = path.rpartition(".")
         with suppress(ImportError, AttributeError):  # it may be the class that is misspelt
             names |= set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
     for key in _UNKNOWN.findall(message):
         word = key.rpartition(".")[2]
-        close = get_close_matches(word, names, n=1)
-        if close and word not in names:
-            return f"; did you mean {close[0]!r}?"
+        if word not in names and (meant := _meant(word, names)):
+            return meant
     return ""
+
+
+def _meant(word: str, names: Iterable[str]) -> str:
+    close = get_close_matches(word, sorted(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
