@@ -1,4 +1,7 @@
-"""The command line: LightningCLI with interpolation, stacked configurations, and errors a user can read."""
+"""The command line is LightningCLI, with errors of one line.
+
+Configurations may be stacked (several ``--config``) and refer to their own values (``${...}``).
+"""
 
 from __future__ import annotations
 
@@ -40,16 +43,16 @@ _KEYS = {name for part in _PARTS for name in inspect.signature(part).parameters}
 
 
 def _forget_arguments(parser: Any, before: Any, now: Any) -> None:
-    """A class that replaces another takes nothing over from it: whoever names a method gets it whole."""
+    """Drops the arguments of a class that another one replaces, so that a named method is that method as published."""
     if before and "init_args" in before and before["class_path"] != now["class_path"]:
         before.pop("init_args")
 
 
-jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # which keeps what fits by name
+jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # jsonargparse's keeps what fits
 
 
 class _Parser(LightningArgumentParser):
-    """Says in one line what is wrong, and what may have been meant."""
+    """This parser says in one line what is wrong, and what may have been meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -58,30 +61,34 @@ class _Parser(LightningArgumentParser):
 
 
 class OglsCLI(LightningCLI):
-    """Makes one method and one policy, and hands both to module and data.
+    """The command line makes one method and one policy, and hands both to module and data.
 
     `fit` validates once before the first step, so that every run knows where it began.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--method", type=Method, required=True, help="what is learned, from whom")
+        """Adds the keys ``method`` and ``policy``."""
+        about = "choice of what is learned and from whom: a published method, or one with changed choices"
+        parser.add_argument("--method", type=Method, required=True, help=about)
         parser.add_class_arguments(Policy, "policy")
         for half in ("model", "data"):
             for shared in ("method", "policy"):
                 parser.link_arguments(shared, f"{half}.{shared}", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Returns the trainer, with sound checkpoints and a tracker that knows method and seed."""
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
-        if isinstance(trainer.logger, Tracker):  # before a checkpoint of the same method is looked for
+        if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
             trainer.logger.describe(self.model.method.name, self.datamodule.seed)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Configuration comes from files and command line alone; a checkpoint never overrides it."""
+        """Does nothing: configuration comes from files and command line, and no checkpoint overrides it."""
 
     def before_fit(self) -> None:
+        """Validates the student before the first step of a new run."""
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             self.datamodule.fit_follows = True
             with self.trainer.logger.kept_open():  # pyright: ignore
@@ -89,7 +96,10 @@ class OglsCLI(LightningCLI):
 
 
 def find_configs(args: list[str]) -> list[str]:
-    """Let ``--config math.yaml`` mean the file in the working directory, else the one in the project's experiments."""
+    """Returns the arguments with the full path of every configuration.
+
+    ``--config math.yaml`` is the file in the working directory, or else the one in the project's experiments.
+    """
     found = list(args)
     for i, arg in enumerate(found):
         flag, equals, name = arg.partition("=")
@@ -116,8 +126,13 @@ def _complain(message: str) -> int:
 
 
 def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
-    """Parse `args` (default: the command line) and, with `run`, carry out the subcommand."""
-    sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # a variant of your own may lie beside you
+    """Parses arguments, makes all objects, and runs the subcommand.
+
+    Args:
+        args: arguments to parse; None takes those of the command line
+        run: whether the subcommand is run; if not, there is none among the arguments
+    """
+    sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # for classes of the user's own
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
@@ -141,7 +156,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 
 
 def main() -> None:
-    """The entry of ``experiments/run.py``. Exit codes: see `ogls.system.exits`."""
+    """Runs the command line, as ``experiments/run.py`` does, and ends with an exit code of `ogls.system.exits`."""
     try:
         build()
     except RunEnded as ended:

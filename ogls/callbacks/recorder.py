@@ -1,37 +1,36 @@
-"""What a run is made of, for the tracker."""
+"""RunRecorder tells the tracker what a run is made of."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint
+from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker
 
 
 class RunRecorder(Callback):
-    """Ties the run to the `Tracker`: data, timeline, what each validation showed, going on in the same MLflow run.
+    """RunRecorder hands the tracker the run's data, timeline and validations, and continues the MLflow run.
 
-    Lightning moves the checkpoint callbacks to the end, so this one decides on the run's folder before they look at it.
+    Lightning calls checkpoint callbacks last, so this one decides on the run's folder before they look at it.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tells the tracker the method and seed, and how many updates there were."""
         if isinstance(trainer.logger, Tracker):
             trainer.logger.updates = lambda: trainer.global_step
-            if trainer.logger.method is None:
-                method, data = cast(Any, pl_module).method, cast(Any, trainer).datamodule
-                trainer.logger.describe(method.name, data.seed)
+            described(trainer.logger, trainer)
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 trainer.logger.hold_folder()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on keeps its MLflow run, and its folder where the checkpoint lies in one."""
+        """Continues the checkpoint's MLflow run, and its folder where the checkpoint lies in a run's folder."""
         if trainer.state.fn != TrainerFn.FITTING or not isinstance(trainer.logger, Tracker):
             return
         folder = Path(str(trainer.ckpt_path)).parent
@@ -46,15 +45,18 @@ class RunRecorder(Callback):
             trainer.checkpoint_callback.dirpath = str(folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds to the checkpoint which run it belongs to, and the metrics of its step."""
         if isinstance(trainer.logger, Tracker):
             checkpoint["mlflow_run_id"] = trainer.logger.run_id
+            checkpoint["seed"] = trainer.logger.seed
             checkpoint["run"], checkpoint["config_sha256"] = trainer.logger.run_name, trainer.logger.config_sha256
             # Lightning logs a step after its callbacks, and a kill may come between the two.
             checkpoint["row"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Claims the run's folder, and logs the problems."""
         if isinstance(trainer.logger, Tracker):
-            trainer.logger.hold_folder()  # not earlier: a checkpoint may say which it is
+            trainer.logger.hold_folder()  # not earlier: a checkpoint may say which folder it is
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
 
@@ -95,7 +97,7 @@ class RunRecorder(Callback):
 
 
 def _row(group: RolloutGroup) -> dict[str, Any]:
-    """A problem and its first rollout."""
+    """Returns a row of the table of completions: a problem and its first rollout."""
     rollout = group.rollouts[0]
     return {
         "problem": group.problem.text,

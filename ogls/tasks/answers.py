@@ -1,4 +1,7 @@
-"""Finding the answer in a text. Every function takes time linear in the text, whatever the text is."""
+"""Answers are found in a text, in time that is linear in its length.
+
+This holds for any text, since texts are untrusted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What is inside the last complete ``\boxed{...}``; None when there is none. ``\{`` and ``\}`` are not braces."""
+    r"""Returns what is inside the last complete ``\boxed{...}``; None where there is none.
+
+    ``\{`` and ``\}`` do not count as braces.
+    """
     found: tuple[int, int] | None = None
     open_braces: list[int | None] = []  # where a box's content starts; None for any other brace
     for token in _BRACES.finditer(text):
@@ -29,12 +35,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_tagged(text: str, tag: str = "answer") -> str | None:
-    """What is inside the last complete ``<answer>...</answer>``; None when there is none."""
+    """Returns what is inside the last complete ``<answer>...</answer>``; None where there is none."""
     end = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, max(end, 0))
     return text[start + len(tag) + 2 : end] if start >= 0 else None
 
 
 def acceptable(answer: str, max_length: int) -> bool:
-    """Not empty, not longer than `max_length` characters, and free of control characters and lone surrogates."""
+    """Returns whether an answer has 1 to `max_length` characters, without control characters and lone surrogates."""
     return 0 < len(answer) <= max_length and not _UNPRINTABLE.search(answer)

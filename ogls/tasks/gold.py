@@ -1,4 +1,4 @@
-"""Before training: does every gold answer verify against itself?"""
+"""Every gold answer has to verify against itself before training begins."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _NAMED = 20
 
 
 def unverifiable_gold(problems: Iterable[Problem], pool: GradingPool) -> list[str]:
-    """Ids of the problems whose gold answer, stated as a completion should state it, is not graded correct.
+    """Returns the ids of the problems whose gold answer, stated as a completion should state it, is not graded right.
 
-    ValueError for a kind of problem that has no verifier and for a gold answer that its verifier cannot read at all.
+    Raises:
+        ValueError: a kind of problem has no verifier, or a gold answer cannot be read by its verifier.
     """
     pairs = [(problem, pool.verifier.canonical(problem)) for problem in problems]
     verdicts = pool.grade(pairs)
@@ -24,7 +25,7 @@ def unverifiable_gold(problems: Iterable[Problem], pool: GradingPool) -> list[st
 
 
 def verify_gold(problems: Iterable[Problem], pool: GradingPool) -> None:
-    """ValueError that names the problems whose gold answer does not verify: no completion could ever be right."""
+    """Raises ValueError where gold answers do not verify, since no completion could ever be right; it names them."""
     failed = unverifiable_gold(problems, pool)
     if failed:
         named = ", ".join(failed[:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")

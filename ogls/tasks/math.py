@@ -1,4 +1,4 @@
-"""Mathematical answers, compared by math-verify after two shortcuts and a list of refusals."""
+"""Mathematical answers are compared as numbers, as text, or by math-verify."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class MathVerifier(Verifier):
-    r"""The last ``\boxed{...}`` is equal to the gold answer.
+    r"""A text is right if its last ``\boxed{...}`` is equal to the gold answer.
 
-    Two plain numbers are compared exactly, as fractions ("1,080" is "1080.0"); equal spelling is equality; the rest is
-    for math-verify, which turns LaTeX into sympy expressions by a grammar, never by evaluating text.
-    Unparsable: no box, nothing in it, more than `max_length` characters, nested more than 12 deep, towers of powers,
-    huge exponents and factorials, and all that math-verify cannot read. What is slow nonetheless is ended by the pool.
+    Two plain numbers are compared exactly, as fractions ("1,080" is "1080.0"). Answers of equal spelling are equal. All
+    others go to math-verify, which turns LaTeX into sympy expressions by a grammar and never evaluates text.
+
+    A text is unparsable if it has no box, or if its answer is empty, is longer than `max_length`, is nested more than
+    12 deep, has a tower of powers, a huge exponent or a huge factorial, or cannot be read by math-verify. The grading
+    pool ends what is slow nonetheless.
 
     Args:
-        last_number: where there is no box, take the last number of the text.
-        max_length: characters of an answer beyond which it is not looked at.
+        last_number: whether the last number of a text without a box is its answer
+        max_length: largest number of characters of an answer; a longer one is unparsable
     """
 
     last_number: bool = False
@@ -75,13 +77,13 @@ class MathVerifier(Verifier):
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of an integer or decimal, thousands separated by commas or not; None for all else."""
+    """Returns the value of an integer or decimal, with or without commas between thousands; None for other text."""
     bare = _ORNAMENTS.sub("", text).strip().removesuffix(".")
     return Fraction(bare.replace(",", "")) if _NUMBER.fullmatch(bare) and len(bare) < 1000 else None
 
 
 def refused(answer: str) -> bool:
-    """Whether evaluating this would take unreasonable time or memory, as far as its spelling tells."""
+    """Returns whether its spelling shows that an answer would take unreasonable time or memory to evaluate."""
     depth = deepest = 0
     for character in answer:
         depth += (character in "([{") - (character in ")]}")

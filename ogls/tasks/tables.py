@@ -1,4 +1,7 @@
-"""Problems out of rows with named columns: JSON lines and Hub data sets. Every row is checked at construction."""
+"""Problems are read from rows with named columns: JSON lines, Hub data sets.
+
+Every row is checked when the source is made.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,20 @@ from ogls.tasks.base import ProblemSource
 
 @dataclass(frozen=True)
 class Columns:
-    r"""Which column of a row becomes which field of a `Problem`.
+    r"""Columns say which column of a row becomes which field of a `Problem`.
 
-    `id`, `solution`, `system` and `kind` may be missing from a row, `text` and `answer` may not. Rows without an id are
-    named by `default_id` and their number.
+    A row needs question and answer; all other columns may be missing.
 
     Args:
-        default_kind: of rows without a kind.
-        answer_pattern: the answer is the first group of the last match in its column, such as ``####\s*(.+)`` where
-            it ends a worked solution.
+        id: column of the problem's id; a row without one is named by its file and number
+        text: column of the question
+        answer: column of the gold answer
+        solution: column of the reference solution
+        system: column of the system message
+        kind: column of the problem's kind, which picks the verifier
+        default_kind: kind of the rows that name none
+        answer_pattern: regular expression whose last match in the answer column has the gold answer as its first group,
+            such as ``####\s*(.+)`` where it ends a worked solution; null takes the whole column
     """
 
     id: str = "id"
@@ -37,7 +45,16 @@ class Columns:
     answer_pattern: str | None = None
 
     def read(self, rows: Iterable[tuple[int, Any]], source: str) -> tuple[Problem, ...]:
-        """Problems of numbered rows; ValueError naming source, row and reason at the first that is malformed."""
+        """Returns the problems of numbered rows.
+
+        Args:
+            rows: number and content of every row
+            source: name of the rows in messages
+
+        Raises:
+            ValueError: a row is malformed, an id is repeated, or there are no rows or no such column; the message names
+                source, row and reason.
+        """
         first_seen: dict[str, int] = {}
         problems, columns = [], set()
         for number, row in rows:
@@ -90,7 +107,7 @@ def _text(row: Mapping[str, Any], column: str, where: str) -> str:
 
 
 def _optional(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """None where the column is missing, null or empty."""
+    """Returns the text of a column; None where it is missing, null or empty."""
     return None if row.get(column) in (None, "") else _text(row, column, where)
 
 
@@ -101,13 +118,18 @@ def _check_slice(offset: int, limit: int | None) -> None:
 
 @dataclass(frozen=True)
 class JsonlProblems(ProblemSource):
-    """One JSON object a line. Blank lines are skipped; rows are numbered from 1, as an editor numbers lines.
+    """This source reads a file with one JSON object per line.
+
+    Blank lines are skipped. Rows are numbered from 1, as an editor numbers lines.
 
     Args:
-        path: relative to the working directory.
-        limit: use at most so many problems.
-        offset: after skipping so many.
-        columns: what the columns are called.
+        path: path of the file, relative to the working directory
+        limit: largest number of problems; null takes all
+        offset: number of problems to skip at the beginning
+        columns: names of the columns
+
+    Raises:
+        ValueError: there is no such file, or a row is malformed.
     """
 
     path: str
@@ -142,16 +164,21 @@ class JsonlProblems(ProblemSource):
 
 @dataclass(frozen=True)
 class HubProblems(ProblemSource):
-    """A data set of the Hugging Face Hub, or a local folder of parquet, JSON or CSV files. No code of it runs.
+    """This source reads a data set of the Hugging Face Hub, or a local folder of parquet, JSON or CSV files.
+
+    No code of the data set is run.
 
     Args:
-        dataset: name on the Hub, or a folder.
-        split: such as ``train``.
-        name: of the data set's configuration, where it has several.
-        revision: commit or tag; give it, so that the problems stay the same.
-        limit: use at most so many problems.
-        offset: after skipping so many.
-        columns: what the columns are called.
+        dataset: name of the data set on the Hub, or path of a folder
+        split: split of the data set, such as ``train``
+        name: configuration of the data set, where it has several
+        revision: commit or tag of the data set; with one, the problems stay the same
+        limit: largest number of problems; null takes all
+        offset: number of problems to skip at the beginning
+        columns: names of the columns
+
+    Raises:
+        ValueError: a row is malformed.
     """
 
     dataset: str

@@ -1,4 +1,4 @@
-"""The resolved configuration as parameters and as a file."""
+"""The resolved configuration is logged as parameters and as a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NOT_PARAMETERS = ("trainer.logger", "trainer.callbacks", "config")
 
 
 class SaveConfig(SaveConfigCallback):
-    """Logs the resolved configuration; the stock callback wants a folder, which a database has not."""
+    """SaveConfig hands the resolved configuration to the tracker, where Lightning's own callback writes to a folder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Too early: only the checkpoint, which is read later, says which run goes on."""
+        """Does nothing, since only the checkpoint, which is read later, says which run goes on."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
@@ -41,7 +41,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted name. `k: {class_path: a.B, init_args: {x: 1}}` becomes `k: B` and `k.x: 1`."""
+    """Returns the values of a configuration by dotted name.
+
+    `k: {class_path: a.B, init_args: {x: 1}}` becomes `k: B` and `k.x: 1`.
+    """
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"

@@ -57,11 +57,9 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
         problems_per_step=5,
         epochs=2,
         advantage=GroupRelative(),
-        learner={
-            "objective": Mixture((GRPO(), Distillation()), (0.5, 1.0)),
-            "tokens_per_micro_batch": 150,
-            "learning_rate": 1e-4,
-        },
+        objective=Mixture([GRPO(), Distillation()], [0.5, 1.0]),
+        tokens_per_micro_batch=150,
+        learning_rate=1e-4,
     )
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
 
@@ -87,7 +85,7 @@ def train_until_told(folder: str) -> None:
             time.sleep(0.01)
 
     os.chdir(folder)
-    tiny.trainer(2, method="tiny", system_metrics=False).fit(tiny.Tiny(during={2: wait}), tiny.TinyData())
+    tiny.trainer(2, system_metrics=False).fit(tiny.Tiny(during={2: wait}), tiny.TinyData())
 
 
 def begin_database(uri: str, name: str) -> None:
