@@ -22,7 +22,8 @@ class OGLS_SD(Method):
 
         P+ = {reference solution, if there is one} + {right rollouts of x}        P- = {wrong rollouts of x}
 
-        z_t(g)   = teacher's logits of y_t after x, g and y_<t        one pass per attempt, with logits z0_t without g
+        z0_t     = teacher's logits at token t after x and y_<t
+        z_t(g)   = teacher's logits at token t after x, g and y_<t    one pass per attempt g
         zbar+_t  = mean of z_t(g) over g in P+                        zbar-_t = mean of z_t(g) over g in P-
         target_t = softmax(z0_t + alpha (zbar+_t - zbar-_t))
         loss     = mean_t KL(target_t || student(. | x, y_<t))        over the first 1,024 tokens of each y

@@ -43,9 +43,10 @@ class SSOPD(Method):
         loss = GRPO's + 0.5 * mean of KL(teacher(. | x, y+, y_<t) || student(. | x, y_<t)), weighted by 4 p (1 - p)
 
     y+ is the shortest right rollout, y the longest wrong one, and p the share of right ones; the teacher is frozen. The
-    paper has all of these, a clamp of each summand, and a cut of y, whose length could not be found. This project's
-    decisions are OPSD's 1,024 tokens, OGLS-SD's clamp to ±0.05, and that the weights are those of a mean: they say how
-    much a problem counts beside others, and do not lower the factor 0.5 where all groups are nearly all right or wrong.
+    paper has, as its readers report, all of these, a clamp of each summand, and a cut of y; the sizes of clamp and cut
+    could not be found. This project's decisions are OPSD's 1,024 tokens, OGLS-SD's clamp to ±0.05, and that the weights
+    are those of a mean: they say how much a problem counts beside others, and do not lower the factor 0.5 where all
+    groups are nearly all right or wrong.
     """
 
     privilege: Privilege = ShortestForLongest()

@@ -61,10 +61,10 @@ class TIP(Method):
 
         loss = mean of KL(student || teacher) over the kept tokens, at temperature 1
 
-    The paper has this score, the cut of the entropy at its 98th percentile, 50 % of each rollout, and the reverse KL.
-    Its teacher is a larger model without privilege, and it scales h and d over the whole batch. This project's
-    decisions are that the frozen student teaches and reads the reference solution, and that h and d are scaled within
-    each rollout, so that micro-batches make no difference.
+    A public reproduction takes from the paper this score, the cut of the entropy at its 98th percentile, 50 % of each
+    rollout, and the reverse KL. The paper's teacher is a larger model without privilege, and h and d are scaled over
+    the whole batch. This project's decisions are that the frozen student teaches and reads the reference solution, and
+    that h and d are scaled within each rollout, so that micro-batches make no difference.
     """
 
     privilege: Privilege = ReferenceSolution()

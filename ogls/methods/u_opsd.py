@@ -64,10 +64,10 @@ class U_OPSD(OPSD):
         loss = mean_t KL(teacher(. | x, y+, y_<t) || student(. | x, y_<t))
 
     y+ is the longest of the rollouts with the most frequent answer, if at least half of all rollouts give it; y is the
-    longest rollout with another answer. The paper has 8 rollouts of at most 4,096 tokens per problem, the threshold of
-    0.5, ablations around one learned rollout per problem, and all else as in OPSD. Its first abstract calls y+ the
-    shortest, its method section the longest, and its ablation finds little difference. This project's decision is that
-    all tokens of y are learned.
+    longest rollout with another answer. The paper has, as its readers report, 8 rollouts of at most 4,096 tokens per
+    problem, the threshold of 0.5, ablations around one learned rollout per problem, and all else as in OPSD. Its first
+    abstract calls y+ the shortest, its method section the longest, and its ablation finds little difference. This
+    project's decision is that all tokens of y are learned.
     """
 
     privilege: Privilege = Consensus()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from lab.demonstrations import WorkedAttempts
 
 import ogls.methods
 from ogls.lessons.advantage import GroupRelative
@@ -369,6 +370,8 @@ def test_views_are_the_privileges_where_somebody_is_taught() -> None:
     assert OGLS_SD().views == PeerOutcomes.views
     assert OGLS_SD_v2().views == PeerOutcomes.views
     assert GRPO().views == SFT().views == {}
+    assert WorkedAttempts.views  # what it shows is shown to the student
+    assert SFT(privilege=WorkedAttempts()).views == {}
 
 
 def test_training_rollouts_are_drawn_as_the_method_says() -> None:
