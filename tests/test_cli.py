@@ -109,10 +109,14 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     ("args", "complaint"),
     [
         (["--model.learning_rat", "1"], "learning_rat"),
+        (["--data.max_token", "5"], "max_token"),
         (["--data.evaluation.sampling.max_token", "5"], "max_token"),
+        (["--policy.lora.rnk", "5"], "rnk"),
         (["--method.steering.alpa", "1"], "alpa"),
+        (["--method.steering.init_args.alpa", "1"], "alpa"),
         (["--data.group_size", "many"], "group_size"),
         (["--method.steering", "NoSuch"], "NoSuch"),
+        (["--method.steering", "ogls.loss.steering.NoSuch"], "NoSuch"),
     ],
 )
 def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str, capfd: pytest.CaptureFixture[str]):
@@ -161,11 +165,12 @@ def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, 
     assert find_configs(["fit", "--config=math.yaml"]) == ["fit", "--config=math.yaml"]
 
 
-@pytest.mark.parametrize("overlay", sorted(p.name for p in EXPERIMENTS.glob("*.yaml") if p.name not in ("math.yaml",)))
+@pytest.mark.parametrize("overlay", sorted(p.name for p in EXPERIMENTS.glob("*.yaml")))
 def test_every_configuration_parses(overlay: str, capfd: pytest.CaptureFixture[str]):
     """Values only: data sets and models of the Hub are not loaded."""
-    below = {"qwen3_1.7b.yaml": [], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}.get(overlay, ["math.yaml"])
-    own = [word for file in (*below, overlay) for word in ("--config", file)]
+    below = {name: [] for name in ("math.yaml", "lab.yaml", "qwen3_1.7b.yaml")}  # stand alone
+    below |= {"qwen3_4b.yaml": ["qwen3_1.7b.yaml"], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}
+    own = [word for file in (*below.get(overlay, ["math.yaml"]), overlay) for word in ("--config", file)]
     with pytest.raises(SystemExit) as stopped:
         build(["fit", *own, "--data.seed", "7", "--print_config"])
     assert stopped.value.code == 0

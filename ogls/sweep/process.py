@@ -16,7 +16,7 @@ from ogls.sweep.definition import Options, Settings
 from ogls.sweep.run_numbers import RunNumbers
 from ogls.system import attached
 from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse
-from ogls.system.run_lock import RunLock
+from ogls.system.run_lock import lock_folder
 from ogls.tracking.files import METRICS, replace_text
 
 _POLL = 0.5  # seconds
@@ -166,14 +166,12 @@ class TrialRun:
 
     def _let_predecessor_end(self) -> None:
         """Waits for an earlier run in the folder: if its sweep was killed, it ends after the step under way."""
-        lock = RunLock()
-        while not lock.held:
+        while True:
             try:
-                lock.acquire(self.folder)
+                return lock_folder(self.folder).release()
             except FolderInUse:
                 if self.stopping.wait(_POLL):
                     raise Stopped from None
-        lock.release()
 
     def _sound(self, numbers: RunNumbers) -> RunNumbers:
         wrong = numbers.update().not_finite()

@@ -17,11 +17,12 @@ from secrets import token_hex
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from ogls.records import Phase
-from ogls.system.run_lock import RunLock
+from ogls.system.run_lock import lock_folder
 from ogls.tasks.base import ProblemSource
 from ogls.tracking.files import (
     CONFIG,
@@ -98,7 +99,7 @@ class Tracker(Logger):
         self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics)
         self._outbox: Outbox | None = None
         self._ending: str | None = None
-        self._lock = RunLock()
+        self._lock: FileLock | None = None
         self._held = False
         self._latest: dict[str, float] = {}
         self.config_sha256: str | None = None
@@ -196,7 +197,9 @@ class Tracker(Logger):
         """
         if self._held and status == "success":
             return
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self._outbox is None:
             return
         if status == "success":
@@ -267,8 +270,8 @@ class Tracker(Logger):
     @rank_zero_only
     def hold_folder(self) -> None:
         """Keeps all other runs out of this run's folder until it ends. Raises FolderInUse where another one has it."""
-        if not self._lock.held:
-            self._lock.acquire(self.run_folder)
+        if self._lock is None:
+            self._lock = lock_folder(self.run_folder)
 
     def end_as(self, state: Literal["FAILED", "KILLED"]) -> None:
         """Sets the state that an unsuccessful end will have."""

@@ -24,7 +24,7 @@ from ogls.loss.objective import Distillation, Mixture
 from ogls.loss.policy_gradient import GRPO
 from ogls.records import Completion, Sampling
 from ogls.system.exits import FolderInUse
-from ogls.system.run_lock import RunLock
+from ogls.system.run_lock import lock_folder
 from ogls.tracking import Tracker, tracker
 from ogls.tracking.mlflow_run import MLflowRun
 from tests import tiny
@@ -142,11 +142,11 @@ def save_for_ever(path: str) -> None:
 
 def race(folder: str, go: str) -> None:
     """Take the folder at the moment `go`; exit code 0, or 73 where the other has it, who keeps it until then."""
-    lock, lost = RunLock(), Path(folder) / "lost"
+    lost = Path(folder) / "lost"
     while time.time() < float(go):
         pass
     try:
-        lock.acquire(Path(folder))
+        _held = lock_folder(Path(folder))
     except FolderInUse:
         lost.touch()
         os._exit(FolderInUse.exit_code)
@@ -156,6 +156,5 @@ def race(folder: str, go: str) -> None:
 
 def hold(folder: str) -> None:
     """Take the folder and keep it."""
-    lock = RunLock()
-    lock.acquire(Path(folder))
+    _held = lock_folder(Path(folder))
     time.sleep(600)
