@@ -284,6 +284,31 @@ def test_all_terms_at_once_with_a_live_teacher_and_a_written_text(pair: tuple[Po
     check(pair, method, lessons, expected, budget)
 
 
+@dataclass(frozen=True)
+class Whole(Distillation):
+    """Distils all tokens of a rollout with views, those after the last selected one too."""
+
+    def num_scored(self, lesson: Lesson) -> int:
+        return lesson.num_learned if lesson.views else 0
+
+    def token_weights(self, lesson: Lesson) -> Sequence[float]:
+        return (float(bool(lesson.views)),) * len(lesson.token_ids)
+
+
+@BUDGETS
+def test_terms_that_share_a_target_have_it_for_all_their_tokens(pair: tuple[Policy, Naive], budget: int) -> None:
+    naive, lessons = pair[1], sampled(LESSONS, pair[1])
+    method = Method(
+        privilege=PeerOutcomes(),
+        steering=OutcomeSteering(0.7),
+        objective=Mixture([Distillation(), Whole()]),
+    )
+    assert len(method.targets) == 1
+    whole = [replace(own, token_weights=(1.0,) * len(own.token_ids)) for own in lessons]
+    expected = [distilled(naive, of, lambda own: steered(naive.start, own, alpha=0.7)) for of in (lessons, whole)]
+    check(pair, method, lessons, expected, budget)
+
+
 def test_a_step_without_lessons_has_no_loss_and_no_gradient(pair: tuple[Policy, Naive]) -> None:
     policy, method = pair[0], Method(objective=ReferenceKL())
     assert weight_totals(method, []) == [0.0]

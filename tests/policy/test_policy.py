@@ -155,6 +155,8 @@ def test_at_the_start_weights_and_version_are_those_of_the_folder(tiny_model: Pa
             assert policy.version == 5
             assert torch.equal(policy.hidden(PREFIXES, SUFFIXES, OWNERS), moved)
         assert policy.version == 0
+    with policy.swapped(own):
+        assert policy.version == 7
     assert policy.version == 7
     with pytest.raises(RuntimeError, match="lost"), policy.at_start():
         raise RuntimeError("lost")

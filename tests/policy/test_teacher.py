@@ -118,9 +118,11 @@ def test_ema_follows_by_its_formula_and_survives_a_checkpoint(tiny_model: Path) 
 def test_one_teacher_keeps_apart_what_it_keeps_for_two_students(tiny_model: Path) -> None:
     teacher, students = EMA(0.5), [loaded(tiny_model), loaded(tiny_model)]
     one, other = (teacher.start(student) for student in students)
-    before = {name: mean.clone() for name, mean in other.items()}
+    before, state = {name: mean.clone() for name, mean in other.items()}, teacher.state_dict(one)
+    saved = {name: mean.clone() for name, mean in state.items()}
     train(students[0], teacher, one, steps=2)
     assert all(torch.equal(other[name], mean) for name, mean in before.items())
+    assert all(torch.equal(state[name], mean) for name, mean in saved.items()), "a checkpoint stays as it was"
     assert any(not torch.equal(one[name], mean) for name, mean in teacher.start(students[0]).items())
     assert teacher == EMA(0.5)
 
