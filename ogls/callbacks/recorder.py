@@ -38,7 +38,7 @@ class RunRecorder(Callback):
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 trainer.logger.hold_folder()
             if stage == "fit":
-                data = cast(Any, trainer).datamodule
+                data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
                 told = problems_told({"train": data.train_problems, "val": data.val_problems})
                 self._data = {f"problems of data.{name}": str(split["digest"]) for name, split in told.items()}
 

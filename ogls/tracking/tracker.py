@@ -289,7 +289,7 @@ class Tracker(Logger):
             ValueError: another run has been there.
         """
         self.hold_folder()
-        if self._begun:
+        if (self._begun or self._outbox is not None) and not anew:  # what is there is this run's own
             return
         self._begun = True
         if anew:
