@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -21,6 +22,8 @@ import ogls.rollout.vllm
 import ogls.tasks.chains
 import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
+from ogls.callbacks import RunRecorder
+from ogls.callbacks.best import CHECKPOINTS, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import Prompts
@@ -32,7 +35,8 @@ from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.system.exits import RunEnded
 from ogls.system.suggestions import in_one_line
-from ogls.tracking import SaveConfig, Tracker
+from ogls.tracking import Tracker
+from ogls.tracking.config import parameters
 from ogls.training import SETTINGS, callbacks
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -71,6 +75,9 @@ class OglsCLI(LightningCLI):
         about = "choice of what is learned and from whom: a published method, or one with changed choices"
         parser.add_argument("--method", type=Method, required=True, help=about)
         parser.add_class_arguments(Policy, "policy")
+        parser.add_argument(
+            "--allow_changes", action="store_true", help="let --ckpt_path go on with another configuration"
+        )
         for half in ("model", "data"):
             for shared in ("method", "policy"):
                 parser.link_arguments(shared, f"{half}.{shared}", apply_on="instantiate")
@@ -82,6 +89,12 @@ class OglsCLI(LightningCLI):
         trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
         if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
             trainer.logger.describe(self.model.method.name, self.datamodule.seed)
+            if self.subcommand is not None:
+                text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+                trainer.logger.configure(text, parameters(yaml.safe_load(text)))
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, RunRecorder) and self.subcommand == "fit":
+                callback.allow_changes = bool(self._get(self.config, "allow_changes"))
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -89,10 +102,25 @@ class OglsCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Validates the student before the first step of a new run."""
+        tracker, anew = self.trainer.logger, False
+        if self.config.fit.ckpt_path == "last" and isinstance(tracker, Tracker):
+            anew = self._begins_anew(tracker)
+        if self.config.fit.ckpt_path is None and isinstance(tracker, Tracker):
+            tracker.begin(anew)
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             self.datamodule.fit_follows = True
-            with self.trainer.logger.kept_open():  # pyright: ignore
+            with tracker.kept_open():  # pyright: ignore
                 self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def _begins_anew(self, tracker: Tracker) -> bool:
+        """A run that was killed before its first checkpoint has nothing to go on from but its folder."""
+        run = newest_run(tracker)
+        if run is None or any((run / CHECKPOINTS).glob("*.ckpt")):
+            return False
+        print(f"{run.name} has no checkpoint yet: it begins anew")
+        tracker.resume(None, run)
+        self.config.fit.ckpt_path = self.config_init.fit.ckpt_path = None
+        return True
 
 
 def find_configs(args: list[str]) -> list[str]:
@@ -144,7 +172,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        save_config_callback=SaveConfig,
+        save_config_callback=None,
         parser_class=_Parser,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -107,6 +107,15 @@ class SelfDistillation(LightningModule):
             self.policy.load()
             asked = {"teacher", *(target.weights for target in self.method.targets)}
             self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
+
+    def on_train_start(self) -> None:
+        """Has what the configuration says of the optimiser stand above what a checkpoint had."""
+        optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
+        for group in optimizer.param_groups:
+            group |= {"initial_lr": self.learning_rate, "weight_decay": self.weight_decay, "betas": tuple(self.betas)}
+            group["lr"] = self.learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        scheduler.base_lrs = [self.learning_rate]
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW over the trainable weights, and its schedule."""

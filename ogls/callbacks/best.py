@@ -18,7 +18,7 @@ from ogls.tracking import Tracker
 
 ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact
 CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 def described(tracker: Tracker, trainer: Any) -> Tracker:
@@ -31,12 +31,14 @@ def described(tracker: Tracker, trainer: Any) -> Tracker:
 class BestCheckpoint(ModelCheckpoint):
     """BestCheckpoint writes `best.ckpt` by a validation metric, and `last.ckpt` to go on from.
 
-    Where an adapter is trained, the best one is saved, too. `fit --ckpt_path last` takes the newest sound `last.ckpt`
-    of the same method and seed. Where that is damaged, it takes the one before it, which is kept as `previous.ckpt`.
+    Where an adapter is trained, the best one is saved, too. `last.ckpt` is written before the first step, every
+    `save_every` steps, after each validation and at the end; what had the name before stays as `previous.ckpt`. `fit
+    --ckpt_path last` goes on with the newest run of the same method and seed, or with `run_name` where one is given,
+    from the sound checkpoint that is furthest on.
 
     Args:
         monitor: validation metric whose highest value is the best
-        save_every: number of optimiser steps from one `last.ckpt` to the next
+        save_every: number of optimiser steps from one `last.ckpt` to the next within an epoch
 
     Raises:
         ValueError: `save_every` is below 1.
@@ -90,6 +92,11 @@ class BestCheckpoint(ModelCheckpoint):
         if Path(state_dict["dirpath"]).resolve() == Path(self.dirpath).resolve():
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            self.save_last_now(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Saves after every `save_every` steps; the last step of an epoch has to wait for the epoch's end."""
         if trainer.global_step % self.save_every == 0 and not trainer.is_last_batch:
@@ -98,8 +105,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last step of an epoch: from an earlier checkpoint, Lightning would go on in the same epoch."""
         super().on_train_epoch_end(trainer, pl_module)
-        if trainer.global_step % self.save_every == 0:
-            self.save_last_now(trainer)
+        self.save_last_now(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the adapter beside `best.ckpt` where the validation is the best so far."""
@@ -137,10 +143,21 @@ class BestCheckpoint(ModelCheckpoint):
         if not isinstance(trainer.logger, Tracker):
             return super()._find_last_checkpoints(trainer)
         tracker = described(trainer.logger, trainer)
-        runs = (f"{tracker.label}-*", tracker.run_name)
-        patterns = [f"{run}/{CHECKPOINTS}/{file}" for run in runs for file in (LAST, PREVIOUS)]
-        found = {path for pattern in patterns for path in tracker.folder.glob(pattern)}
-        newest = newest_sound(found)
+        run = newest_run(tracker)
+        if run is None:
+            wanted = tracker.run_folder if tracker.named else f"{tracker.folder / tracker.label}-*"
+            raise ValueError(
+                f"--ckpt_path last: there is no run {wanted}; a run of another method or seed is named by "
+                "--trainer.logger.init_args.run_name"
+            )
+        newest = newest_sound([path for name in (LAST, PREVIOUS, BEST) if (path := run / CHECKPOINTS / name).exists()])
         if newest is None:
-            raise ValueError(f"--ckpt_path last: there is no {'sound ' if found else ''}{tracker.folder / patterns[0]}")
+            raise ValueError(f"--ckpt_path last: there is no sound checkpoint in {run / CHECKPOINTS}")
         return {str(newest)}
+
+
+def newest_run(tracker: Tracker) -> Path | None:
+    """Returns the folder of the run that is meant: `run_name`, or else the last that began of the method and seed."""
+    if tracker.named:
+        return tracker.run_folder if tracker.run_folder.is_dir() else None
+    return max(tracker.folder.glob(f"{tracker.label}-*"), key=lambda run: run.name[len(tracker.label) :], default=None)

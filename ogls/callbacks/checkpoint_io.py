@@ -132,15 +132,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def newest_sound(paths: Iterable[Path]) -> Path | None:
-    """Returns the newest sound checkpoint, and prints which newer files are passed over and why."""
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+    """Returns the sound checkpoint that is furthest on, of equals the last written; says which are passed over."""
+    sound: list[tuple[int, float, Path]] = []
+    for path in paths:
         try:
-            read_manifest(path)
+            sound.append((int(read_manifest(path).get("global_step") or 0), path.stat().st_mtime, path))
         except ValueError as error:
             print(f"Passed over: {error}", file=sys.stderr, flush=True)
-        else:
-            return path
-    return None
+    return max(sound, default=(0, 0.0, None))[2]
 
 
 class _Archive:

@@ -9,7 +9,6 @@
 A tracking server that cannot be reached costs a run neither time nor numbers.
 """
 
-from ogls.tracking.config import SaveConfig
 from ogls.tracking.tracker import Tracker
 
-__all__ = ["SaveConfig", "Tracker"]
+__all__ = ["Tracker"]

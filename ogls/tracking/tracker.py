@@ -76,8 +76,8 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
-        self._stamp = f"{datetime.now():%m%d-%H%M%S}-{token_hex(2)}"
-        self._named = run_name is not None
+        self._stamp = f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
+        self.named = run_name is not None
         run_name = run_name or f"run-{self._stamp}"
         if not _SAFE_NAME.fullmatch(run_name):
             raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
@@ -102,7 +102,8 @@ class Tracker(Logger):
         self._lock: FileLock | None = None
         self._held = False
         self._latest: dict[str, float] = {}
-        self.config_sha256: str | None = None
+        self._configuration: tuple[str, dict[str, Any]] = "", {}
+        self._told = self._begun = False
         self.updates: Callable[[], int] | None = None  # number made so far; Lightning counts the one under way, too
 
     def describe(self, method: str, seed: int) -> None:
@@ -114,7 +115,7 @@ class Tracker(Logger):
         """
         self.method, self.seed = method, seed
         self._run.tags |= {"method": method, "seed": str(seed)}
-        if not self._named:
+        if not self.named:
             self.run_name, self._run.name = f"{self.label}-{self._stamp}", f"{method}-s{seed}-{self._stamp}"
 
     @property
@@ -244,8 +245,9 @@ class Tracker(Logger):
             run_folder: folder of the earlier run; None keeps the present folder
         """
         assert self._outbox is None, "this run has begun already"
+        self._begun = True
         if run_folder is not None:
-            self.folder, self.run_name, self._named = run_folder.parent, run_folder.name, True
+            self.folder, self.run_name, self.named = run_folder.parent, run_folder.name, True
             told = run_folder / DESCRIPTION
             self._run.name = json.loads(told.read_text())["name"] if told.is_file() else run_folder.name
         self._run.run_id, self._run.resumed = run_id, True
@@ -260,6 +262,9 @@ class Tracker(Logger):
         """
         file = self.run_folder / METRICS
         rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
+        rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
+        for kept in rows:
+            self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
         write_rows(file, rows)
         trace = self.run_folder / TRACE
         if trace.exists():
@@ -272,6 +277,29 @@ class Tracker(Logger):
         """Keeps all other runs out of this run's folder until it ends. Raises FolderInUse where another one has it."""
         if self._lock is None:
             self._lock = lock_folder(self.run_folder)
+
+    @rank_zero_only
+    def begin(self, anew: bool = False) -> None:
+        """Takes the run's folder for a run that begins.
+
+        Args:
+            anew: whether what a run left there that was killed before its first checkpoint is taken away
+
+        Raises:
+            ValueError: another run has been there.
+        """
+        self.hold_folder()
+        if (self._begun or self._outbox is not None) and not anew:  # what is there is this run's own
+            return
+        self._begun = True
+        if anew:
+            for name in (METRICS, TRACE):
+                (self.run_folder / name).unlink(missing_ok=True)
+        elif (self.run_folder / METRICS).exists():
+            self._lock.release()
+            raise ValueError(
+                f"{self.run_folder} has a run already: go on with it by --ckpt_path last, or give another run_name"
+            )
 
     def end_as(self, state: Literal["FAILED", "KILLED"]) -> None:
         """Sets the state that an unsuccessful end will have."""
@@ -286,16 +314,45 @@ class Tracker(Logger):
         finally:
             self._held = False
 
-    @rank_zero_only
-    def log_config(self, text: str, values: Mapping[str, Any]) -> None:
-        """Logs the resolved configuration, to MLflow and to the run's folder.
+    def configure(self, text: str, values: Mapping[str, Any]) -> None:
+        """Says what the run's resolved configuration is, before anything is logged.
 
         Args:
-            text: whole configuration, which becomes `config.yaml`
-            values: single values by name, which become parameters
+            text: all of it, as YAML
+            values: its leaves by dotted name
         """
-        values = {**values, "method": self.method, "seed": self.seed}
-        self.config_sha256 = sha256(text.encode()).hexdigest()
+        self._configuration = text, dict(values)
+
+    @property
+    def configuration(self) -> dict[str, str]:
+        """The leaves of the configuration as text; empty where nothing said what it is."""
+        return {name: str(value) for name, value in self._configuration[1].items()}
+
+    @property
+    def config_sha256(self) -> str:
+        """The sha256 of the configuration's text."""
+        return sha256(self._configuration[0].encode()).hexdigest()
+
+    @rank_zero_only
+    def log_config(self, step: int = 0) -> None:
+        """Logs the configuration: whole as `config.yaml`, its leaves as parameters, in the run's folder too.
+
+        Args:
+            step: updates before it; a run that goes on with another one keeps the first and adds `config-stepN.yaml`
+        """
+        text, leaves = self._configuration
+        if not text or self._told:
+            return
+        self._told = True
+        values = {**leaves, "method": self.method, "seed": self.seed}
+        first = self.run_folder / CONFIG
+        if step and first.is_file():
+            if first.read_text() != text:
+                changed = f"config-step{step}.yaml"
+                self._keep(changed, text)
+                self._box.put(lambda: self._run.text(text, changed))
+                self.log_hyperparams(values)
+            return
         self._keep(CONFIG, text)
         self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
         self.log_hyperparams(values)
@@ -304,16 +361,7 @@ class Tracker(Logger):
     @rank_zero_only
     def log_data(self, splits: Mapping[str, ProblemSource]) -> None:
         """Logs what is trained and judged on: per split the number of problems, the first few, and a digest."""
-        described = {}
-        for name, problems in splits.items():
-            head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
-            lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
-            described[name] = {
-                "problems": len(problems),
-                "source": type(problems).__name__,
-                "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
-                "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
-            }
+        described = problems_told(splits)
         self._box.put(lambda: self._run.data(described))
 
     @rank_zero_only
@@ -345,3 +393,18 @@ class Tracker(Logger):
         if self._outbox is None:
             self._outbox = Outbox()
         return self._outbox
+
+
+def problems_told(splits: Mapping[str, ProblemSource]) -> dict[str, dict[str, Any]]:
+    """Returns what is trained and judged on: number of problems, the first few, a digest of the first hundred."""
+    described = {}
+    for name, problems in splits.items():
+        head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
+        lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
+        described[name] = {
+            "problems": len(problems),
+            "source": type(problems).__name__,
+            "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
+            "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
+        }
+    return described

@@ -132,7 +132,8 @@ def test_old_runs_whose_method_was_typed_stand_beside_new_ones(tmp_path: Path, m
     for seed, name in names.items():
         tracker = Tracker(tracking_uri=uri, system_metrics=False)
         tracker.describe(name, seed)
-        tracker.log_config("", {})
+        tracker.configure("lr: 1\n", {})
+        tracker.log_config()
         for step, value in ((0, 0.3), (20, 0.5)):
             tracker.log_metrics({"val/avg_at_4": value}, step)
         tracker.finalize("success")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save_file
 
@@ -129,6 +129,27 @@ class KilledAt(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.by)
+
+
+class KilledIn(Callback):
+    """Kills the run in one of its last hooks."""
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+
+    def on_train_end(self, *_: Any) -> None:
+        self._end("on_train_end")
+
+    def on_fit_end(self, *_: Any) -> None:
+        self._end("on_fit_end")
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._end("teardown")
+
+    def _end(self, moment: str) -> None:
+        if moment == self.moment:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def save_for_ever(path: str) -> None:

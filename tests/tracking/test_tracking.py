@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import Namespace
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny import STEPS, Tiny, TinyData, trainer
 
 from ogls.tracking import Tracker, tracker
-from ogls.tracking.config import SaveConfig, flatten
+from ogls.tracking.config import differences, flatten, parameters
 from ogls.tracking.files import METRICS, read_rows
 from ogls.tracking.outbox import Outbox
 from ogls.tracking.replay import replay
@@ -125,12 +125,11 @@ def test_system_metrics_are_watched(tmp_path: Path, place: Path, monkeypatch: py
 
 
 def test_parameters_and_configuration(tmp_path: Path, place: Path) -> None:
-    class Parser:
-        def dump(self, config: Namespace, skip_none: bool) -> str:
-            return "model:\n  steering: {class_path: ogls.loss.steering.OutcomeSteering, init_args: {alpha: 1.5}}\n"
-
+    text = "model:\n  steering: {class_path: ogls.loss.steering.OutcomeSteering, init_args: {alpha: 1.5}}\n"
+    text += "trainer: {logger: {class_path: Tracker}}\n"
     made = trainer(1, run_name="configured", system_metrics=False, folder=str(tmp_path))
-    made.callbacks.append(SaveConfig(Parser(), Namespace()))
+    assert isinstance(made.logger, Tracker)
+    made.logger.configure(text, parameters(yaml.safe_load(text)))
     made.fit(Tiny(), TinyData())
     (run,) = runs(place, "configured")
     assert run.data.params == {
@@ -151,15 +150,27 @@ def test_flatten_by_hand() -> None:
     assert flatten(config) == {"a": 1, "b.c": None, "b.d": "Z", "b.d.e": [1, 2], "f": "G"}
 
 
+def test_differences_by_hand() -> None:
+    before = {"method.steering.alpha": "1.0", "trainer.max_epochs": "2", "data.train": "Chains"}
+    assert differences(before, before) == []
+    assert differences(before, before | {"trainer.max_epochs": "3"}) == []
+    assert differences(before, {"trainer.max_epochs": "2", "data.train": "Chains", "data.seed": "0"}) == [
+        "method.steering.alpha: 1.0 there, nothing here",
+        "data.seed: nothing there, 0 here",
+    ]
+
+
 def test_what_a_resumed_run_changes_is_a_tag(tmp_path: Path, place: Path) -> None:
     first = Tracker(run_name="changed", folder=str(tmp_path), system_metrics=False)
-    first.log_config("lr: 1", {"lr": 1, "long": "x" * 1000})
+    first.configure("lr: 1", {"lr": 1, "long": "x" * 1000})
+    first.log_config()
     first.end_as("KILLED")
     first.finalize("failed")
     assert runs(place, "changed")[0].info.status == "KILLED"
     second = Tracker(folder=str(tmp_path), system_metrics=False)
     second.resume(first.run_id, None)
-    second.log_config("lr: 2", {"lr": 2, "long": "x" * 1000, "new": 3})
+    second.configure("lr: 2", {"lr": 2, "long": "x" * 1000, "new": 3})
+    second.log_config()
     second.finalize("success")
     (run,) = runs(place, "changed")
     assert run.info.status == "FINISHED"
@@ -238,10 +249,10 @@ def test_whatever_name_is_taken_its_folder_lies_below_the_folder_of_runs(name: s
 
 def test_a_run_is_called_after_its_method_and_seed() -> None:
     made = Tracker()
-    assert re.fullmatch(r"run-\d{4}-\d{6}-\w{4}", made.run_name)
+    assert re.fullmatch(r"run-\d{6}-\d{6}-\w{4}", made.run_name)
     made.describe("OPSD[selection=ErrorSpan]", 3)
     assert made.label == "OPSD-selection-ErrorSpan-s3"
-    assert re.fullmatch(r"OPSD-selection-ErrorSpan-s3-\d{4}-\d{6}-\w{4}", made.run_name)
+    assert re.fullmatch(r"OPSD-selection-ErrorSpan-s3-\d{6}-\d{6}-\w{4}", made.run_name)
     named = Tracker(run_name="mine")
     named.describe("OPSD", 3)
     assert (named.run_name, named.label) == ("mine", "OPSD-s3")
@@ -272,7 +283,8 @@ def test_a_run_whose_server_was_away_is_replayed(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Tracker(tracking_uri="http://127.0.0.1:9", folder=str(tmp_path), run_name="away", tags={"purpose": "test"})
     away.describe("tiny", 0)
-    away.log_config("lr: 1\n", {"lr": 1})
+    away.configure("lr: 1\n", {"lr": 1})
+    away.log_config()
     for step in range(1, 6):
         away.log_metrics({"train/loss": 1.0 / step, "train/accuracy": 0.5}, step)
     away.log_metrics({"val/avg_at_4": 0.25}, 5)
