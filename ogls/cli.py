@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
-from ogls.system.exits import RunEnded
+from ogls.system.exits import DiskFailed, RunEnded, unwritable
 from ogls.system.suggestions import in_one_line
 from ogls.tracking import Tracker
 from ogls.tracking.config import parameters
@@ -154,8 +155,17 @@ def _find(name: str) -> str:
     sys.exit(_complain(f"--config {name}: no such file; looked for {' and '.join(map(str, places))}"))
 
 
+def _unwritable(error: OSError) -> int:
+    _complain(
+        f"{error.filename or 'the run'}: {(error.strerror or str(error)).lower()}; make room or choose another place "
+        "(--trainer.logger.init_args.folder), then go on by --ckpt_path last"
+    )
+    return DiskFailed.exit_code
+
+
 def _complain(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    with suppress(OSError):  # stderr may go to a full disk
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -196,6 +206,10 @@ def main() -> None:
     except RunEnded as ended:
         _complain(str(ended))
         sys.exit(ended.exit_code)
+    except OSError as error:
+        if not unwritable(error):
+            raise
+        sys.exit(_unwritable(error))
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(PROJECT / "ogls"):

@@ -211,8 +211,8 @@ class SelfDistillation(LightningModule):
                         self.tokens_per_micro_batch,
                         partial(self._observe, metrics),
                     )
-            except torch.OutOfMemoryError:
-                if self._halvings == _MAX_HALVINGS:
+            except (RuntimeError, MemoryError) as error:
+                if self._halvings == _MAX_HALVINGS or not _out_of_memory(error):
                     raise
             self._halvings += 1
             self.tokens_per_micro_batch = max(1, self.tokens_per_micro_batch // 2)
@@ -306,3 +306,8 @@ class SelfDistillation(LightningModule):
             raise ValueError(f"the checkpoint was trained with another tokenizer or chat template: {wanted}, got {got}")
         self.policy.version = own["policy_version"]
         self.teacher.load_state_dict(self._kept["teacher"], own["teacher"])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Returns whether memory ran out; for a CPU, PyTorch has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -89,7 +89,9 @@ class TransformersEngine(RolloutEngine):
         token_ids: list[list[int]] = [[] for _ in owners]
         logprobs: list[list[float]] = [[] for _ in owners]
         for step in range(sampling.max_tokens):
-            uniform = torch.tensor([draws[row].random() for row in running.tolist()], dtype=torch.float64, device=device)
+            uniform = torch.tensor(
+                [draws[row].random() for row in running.tolist()], dtype=torch.float64, device=device
+            )
             tokens, drawn = draw(linear(states.to(weight.dtype), weight, bias).float(), sampling, uniform)
             for row, token, logprob in zip(running.tolist(), tokens.tolist(), drawn.tolist(), strict=True):
                 token_ids[row].append(token)
