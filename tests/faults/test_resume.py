@@ -228,8 +228,20 @@ def test_damaged_side_files_do_not_stop_a_resume(nursery: Nursery, tiny_model: P
 @pytest.mark.fault("full disk, read-only folder")
 def test_a_full_disk_ends_the_run_with_74(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
     process = start(nursery, tmp_path, *fit(tiny_model))
-    resource.prlimit(process, resource.RLIMIT_FSIZE, (4000, 4000))  # bytes per file: metrics.jsonl needs more
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (4000, 4000))  # bytes per file: a checkpoint needs more
     code, output = nursery.wait(process), (tmp_path / "output.txt").read_text()
     assert code == 74, output
-    assert "file too large; make room or choose another place" in output
+    assert "File too large" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.fault("full disk, read-only folder")
+def test_a_folder_that_may_not_be_written_to_ends_the_run_with_74(
+    nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    place = ("--trainer.logger.init_args.folder", "/sys/ogls")  # nobody makes folders there
+    code, output = carried_out(nursery, tmp_path, *fit(tiny_model, *place))
+    assert code == 74, output
+    assert "error: /sys/ogls: " in output
+    assert "make room or choose another place" in output
     assert "Traceback" not in output
