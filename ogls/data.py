@@ -22,6 +22,7 @@ from ogls.rollout.one_step_off import OneStepOff
 from ogls.rollout.process import EngineProcess
 from ogls.rollout.sampler import Sampler
 from ogls.system.process_group import ProcessGroup
+from ogls.system.ranges import check
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics
 from ogls.tasks.base import ErrorLocator, ProblemSource, Verifier, drawn
@@ -139,11 +140,11 @@ class RolloutDataModule(LightningDataModule):
     # ---- set-up: settings and problems are checked here, before weights are loaded ----
 
     def _check_settings(self) -> None:
-        counts = {"group_size": self.sizes.group_size, "max_tokens": self.sizes.max_tokens}
-        names = ("problems_per_step", "steps_per_epoch", "updates_per_rollout", "grading_workers")
-        for name, count in (counts | {name: getattr(self, name) for name in names}).items():
-            if count < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {count}")
+        counts = ("problems_per_step", "steps_per_epoch", "updates_per_rollout", "grading_workers")
+        check(self, dict.fromkeys(counts, "[1, 1e9]") | {"seed": "[0, 4294967295]"}, "data")
+        check(self.sizes, dict.fromkeys(("group_size", "max_tokens", "context_length"), "[1, 1e9]"), "data")
+        if not self.predict_file:
+            raise ValueError("data.predict_file needs the name of a file, got ''")
         given = {"rollouts": self.engine, "peers": self.sizes.group_size > 1, "error": self.locator}
         for need, cure in _CURES.items():
             if need in self.method.needs and not given[need]:
