@@ -244,10 +244,10 @@ class RolloutDataModule(LightningDataModule):
             yield self._latest[step % self.mini_batches]
 
     def _sampled(self, step: int) -> Batch:
-        """Returns what is sampled before `step`; a run that goes on in its course has the weights of that time saved."""
+        """Returns what is sampled before `step`; a run that goes on amid its parts has the weights of then saved."""
         if step < self.policy.version and self._saved_weights is not None:
-            self._sampled_from = self._saved_weights
-            with self.policy.swapped(self._saved_weights, version=step):
+            self._sampled_from, self._saved_weights = self._saved_weights, None
+            with self.policy.swapped(self._sampled_from, version=step):
                 return self.make_batch(step)
         if self.period > 1:
             trained = self.policy.trainable().items()

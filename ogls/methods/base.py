@@ -106,7 +106,7 @@ class Method(ABC):
         return Sampling(max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
     def teaches(self, group: RolloutGroup) -> bool:
-        """Returns whether a group of rollouts gives a lesson; before it is reflected on, whether its outcomes differ."""
+        """Returns whether a group of rollouts gives a lesson; with a reflector, whether its outcomes differ."""
         if self.reflector is not None:
             return group.mixed
         reinforced = self.advantage is not None and any(self.advantage.of(group))

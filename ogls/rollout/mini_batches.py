@@ -17,10 +17,9 @@ def divided(batch: Batch, parts: int) -> list[Batch]:
     """
     if parts == 1:
         return [batch]
-    size, made = len(batch.groups) // parts, []
-    waiting = list(batch.lessons)
+    count, made, waiting = len(batch.groups), [], list(batch.lessons)
     for part in range(parts):
-        groups = batch.groups[part * size : (part + 1) * size]
+        groups = batch.groups[part * count // parts : (part + 1) * count // parts]
         lessons: list[Lesson] = []
         for group in groups:  # lessons stand in the order of their groups
             while waiting and waiting[0].problem_id == group.problem.id:

@@ -27,8 +27,8 @@ class ModelReflector(Reflector):
         right_rollouts: whether right rollouts are reflected on, too; all their tokens are then distilled
         shuffle_ideas: whether, as a control, every rollout gets an idea for another problem's rollout of the same
             outcome
-        weights: weights of the reflector: ``student`` for the student's present ones, ``frozen`` for those that
-            training began with
+        weights: weights of the reflector: ``frozen`` for those that training began with, as in ROSD's paper;
+            ``student`` for the student's present ones
         temperature: temperature at which replies are sampled
         retries: number of times that a bad reply is asked for again
         min_quote: smallest number of characters of a quote, white space and ornaments not counted
@@ -38,7 +38,7 @@ class ModelReflector(Reflector):
         ValueError: a value is out of its range, or replies without randomness are to be asked for again.
     """
 
-    weights: Literal["student", "frozen"] = "student"
+    weights: Literal["student", "frozen"] = "frozen"
     temperature: float = 0.7
     retries: int = 1
     min_quote: int = 5
