@@ -249,7 +249,7 @@ class RolloutDataModule(LightningDataModule):
             self._sampled_from, self._saved_weights = self._saved_weights, None
             with self.policy.swapped(self._sampled_from, version=step):
                 return self.make_batch(step)
-        if self.period > 1:
+        if self.period > 1 and self.trainer is not None:  # who may write a checkpoint amid the parts
             trained = self.policy.trainable().items()
             self._sampled_from = {name: p.detach().to("cpu", copy=True) for name, p in trained}
         return self.make_batch(step)
