@@ -141,7 +141,7 @@ class OglsCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         try:
             trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, ImportError) as error:
             raise refused(error, vars(self._get(self.config, "trainer"))) from error
         if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
             trainer.logger.describe(self.model.method.name, self.datamodule.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
@@ -273,7 +273,7 @@ class RolloutDataModule(LightningDataModule):
                 self.method,
                 own,
                 self.encoder,
-                cast(Any, refilling) or sampler,
+                refilling or sampler,
                 self.locator,
                 self.sizes,
                 step=step,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning import Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
@@ -53,7 +52,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     within("trainer.max_epochs", settings.get("max_epochs"), "[1, 1e9]")
 
 
-def refused(error: MisconfigurationException | ValueError, settings: Mapping[str, Any]) -> ValueError:
+def refused(error: Exception, settings: Mapping[str, Any]) -> ValueError:
     """Returns what the Trainer says about its arguments, in one line with those that are not its defaults."""
     known = inspect.signature(Trainer).parameters
     plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}

@@ -161,7 +161,7 @@ def test_bad_input_exits_with_2_and_one_clear_line(
 def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert find_configs(["fit", "--config", "math.yaml"]) == ["fit", "--config", str(EXPERIMENTS / "math.yaml")]
-    (tmp_path / "math.yaml").write_text("")
+    (tmp_path / "math.yaml").write_text("model: {}")
     assert find_configs(["fit", "--config=math.yaml"]) == ["fit", "--config=math.yaml"]
 
 
