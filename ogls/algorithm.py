@@ -29,6 +29,7 @@ from ogls.policy.policy import Policy
 from ogls.policy.states import student_states, view_states
 from ogls.records import Batch, Lesson, Problem, RolloutGroup
 from ogls.rollout.accuracy import summarise
+from ogls.rollout.refill import Refilling
 from ogls.rollout.sampler import Sampler
 from ogls.tasks.base import ErrorLocator
 
@@ -54,7 +55,7 @@ def collect(
     method: Method,
     problems: Sequence[Problem],
     encoder: PromptEncoder,
-    sampler: Sampler | None,
+    sampler: Sampler | Refilling | None,
     locator: ErrorLocator | None,
     sizes: Sizes,
     step: int,

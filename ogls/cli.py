@@ -8,15 +8,19 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import ogls.rollout.transformers
 import ogls.rollout.vllm
@@ -36,10 +40,12 @@ from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.system.exits import DiskFailed, RunEnded, unwritable
-from ogls.system.suggestions import in_one_line
+from ogls.system.ranges import within
+from ogls.system.suggestions import in_one_line, one_line
+from ogls.system.yaml_text import find_config, read_strictly
 from ogls.tracking import Tracker
 from ogls.tracking.config import parameters
-from ogls.training import SETTINGS, callbacks
+from ogls.training import SETTINGS, callbacks, check_settings, refused
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -59,6 +65,25 @@ def _forget_arguments(parser: Any, before: Any, now: Any) -> None:
 
 
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # jsonargparse's keeps what fits
+_MODE = "omegaconf+"
+read_strictly(_MODE)
+
+
+@contextmanager
+def _settings_refused() -> Iterator[None]:
+    """Whatever is raised about settings while this context is entered becomes a ValueError of one line."""
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError("the configuration refers to itself in a circle") from error
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(where + str(error).partition("\n")[0] + _NO_ENVIRONMENT * ("oc.env" in str(error))) from error
+    except ValueError as error:
+        raise ValueError(one_line(str(error))) from error
+
+
+_NO_ENVIRONMENT = ": what it reads would be in config.yaml and in MLflow; programs read their secrets from there alone"
 
 
 class _Parser(LightningArgumentParser):
@@ -88,11 +113,36 @@ class OglsCLI(LightningCLI):
             for shared in ("method", "policy"):
                 parser.link_arguments(shared, f"{half}.{shared}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments, and looks at those that no class of the project has.
+
+        Raises:
+            ValueError: an argument cannot work; the message is one line.
+        """
+        with _settings_refused():
+            super().parse_arguments(parser, args)
+        config: Any = self.config
+        config = config[config.subcommand] if "subcommand" in config else config
+        for section in ("trainer", "model", "data", "policy"):
+            if not isinstance(config[section], Namespace):
+                raise ValueError(f"{section}: expected keys with their values, got {config[section]!r}")
+        if not isinstance(config.seed_everything, bool):
+            within("seed_everything", config.seed_everything, "[0, 4294967295]")
+        check_settings(vars(config.trainer))
+
+    def instantiate_classes(self) -> None:
+        """Makes all objects; what they refuse becomes a ValueError of one line."""
+        with _settings_refused():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Returns the trainer, with sound checkpoints and a tracker that knows method and seed."""
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
+        try:
+            trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise refused(error, vars(self._get(self.config, "trainer"))) from error
         if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
             trainer.logger.describe(self.model.method.name, self.datamodule.seed)
             if self.subcommand is not None:
@@ -115,7 +165,7 @@ class OglsCLI(LightningCLI):
             tracker.begin(anew)
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             self.datamodule.fit_follows = True
-            with tracker.kept_open():  # pyright: ignore
+            with tracker.kept_open() if isinstance(tracker, Tracker) else nullcontext():
                 self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def _begins_anew(self, tracker: Tracker) -> bool:
@@ -139,20 +189,10 @@ def find_configs(args: list[str]) -> list[str]:
     for i, arg in enumerate(found):
         flag, equals, name = arg.partition("=")
         if arg in ("--config", "-c") and i + 1 < len(found):
-            found[i + 1] = _find(found[i + 1])
+            found[i + 1] = find_config(found[i + 1], PROJECT / "experiments")
         elif flag == "--config" and equals:
-            found[i] = f"--config={_find(name)}"
+            found[i] = f"--config={find_config(name, PROJECT / 'experiments')}"
     return found
-
-
-def _find(name: str) -> str:
-    places = [Path(name), PROJECT / "experiments" / name]
-    for place in places:
-        if place.is_file():
-            return str(place)
-    if name.lstrip().startswith("{"):
-        return name
-    sys.exit(_complain(f"--config {name}: no such file; looked for {' and '.join(map(str, places))}"))
 
 
 def _unwritable(error: OSError) -> int:
@@ -178,6 +218,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
     """
     sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # for classes of the user's own
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    OmegaConf.clear_resolver("oc.env")  # the resolved configuration is written down
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
     return OglsCLI(
@@ -190,7 +231,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         load_from_checkpoint_support=False,
         save_config_callback=None,
         parser_class=_Parser,
-        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
+        parser_kwargs={"parser_mode": _MODE, "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
             "callbacks": callbacks(),
@@ -210,6 +251,8 @@ def main() -> None:
         if not unwritable(error):
             raise
         sys.exit(_unwritable(error))
+    except MisconfigurationException as error:  # what Lightning says of its settings once the run is made
+        sys.exit(_complain(one_line(str(error))))
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(PROJECT / "ogls"):

@@ -14,13 +14,16 @@ from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods.base import Method
 from ogls.policy.policy import Policy
-from ogls.records import Batch, Need, RolloutGroup
+from ogls.records import Batch, Need, Problem, RolloutGroup
 from ogls.rollout.accuracy import Evaluation
 from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.mini_batches import divided
 from ogls.rollout.one_step_off import OneStepOff
 from ogls.rollout.process import EngineProcess
+from ogls.rollout.refill import Refilling
 from ogls.rollout.sampler import Sampler
 from ogls.system.process_group import ProcessGroup
+from ogls.system.ranges import check
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics
 from ogls.tasks.base import ErrorLocator, ProblemSource, Verifier, drawn
@@ -68,8 +71,12 @@ class RolloutDataModule(LightningDataModule):
         group_size: rollouts per problem in training
         problems_per_step: problems per optimiser step
         steps_per_epoch: optimiser steps per epoch; a validation follows each epoch
-        updates_per_rollout: optimiser steps on the same rollouts; above 1 they are off-policy, and the objective needs
-            an importance cap
+        mini_batches: equal parts of `problems_per_step` problems each into which what is sampled at once is divided;
+            each part makes an optimiser step. Above 1 all parts but the first are off-policy.
+        updates_per_rollout: number of times that a rollout is learned from; above 1 it is off-policy, and the objective
+            needs an importance ratio or cap
+        refill_draws: largest number of times per step that groups which teach nothing are replaced by groups of other
+            problems (DAPO's dynamic sampling); 0 keeps them
         one_step_off: whether the rollouts of the next step are sampled while a step trains, by an engine in a process
             of its own. They are one update stale, and the objective needs an importance cap.
         context_length: largest number of tokens of a prompt and its rollout together
@@ -95,7 +102,9 @@ class RolloutDataModule(LightningDataModule):
         group_size: int = 8,
         problems_per_step: int = 32,
         steps_per_epoch: int = 10,
+        mini_batches: int = 1,
         updates_per_rollout: int = 1,
+        refill_draws: int = 0,
         one_step_off: bool = False,
         context_length: int = 2048,
         grading_workers: int = 1,
@@ -109,7 +118,8 @@ class RolloutDataModule(LightningDataModule):
         self.train_problems, self.val_problems, self.test_problems = train, val, test or val
         self.prompts, self.engine, self.locator, self.verifier = prompts, engine, locator, verifier
         self.evaluation, self.problems_per_step, self.steps_per_epoch = evaluation, problems_per_step, steps_per_epoch
-        self.updates_per_rollout, self.one_step_off, self.seed = updates_per_rollout, one_step_off, seed
+        self.mini_batches, self.updates_per_rollout, self.refill_draws = mini_batches, updates_per_rollout, refill_draws
+        self.one_step_off, self.seed = one_step_off, seed
         self.grading_workers, self.predict_file = grading_workers, predict_file
         self.sizes = Sizes(
             group_size=group_size, max_tokens=max_tokens, context_length=context_length, reflection=reflection
@@ -118,10 +128,11 @@ class RolloutDataModule(LightningDataModule):
         self.pool = GradingPool(verifier, workers=grading_workers)
         self.fit_follows = False  # True for a validation before training, which checks the settings of both
         self._checked: set[str] = set()
-        self._latest: Batch | None = None
+        self._latest: list[Batch] = []  # parts of what was sampled last
         self._sampler: Sampler | None = None  # made at the first sampling, because that starts the engine
         self._ahead: OneStepOff | None = None
-        self._saved_weights: dict[str, Tensor] | None = None  # weights of a checkpoint for `OneStepOff`
+        self._sampled_from: dict[str, Tensor] = {}  # weights that made `_latest`, where it lasts for several steps
+        self._saved_weights: dict[str, Tensor] | None = None  # weights of a checkpoint that make its batch again
 
     @property
     def group(self) -> ProcessGroup:
@@ -133,16 +144,22 @@ class RolloutDataModule(LightningDataModule):
     @property
     def max_staleness(self) -> int:
         """Returns how many updates may lie between the weights that sample a rollout and those that learn from it."""
-        return 1 if self.one_step_off else self.updates_per_rollout - 1
+        return 1 if self.one_step_off else self.period - 1
+
+    @property
+    def period(self) -> int:
+        """Returns how many optimiser steps learn from what was sampled at once."""
+        return self.mini_batches * self.updates_per_rollout
 
     # ---- set-up: settings and problems are checked here, before weights are loaded ----
 
     def _check_settings(self) -> None:
-        counts = {"group_size": self.sizes.group_size, "max_tokens": self.sizes.max_tokens}
-        names = ("problems_per_step", "steps_per_epoch", "updates_per_rollout", "grading_workers")
-        for name, count in (counts | {name: getattr(self, name) for name in names}).items():
-            if count < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {count}")
+        counts = ("problems_per_step", "steps_per_epoch", "mini_batches", "updates_per_rollout", "grading_workers")
+        check(self, {"refill_draws": "[0, 100]"}, "data")
+        check(self, dict.fromkeys(counts, "[1, 1e9]") | {"seed": "[0, 4294967295]"}, "data")
+        check(self.sizes, dict.fromkeys(("group_size", "max_tokens", "context_length"), "[1, 1e9]"), "data")
+        if not self.predict_file:
+            raise ValueError("data.predict_file needs the name of a file, got ''")
         given = {"rollouts": self.engine, "peers": self.sizes.group_size > 1, "error": self.locator}
         for need, cure in _CURES.items():
             if need in self.method.needs and not given[need]:
@@ -155,17 +172,17 @@ class RolloutDataModule(LightningDataModule):
         if self.one_step_off:
             self._check_one_step_off()
         if self.max_staleness and self.method.uncorrected:
-            cause = "one_step_off" if self.one_step_off else "updates_per_rollout"
+            causes = ("one_step_off", "mini_batches", "updates_per_rollout")
+            cause = next(name for name in causes if int(getattr(self, name)) > (name != "one_step_off"))
             raise ValueError(
                 f"data.{cause} is {getattr(self, cause)}, so rollouts are off-policy for "
                 f"{' and '.join(self.method.uncorrected)}: set method.objective.importance_cap"
             )
 
     def _check_one_step_off(self) -> None:
-        if self.updates_per_rollout > 1:
-            raise ValueError(
-                f"data.one_step_off makes every batch anew: data.updates_per_rollout is {self.updates_per_rollout}"
-            )
+        for name in ("mini_batches", "updates_per_rollout"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"data.one_step_off makes every batch anew: data.{name} is {getattr(self, name)}")
         if "rollouts" not in self.method.needs:
             raise ValueError(f"{self.method.name} samples nothing ahead: set data.one_step_off to false")
         if "start" in self.method.needs:
@@ -219,10 +236,22 @@ class RolloutDataModule(LightningDataModule):
             step = self.policy.version
             if self.one_step_off:
                 assert self.trainer is not None
-                self._latest = self._one_step_ahead().take(step + 1 < self.trainer.estimated_stepping_batches)
-            elif self._latest is None or step % self.updates_per_rollout == 0:
-                self._latest = self.make_batch(step - step % self.updates_per_rollout)
-            yield self._latest
+                yield self._one_step_ahead().take(step + 1 < self.trainer.estimated_stepping_batches)
+                continue
+            if not self._latest or step % self.period == 0:
+                self._latest = divided(self._sampled(step - step % self.period), self.mini_batches)
+            yield self._latest[step % self.mini_batches]
+
+    def _sampled(self, step: int) -> Batch:
+        """Returns what is sampled before `step`; a run that goes on amid its parts has the weights of then saved."""
+        if step < self.policy.version and self._saved_weights is not None:
+            self._sampled_from, self._saved_weights = self._saved_weights, None
+            with self.policy.swapped(self._sampled_from, version=step):
+                return self.make_batch(step)
+        if self.period > 1 and self.trainer is not None:  # who may write a checkpoint amid the parts
+            trained = self.policy.trainable().items()
+            self._sampled_from = {name: p.detach().to("cpu", copy=True) for name, p in trained}
+        return self.make_batch(step)
 
     def make_batch(self, step: int, sampler: Sampler | None = None) -> Batch:
         """Returns the batch of an optimiser step, a function of seed, step and weights alone.
@@ -236,24 +265,36 @@ class RolloutDataModule(LightningDataModule):
             if sampler is None and "rollouts" in self.method.needs:
                 sampler = self.sampler()
                 sampler.hold()
-            own = self.group.share(
-                drawn(self.train_problems, self.problems_per_step, step // self.updates_per_rollout, self.seed)
-            )
+            at_once = self.problems_per_step * self.mini_batches
+            own = self.group.share(drawn(self.train_problems, at_once, step // self.period, self.seed))
+            refilling = self._refilling(sampler, at_once, step) if self.refill_draws and sampler is not None else None
             batch = collect(
                 self.method,
                 own,
                 self.encoder,
-                sampler,
+                refilling or sampler,
                 self.locator,
                 self.sizes,
                 step=step,
                 seed_of=lambda purpose: derive(self.seed, purpose, step),
             )
         measured = metrics.metrics() | batch.metrics
+        tokens = sum(len(rollout.completion.token_ids) for group in batch.groups for rollout in group.rollouts)
+        if refilling is not None:
+            measured |= {f"train/{name}": value for name, value in refilling.metrics.items()}
+            tokens = refilling.num_tokens
         if "time/generate" in measured:
-            tokens = sum(len(rollout.completion.token_ids) for group in batch.groups for rollout in group.rollouts)
             measured["speed/generate_tokens_per_s"] = tokens / max(measured["time/generate"], 1e-9)
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
+
+    def _refilling(self, sampler: Sampler, at_once: int, step: int) -> Refilling:
+        def more(count: int, draw: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
+            number = step // self.period * self.refill_draws + draw
+            others = drawn(self.train_problems, at_once, number, derive(self.seed, "refill"))
+            own = self.group.share(others)[:count]
+            return own, [self.encoder.student(problem) for problem in own]
+
+        return Refilling(sampler, self.method.teaches, more, self.refill_draws)
 
     def sampler(self) -> Sampler:
         """Returns the source of graded rollouts; the first call starts the engine.
@@ -276,8 +317,10 @@ class RolloutDataModule(LightningDataModule):
         return self._ahead
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the weights that made a batch one step ahead; without such batches, nothing."""
-        return {} if self._ahead is None else {"weights": self._ahead.weights}
+        """Returns the weights that made a batch which the next step goes on with, if there is one."""
+        if self._ahead is not None:
+            return {"weights": self._ahead.weights}
+        return {"weights": self._sampled_from} if self._sampled_from and self.policy.version % self.period else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""

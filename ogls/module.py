@@ -25,10 +25,18 @@ from ogls.policy.teacher import Frozen, Teacher, Weights
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.rollout.accuracy import evaluate, marker_ids
 from ogls.system.process_group import ProcessGroup, combined
+from ogls.system.ranges import POSITIVE, check, within
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics, timed
 
 _MAX_HALVINGS = 3  # how often a run may halve its micro-batches
+_INTERVALS = {
+    "learning_rate": "(0, 0.1]",
+    "weight_decay": "[0, 1]",
+    "warmup_steps": "[0, 1e9]",
+    "max_grad_norm": POSITIVE,
+    "tokens_per_micro_batch": "[1, 1e9]",
+}
 FORMAT = 2
 """Checkpoints have this format; those of format 1 have a method in pieces, by names that are gone."""
 
@@ -69,16 +77,15 @@ class SelfDistillation(LightningModule):
         kl_to_base: bool = False,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0:
-            raise ValueError(f"model.learning_rate must be positive, got {learning_rate}")
-        if tokens_per_micro_batch < 1:
-            raise ValueError(f"model.tokens_per_micro_batch must be at least 1, got {tokens_per_micro_batch}")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base weights
         self.policy, self.method = policy, method
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule, self.warmup_steps, self.max_grad_norm = schedule, warmup_steps, max_grad_norm
         self.tokens_per_micro_batch, self.kl_to_base = tokens_per_micro_batch, kl_to_base
+        for beta in betas:
+            within("model.betas", beta, "[0, 1)")
+        check(self, _INTERVALS, "model")
         self._kept: dict[str, Weights] = {}  # weights that the teachers keep beside the student's
         self._halvings = 0
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import Trainer
 
 from ogls.callbacks import GracefulStop, RolloutWriter, RunRecorder, StepProgress, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.system.ranges import within
 
 SETTINGS = {
     "log_every_n_steps": 1,
@@ -18,10 +21,43 @@ SETTINGS = {
 }
 """Settings of the Trainer that a run of rollouts needs."""
 
+_INSTEAD = {
+    "gradient_clip_val": "model.max_grad_norm",
+    "gradient_clip_algorithm": "model.max_grad_norm",
+    "accumulate_grad_batches": "model.tokens_per_micro_batch for memory, data.problems_per_step for the batch",
+    "precision": "policy.dtype",
+    "limit_train_batches": "data.steps_per_epoch",
+    "overfit_batches": "data.train, with few problems",
+    "val_check_interval": "data.steps_per_epoch, after which a validation comes",
+    "max_steps": "trainer.max_epochs and data.steps_per_epoch",
+}
+"""Arguments of the Trainer that a run of rollouts has no use for, and the keys that do what they stand for."""
+
 
 def callbacks() -> list[Any]:
     """Returns the callbacks that every run has."""
     return [RunRecorder(), StepProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()]
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Looks at arguments of the Trainer before anything is loaded.
+
+    Raises:
+        ValueError: an argument would be ignored or would break the run; the message names the key to take instead.
+    """
+    for name, instead in _INSTEAD.items():
+        default = inspect.signature(Trainer).parameters[name].default
+        if settings.get(name, default) not in (default, None):
+            raise ValueError(f"trainer.{name} has no place here, got {settings[name]!r}: set {instead}")
+    within("trainer.max_epochs", settings.get("max_epochs"), "[1, 1e9]")
+
+
+def refused(error: Exception, settings: Mapping[str, Any]) -> ValueError:
+    """Returns what the Trainer says about its arguments, in one line with those that are not its defaults."""
+    known = inspect.signature(Trainer).parameters
+    plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+    given = [f"trainer.{n} {v}" for n, v in plain.items() if v not in (known[n].default, SETTINGS.get(n))]
+    return ValueError(f"{' '.join(str(error).split())} Given: {', '.join(given) or 'the defaults'}")
 
 
 def make_trainer(**settings: Any) -> Trainer:
@@ -30,6 +66,7 @@ def make_trainer(**settings: Any) -> Trainer:
     Args:
         settings: arguments of the Trainer; `callbacks` and `plugins` are added to those that every run has
     """
+    check_settings(settings)
     own = [*callbacks(), *settings.pop("callbacks", [])]
     plugins = [SoundCheckpoints(), *settings.pop("plugins", [])]
     return Trainer(**(SETTINGS | settings), callbacks=own, plugins=plugins)

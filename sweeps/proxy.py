@@ -20,5 +20,9 @@ if __name__ == "__main__":
     parser.add_argument("--host", default="127.0.0.1", help="to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=13000, help="default: %(default)s")
     given = parser.parse_args()
+    try:
+        storage = open_storage(given.storage, died)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
     print(f"--storage grpc://{given.host}:{given.port}", flush=True)
-    run_grpc_proxy_server(open_storage(given.storage, died), host=given.host, port=given.port)
+    run_grpc_proxy_server(storage, host=given.host, port=given.port)

@@ -161,15 +161,16 @@ def test_bad_input_exits_with_2_and_one_clear_line(
 def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert find_configs(["fit", "--config", "math.yaml"]) == ["fit", "--config", str(EXPERIMENTS / "math.yaml")]
-    (tmp_path / "math.yaml").write_text("")
+    (tmp_path / "math.yaml").write_text("model: {}")
     assert find_configs(["fit", "--config=math.yaml"]) == ["fit", "--config=math.yaml"]
 
 
 @pytest.mark.parametrize("overlay", sorted(p.name for p in EXPERIMENTS.glob("*.yaml")))
 def test_every_configuration_parses(overlay: str, capfd: pytest.CaptureFixture[str]):
     """Values only: data sets and models of the Hub are not loaded."""
-    below = {name: [] for name in ("math.yaml", "lab.yaml", "qwen3_1.7b.yaml")}  # stand alone
-    below |= {"qwen3_4b.yaml": ["qwen3_1.7b.yaml"], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}
+    recipes = (f"qwen3_{name}.yaml" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo"))
+    below = {name: [] for name in ("math.yaml", "lab.yaml", *recipes)}  # stand alone
+    below |= {"qwen3_4b.yaml": ["qwen3_ogls_sd.yaml"], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}
     own = [word for file in (*below.get(overlay, ["math.yaml"]), overlay) for word in ("--config", file)]
     with pytest.raises(SystemExit) as stopped:
         build(["fit", *own, "--data.seed", "7", "--print_config"])

@@ -36,7 +36,7 @@ from tests.scripted import ScriptedEngine
 from tests.test_module import fit, pair, weights
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-STANDING = ("math", "lab", "qwen3_1.7b")  # configurations that stand alone, under which others are stacked
+STANDING = ("math", "lab", *(f"qwen3_{name}" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo")))  # stand alone
 PRESETS = {  # name of the file, and of the method that it names
     file.stem: said["method"]
     for file in sorted(EXPERIMENTS.glob("*.yaml"))
@@ -253,7 +253,7 @@ def test_on_qwen3_an_overlay_is_the_published_recipe(name: str):
     here = []
     for split in ("train", "val"):  # in place of data sets that have to be fetched
         here += [f"--data.{split} Chains", f"--data.{split}.init_args.size 8"]
-    made = built("qwen3_1.7b", name, *here)
+    made = built("qwen3_ogls_sd", name, *here)
     preset, choices = PUBLISHED[name]
     assert made.model.method is made.datamodule.method
     assert made.model.method == preset

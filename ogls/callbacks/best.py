@@ -75,6 +75,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Writes `last.ckpt` and returns its path; the file that had this name stays as `previous.ckpt`."""
         assert self.dirpath is not None
         path = Path(self.dirpath) / LAST
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return path
         if trainer.is_global_zero and path.exists():
             previous = path.with_name(PREVIOUS)
             with suppress(OSError):  # a full disk, or a file system without links

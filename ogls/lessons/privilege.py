@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, TypeVar
 from ogls.lessons.prompts import ATTEMPT, Wording
 from ogls.lessons.selection import LastTokens, TokenSelection
 from ogls.records import Need, Role, Rollout, RolloutGroup
+from ogls.system.ranges import check
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +156,9 @@ class ShortSuccesses(Privilege):
 
     count: int = 128
     needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers"})
+
+    def __post_init__(self) -> None:
+        check(self, {"count": "[1, 1e9]"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         middle = median(len(rollout.completion.token_ids) for rollout in group.rollouts)

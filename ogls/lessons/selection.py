@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ogls.records import Need, Rollout, Span
+from ogls.system.ranges import check
 from ogls.system.seeds import derive
 
 
@@ -131,6 +132,9 @@ class ErrorSpan(TokenSelection):
     after: int = 0
     needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
+    def __post_init__(self) -> None:
+        check(self, {"before": "[0, 1e9]", "after": "[0, 1e9]"})
+
     def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
         if error is None:
             return _window(rollout, 0, _length(rollout))
@@ -225,5 +229,5 @@ def _about_errors(selection: TokenSelection, control: TokenSelection) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive, got {value}")

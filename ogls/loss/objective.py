@@ -27,6 +27,7 @@ from ogls.loss.steering import Plain, Steered, Steering
 from ogls.loss.topk import TopK
 from ogls.loss.weighting import TokenWeighting
 from ogls.records import Lesson, Need
+from ogls.system.ranges import POSITIVE, TEMPERATURE, check, within
 
 
 class Target(NamedTuple):
@@ -204,14 +205,9 @@ class Distillation(Term):
     def __post_init__(self) -> None:
         if self.compiled and self.support is not None:
             raise ValueError("Distillation compiles the passes over the whole vocabulary: got compiled and a support")
-        if not self.temperature > 0.0:
-            raise ValueError(f"Distillation needs temperature > 0, got temperature={self.temperature}")
-        if self.clip is not None and not self.clip > 0.0:
-            raise ValueError(f"Distillation needs clip > 0, or none, got clip={self.clip}")
+        check(self, {"temperature": TEMPERATURE, "clip": POSITIVE, "importance_cap": POSITIVE})
         if self.one_sided and self.clip is None:
             raise ValueError("Distillation needs a clip for one_sided=True, got clip=None")
-        if self.importance_cap is not None and not self.importance_cap > 0.0:
-            raise ValueError(f"Distillation needs importance_cap > 0, or none, got {self.importance_cap}")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -325,8 +321,8 @@ class Mixture(Objective):
                 f"Mixture needs one factor per objective, or none, got {len(self.factors)} for "
                 f"{len(self.objectives)} objectives"
             )
-        if any(not factor > 0 for factor in self.factors):
-            raise ValueError(f"Mixture needs factors above 0, got {self.factors}")
+        for factor in self.factors:
+            within("Mixture.factors", factor, POSITIVE)
 
     @property
     def terms(self) -> tuple[tuple[float, Term], ...]:

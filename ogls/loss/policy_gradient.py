@@ -15,6 +15,7 @@ from ogls.loss.chunked import chunked_logprobs
 from ogls.loss.objective import States, Target, Term
 from ogls.loss.steering import Steering
 from ogls.records import Lesson, Need
+from ogls.system.ranges import POSITIVE, STRENGTH, TEMPERATURE, check
 
 
 class Shaping(ABC):
@@ -55,10 +56,7 @@ class Scaled(Shaping):
     clip: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.strength <= 1.0:
-            raise ValueError(f"Scaled needs strength in [0, 1], got {self.strength}")
-        if not 0.0 < self.clip < 1.0:
-            raise ValueError(f"Scaled needs clip in (0, 1), got {self.clip}")
+        check(self, {"strength": "[0, 1]", "clip": "(0, 1)"})
 
     def __call__(
         self, advantages: Float[Tensor, " tokens"], evidence: Float[Tensor, " tokens"]
@@ -88,11 +86,7 @@ class Shifted(Shaping):
     threshold: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (self.strength >= 0.0 and self.scale > 0.0 and self.threshold >= 0.0):
-            raise ValueError(
-                "Shifted needs strength >= 0, scale > 0 and threshold >= 0, "
-                f"got {self.strength}, {self.scale} and {self.threshold}"
-            )
+        check(self, {"strength": STRENGTH, "scale": "[1e-6, 1e6]", "threshold": STRENGTH})
 
     def __call__(
         self, advantages: Float[Tensor, " tokens"], evidence: Float[Tensor, " tokens"]
@@ -132,12 +126,7 @@ class GRPO(Term):
     shaping: Shaping | None = None
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.clip_low < 1.0 and self.clip_high > 0.0):
-            raise ValueError(
-                f"GRPO needs clip_low in (0, 1) and clip_high > 0, got {self.clip_low} and {self.clip_high}"
-            )
-        if not self.temperature > 0.0:
-            raise ValueError(f"GRPO needs temperature > 0, got temperature={self.temperature}")
+        check(self, {"clip_low": "(0, 1)", "clip_high": POSITIVE, "temperature": TEMPERATURE})
 
     @property
     def needs(self) -> frozenset[Need]:

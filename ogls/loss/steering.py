@@ -14,7 +14,6 @@ view's logits, and zbar+ and zbar- the means of the logits of success and failur
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ogls.loss.alpha_bound import Head, largest_alpha
 from ogls.records import Role
+from ogls.system.ranges import POSITIVE, STRENGTH, check, within
 from ogls.system.step_metrics import timed
 
 Coefficients = tuple[float, ...]
@@ -49,11 +49,9 @@ def difference(left: Coefficients, right: Coefficients) -> Coefficients:
 
 
 def check_ramp(alpha: float, ramp_steps: int) -> None:
-    """Raises ValueError unless alpha is finite and neither number is below 0."""
-    if not 0.0 <= alpha < math.inf:
-        raise ValueError(f"steering needs a finite alpha >= 0, got alpha={alpha}")
-    if ramp_steps < 0:
-        raise ValueError(f"steering needs ramp_steps >= 0, got ramp_steps={ramp_steps}")
+    """Raises ValueError unless alpha is a strength and the ramp a number of steps."""
+    within("steering.alpha", alpha, STRENGTH)
+    within("steering.ramp_steps", ramp_steps, "[0, 1e9]")
 
 
 def ramp(alpha: float, ramp_steps: int, step: int) -> float:
@@ -237,8 +235,7 @@ class BoundedSteering(Steering):
 
     def __post_init__(self) -> None:
         check_ramp(self.alpha_max, self.ramp_steps)
-        if not self.epsilon > 0.0:
-            raise ValueError(f"BoundedSteering needs epsilon > 0, got epsilon={self.epsilon}")
+        check(self, {"epsilon": POSITIVE})
 
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return OutcomeSteering().coefficients(roles)

@@ -19,7 +19,7 @@ from ogls.lessons.selection import AllTokens, TokenSelection
 from ogls.loss.objective import Distillation, Objective, Target, Term
 from ogls.loss.steering import Steering, Unsteered
 from ogls.policy.teacher import Frozen, Teacher
-from ogls.records import Need, Role, Sampling
+from ogls.records import Need, Role, RolloutGroup, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,13 @@ class Method(ABC):
     def sampling(self, max_tokens: int) -> Sampling:
         """Returns the rule by which training rollouts of at most `max_tokens` tokens are drawn."""
         return Sampling(max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
+
+    def teaches(self, group: RolloutGroup) -> bool:
+        """Returns whether a group of rollouts gives a lesson; with a reflector, whether its outcomes differ."""
+        if self.reflector is not None:
+            return group.mixed
+        reinforced = self.advantage is not None and any(self.advantage.of(group))
+        return reinforced or next(self.privilege.drafts(group), None) is not None
 
     def _asking(self) -> Iterator[tuple[str, frozenset[Need]]]:
         """Yields the name of every choice that can ask for something, with what it asks for."""

@@ -5,7 +5,6 @@ It is ``opsd_ectr`` in the released code of RLCSD (arXiv 2606.11709, section 4.3
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from ogls.loss.steering import Coefficients, Steering, difference, mean_of
 from ogls.loss.weighting import TokenWeighting
 from ogls.methods.base import Method
 from ogls.records import Role
+from ogls.system.ranges import POSITIVE, check
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class ContrastGuidance(Steering):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.alpha < math.inf:
-            raise ValueError(f"ContrastGuidance needs a finite alpha > 0, got alpha={self.alpha}")
+        check(self, {"alpha": "(0, 1000]"})
 
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         right = mean_of(roles, "success")
@@ -63,8 +62,7 @@ class ContrastWeight(TokenWeighting):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.tau > 0.0 and self.alpha > 0.0):
-            raise ValueError(f"ContrastWeight needs tau > 0 and alpha > 0, got {self.tau} and {self.alpha}")
+        check(self, {"tau": POSITIVE, "alpha": "(0, 1000]"})
 
     def __call__(
         self, states: States, divergence: Float[Tensor, " tokens"], temperature: float

@@ -35,7 +35,7 @@ class ROSD(Method):
     """
 
     privilege: Privilege = CorrectiveIdea()
-    reflector: Reflector | None = ModelReflector(weights="frozen")
+    reflector: Reflector | None = ModelReflector()
     teacher: Teacher = Frozen()
     objective: Objective = Distillation(JensenShannon(0.5), support=TopK(100), importance_cap=2.0)
     selection: TokenSelection = FromError()
@@ -85,7 +85,7 @@ class ROSDShuffled(ROSD):
     The two rollouts are both right or both wrong.
     """
 
-    reflector: Reflector | None = ModelReflector(weights="frozen", shuffle_ideas=True)
+    reflector: Reflector | None = ModelReflector(shuffle_ideas=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ogls.system.ranges import POSITIVE, check
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FROZEN = ("lm_head", "embed_tokens", "wte", "embed_out", "embed_in")
 _ADAPTER = "default"  # peft's own name of the only adapter
@@ -38,8 +40,9 @@ class Lora:
     targets: tuple[str, ...] = PROJECTIONS
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise ValueError(f"an adapter needs rank >= 1, alpha > 0 and targets, got {self}")
+        check(self, {"rank": "[1, 65536]", "alpha": POSITIVE}, "policy.lora")
+        if not self.targets:
+            raise ValueError("policy.lora.targets needs at least one name, got none")
         if isinstance(self.targets, str):
             raise ValueError(f"targets is a list of names, got the string {self.targets!r}")
         if frozen := sorted(set(self.targets) & set(_FROZEN)):

@@ -50,7 +50,7 @@ def resolve_model(model: str, adapter: str | None = None) -> Path:
 
 def local_folder(name: str) -> Path | None:
     """Returns the folder `name` in the working directory, or else in the project's; None where there is neither."""
-    places = [Path(name).expanduser(), PROJECT / name]
+    places = [Path(name).expanduser(), PROJECT / name] if name else []
     return next((place for place in places if place.is_dir()), None)
 
 

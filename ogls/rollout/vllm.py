@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ogls.records import Completion, Sampling
 from ogls.rollout.engine import RolloutEngine, prompt_seeds
+from ogls.system.ranges import POSITIVE, within
 
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
@@ -51,8 +52,8 @@ class VllmEngine(RolloutEngine):
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         enforce_eager: bool = True,
     ) -> None:
-        if memory_gib <= 0 or max_num_seqs < 1:
-            raise ValueError(f"memory_gib and max_num_seqs must be positive, got {memory_gib} and {max_num_seqs}")
+        within("data.engine.memory_gib", memory_gib, POSITIVE)
+        within("data.engine.max_num_seqs", max_num_seqs, "[1, 1e9]")
         self.sync = sync
         self.memory_gib = memory_gib
         self.max_num_seqs = max_num_seqs

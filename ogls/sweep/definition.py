@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import optuna
 
 from ogls.sweep.run_numbers import RunNumbers
+from ogls.tracking.address import check_tracking_uri
 
 Options = Mapping[str, object]  # options of run.py: key -> value
 Point = Mapping[str, float | int | str | bool | None]  # point of a search space: parameter -> value
@@ -112,6 +114,13 @@ class Settings:
         return {"configs": configs, "further": further, "seeds": self.seeds, "against": self.against}
 
 
+class _Parser(argparse.ArgumentParser):
+    """This parser says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | None = None) -> Settings:
     """Returns the settings of a sweep's command line. Impossible values end the program with exit code 2.
 
@@ -123,7 +132,7 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
     """
     arguments = list(arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = argparse.ArgumentParser(description=about, allow_abbrev=False, epilog="What follows -- goes to every run.")
+    parser = _Parser(description=about, allow_abbrev=False, epilog="What follows -- goes to every run.")
     add = parser.add_argument
     add("--config", action="append", metavar="FILE", help="configuration of run.py; repeatable (default: lab.yaml)")
     add("--study", default=sweep.name, help="name of the study; one that exists goes on (default: %(default)s)")
@@ -143,6 +152,10 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
     if not _NAME.fullmatch(given.study):
         parser.error(f"--study becomes a folder: expected {_NAME.pattern}, got {given.study!r}")
+    try:
+        check_tracking_uri(given.tracking_uri)
+    except ValueError as error:
+        parser.error(f"--tracking-uri: {error}")
     storage, tracking_uri = _absolute(given.storage), _absolute(given.tracking_uri)
     if storage == tracking_uri:
         parser.error(f"Optuna and MLflow cannot share a file: --storage and --tracking-uri are both {given.storage}")

@@ -21,6 +21,7 @@ from ogls.sweep.record import StudyRecord
 from ogls.sweep.report import resolve, write_report
 from ogls.sweep.storage import open_storage
 from ogls.sweep.worker import Worker
+from ogls.tracking.address import masked
 
 _DEFAULT_TRIALS = 24
 _IDENTITY = "identity"
@@ -132,7 +133,5 @@ def _conclude(settings: Settings, study: Study) -> None:
     for trial in study.best_trials:
         values = ", ".join(f"{value:.4f}" for value in trial.values)
         print(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
-    print(
-        f"{settings.place} has trials.csv, plots.html, curve.png and best.yaml; {settings.storage} has the study",
-        flush=True,
-    )
+    files = f"{settings.place} has trials.csv, plots.html, curve.png and best.yaml"
+    print(f"{files}; {masked(settings.storage)} has the study", flush=True)

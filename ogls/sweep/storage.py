@@ -12,6 +12,9 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from ogls.tracking.address import masked
 
 HEARTBEAT, GRACE = 30, 300  # seconds; a starved machine is slow, not dead
 _SEEN = "heartbeat"
@@ -71,17 +74,17 @@ def open_storage(url: str, died: Died) -> BaseStorage:
         died: function that is called with the study and a trial whose worker shows no more signs of life
 
     Raises:
-        ValueError: the proxy does not answer, or its address is malformed.
+        ValueError: the proxy or the database does not answer, or the address is malformed.
     """
     if url.startswith("grpc://"):
         host, colon, port = url.removeprefix("grpc://").rpartition(":")
         if not colon or not port.isdigit():
-            raise ValueError(f"--storage: expected grpc://host:port, got {url!r}")
+            raise ValueError(f"--storage: expected grpc://host:port, got {masked(url)!r}")
         proxy = HeartbeatProxy(host, int(port), died)
         try:
             proxy.wait_server_ready(timeout=30)
         except ConnectionError as error:
-            raise ValueError(f"--storage {url}: no answer within 30 s") from error
+            raise ValueError(f"--storage {masked(url)}: no answer within 30 s") from error
         return proxy
     if not url.startswith("sqlite:///"):
         return _database(url, died, {"pool_pre_ping": True})
@@ -95,13 +98,20 @@ def open_storage(url: str, died: Died) -> BaseStorage:
 
 
 def _database(url: str, died: Died, engine: dict[str, object]) -> RDBStorage:
-    return RDBStorage(
-        url,
-        engine_kwargs=engine,
-        heartbeat_interval=HEARTBEAT,
-        grace_period=GRACE,
-        heartbeat_stale_trial_callback=died,
-    )
+    try:
+        return RDBStorage(
+            url,
+            engine_kwargs=engine,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=died,
+        )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        said = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+        raise ValueError(
+            f"--storage {masked(url)}: no database could be opened there ({said}); expected sqlite:///file, "
+            "grpc://host:port, or an address such as postgresql://user@host/name"
+        ) from error
 
 
 def _lock(connection: Connection) -> None:

@@ -14,6 +14,8 @@ _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
 _UNKNOWN = re.compile(r"(?:--|[Oo]ption '|[Kk]ey ')([\w.]+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
 _STRUCTURE = {"class_path", "init_args"}
+_TYPE = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?")
+_GIVEN = re.compile(r"Given value: (.{1,60})")
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Expected a path"
 )
@@ -27,19 +29,37 @@ def in_one_line(message: str, keys: Iterable[str], classes: Iterable[str]) -> st
         keys: last parts of all known keys; those of the classes that the message names are added
         classes: names of all known classes
     """
+    return one_line(message) + suggestion(message, keys, classes)
+
+
+def one_line(message: str) -> str:
+    """Returns the same without a suggestion."""
     path: list[str] = []
-    owner, reasons = "", []
+    owner, given, reasons = "", "", []
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
         if found := _KEY.fullmatch(line):
             path.append(found[1])
             owner = ""
         elif found := _CLASS.fullmatch(line):
             owner = found[1].rpartition(".")[2]
+        elif found := _GIVEN.fullmatch(line):
+            given = given or found[1]
         elif line and not _NOISE.match(line):
             reasons.append(_NO_CLASS.sub(r"there is no class '\1'", line))
     where = ".".join(path) + (f" ({owner})" if owner else "")
-    said = "; ".join(dict.fromkeys(reasons)) or message
-    return (f"{where}: {said}" if where else said) + suggestion(message, keys, classes)
+    told = [reason for reason in reasons if not _TYPE.fullmatch(reason)] or [_expected(r, given) for r in reasons[:1]]
+    said = "; ".join(dict.fromkeys(told)) or " ".join(message.split())
+    return f"{where}: {said}" if where else said
+
+
+def _expected(reason: str, given: str) -> str:
+    """Returns ``expected int, got many`` for a value of another type than the key's."""
+    found = _TYPE.fullmatch(reason)
+    if found is None:
+        return reason
+    got = found[2] or given
+    cure = " (a text that looks like something else needs quotes)" if found[1] == "str" else ""
+    return f"expected {found[1]}" + (f", got {got}" if got else "") + cure
 
 
 def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -> str:

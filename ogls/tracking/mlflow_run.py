@@ -90,6 +90,12 @@ class MLflowRun:
 
     def _experiment_id(self, client: MlflowClient) -> str:
         known = client.get_experiment_by_name(self.experiment)
+        if known is not None and known.lifecycle_stage == "deleted":
+            command = f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore -x {known.experiment_id}"
+            raise ValueError(
+                f"the experiment {self.experiment!r} was deleted in MLflow: bring it back by `{command}`, or give "
+                "another trainer.logger.init_args.experiment"
+            )
         if known is not None:
             return known.experiment_id
         local = Path("mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite") else None

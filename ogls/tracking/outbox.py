@@ -15,10 +15,12 @@ class Outbox:
     reason.
 
     Args:
+        tell: function that is called with the first reason, at once
         capacity: largest number of waiting calls
     """
 
-    def __init__(self, capacity: int = 10_000) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda reason: None, capacity: int = 10_000) -> None:
+        self._tell = tell
         self.lost = 0
         self.error: str | None = None
         self._abandoned = False
@@ -38,7 +40,9 @@ class Outbox:
         """Counts one lost call."""
         with self._lock:
             self.lost += 1
-            self.error = self.error or reason
+            first, self.error = self.error is None, self.error or reason
+        if first:
+            self._tell(reason)
 
     def close(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for the calls in the queue; those not made by then are lost."""

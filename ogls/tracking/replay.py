@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
+from ogls.tracking.address import check_tracking_uri
 from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows
 from ogls.tracking.mlflow_run import MLflowRun
 
@@ -50,4 +52,9 @@ if __name__ == "__main__":
     store = "sqlite:///file or the address of an MLflow server (default: %(default)s)"
     parser.add_argument("tracking_uri", nargs="?", default="sqlite:///mlflow.db", help=store)
     given = parser.parse_args()
-    print(f"{replay(given.folder, given.tracking_uri)} rows added to {given.tracking_uri}")
+    try:
+        check_tracking_uri(given.tracking_uri)
+        print(f"{replay(given.folder, given.tracking_uri)} rows added to {given.tracking_uri}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

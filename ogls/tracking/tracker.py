@@ -15,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -24,6 +23,7 @@ from lightning.pytorch.loggers.logger import Logger
 from ogls.records import Phase
 from ogls.system.run_lock import lock_folder
 from ogls.tasks.base import ProblemSource
+from ogls.tracking.address import check_tracking_uri
 from ogls.tracking.files import (
     CONFIG,
     DESCRIPTION,
@@ -79,16 +79,10 @@ class Tracker(Logger):
         super().__init__()
         self._stamp = f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
         self.named = run_name is not None
-        run_name = run_name or f"run-{self._stamp}"
+        run_name = f"run-{self._stamp}" if run_name is None else run_name
         if not _SAFE_NAME.fullmatch(run_name):
             raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
-        if "://" not in tracking_uri or tracking_uri.startswith("file:"):
-            raise ValueError(f"tracking_uri must be sqlite:///file or a server's address, got {tracking_uri!r}")
-        if urlsplit(tracking_uri).password is not None:
-            raise ValueError(
-                "tracking_uri holds a password, which would be logged with the configuration: set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-            )
+        check_tracking_uri(tracking_uri)
         if tracking_uri.startswith("sqlite:///"):  # absolute, so that the printed command works anywhere
             tracking_uri = f"sqlite:///{Path(tracking_uri.removeprefix('sqlite:///')).resolve()}"
         self.method: str | None = None
@@ -395,8 +389,12 @@ class Tracker(Logger):
     @property
     def _box(self) -> Outbox:
         if self._outbox is None:
-            self._outbox = Outbox()
+            self._outbox = Outbox(_tell_loss)
         return self._outbox
+
+
+def _tell_loss(reason: str) -> None:
+    print(f"Not recorded: {reason}. The run goes on; its end tells what is missing.", file=sys.stderr, flush=True)
 
 
 def problems_told(splits: Mapping[str, ProblemSource]) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,8 @@ from optuna.trial import TrialState
 
 from ogls.sweep import attempts
 from ogls.sweep.storage import open_storage
+from ogls.tracking.address import masked
+from tests.sweep.test_study import sweep
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
@@ -31,3 +33,39 @@ def test_a_waiting_trial_is_taken_once(tmp_path: Path, monkeypatch: pytest.Monke
     with ThreadPoolExecutor(3) as workers:
         taken = list(workers.map(lambda _: study.ask().number, range(3)))
     assert sorted(taken) == [0, 1, 2]
+
+
+@pytest.mark.fault("bad configuration")
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("sweeps.db", "sqlite://sweeps.db", "nosuch://h/x", "grpc://nowhere", "", "postgresql://me:s3cret@"),
+        *("sqlite:////proc/none/sweeps.db", "mysql://me:s3cret@h:p/x", "grpc://me:s3cret@h:p"),
+    ],
+)
+def test_a_malformed_storage_ends_with_one_line(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sweep("--storage", address) == 2
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == 1, said
+    assert said.startswith("error: --storage")
+    assert "s3cret" not in said
+
+
+@pytest.mark.fault("secrets leak")
+@pytest.mark.parametrize("address", ["https://s3cret@h/", "https://h/?token=s3cret", "postgresql://me:s3cret@h/x"])
+def test_a_secret_in_the_address_of_the_store_is_refused(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sweep("--tracking-uri", address) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: --tracking-uri: tracking_uri holds a user")
+    assert "s3cret" not in said
+
+
+def test_a_password_is_not_printed() -> None:
+    assert masked("postgresql://me:s3/c@ret@h:5432/x?sslpassword=s3cret") == "postgresql://***@h:5432/x?***"
+    assert masked("sqlite:////tmp/sweeps.db") == "sqlite:////tmp/sweeps.db"

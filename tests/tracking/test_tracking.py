@@ -7,6 +7,8 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -276,6 +278,37 @@ def test_a_password_in_the_address_is_refused() -> None:
 
 
 @pytest.mark.fault("tracking server away or hung")
+def test_a_deleted_experiment_is_told_at_once_and_restored(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
+    client = MlflowClient("sqlite:///mlflow.db")
+    number = client.create_experiment("cleaned", artifact_location=(tmp_path / "mlartifacts").as_uri())
+    client.delete_experiment(number)
+    made = trainer(1, experiment="cleaned", run_name="second")
+    model, told = (
+        Tiny(during={1: lambda: during.append(capsys.readouterr().err)}),
+        f"mlflow experiments restore -x {number}",
+    )
+    during: list[str] = []
+    deadline = time.monotonic() + 30
+    assert isinstance(made.logger, Tracker)
+    made.logger.log_metrics({"train/loss": 0.5}, 0)
+    while made.logger._box.error is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    made.fit(model, TinyData())
+    assert told in during[0], "before the first step has ended"
+    assert told in capsys.readouterr().out, "and at the end"
+    command = [sys.executable, "-m", "ogls.tracking.replay", "runs/second"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: the experiment 'cleaned' was deleted in MLflow")
+    assert len(refused.stderr.splitlines()) == 1
+    client.restore_experiment(number)
+    assert replay(Path("runs/second"), "sqlite:///mlflow.db") == STEPS + 3  # the row before, validation, final
+
+
 def test_a_run_whose_server_was_away_is_replayed(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

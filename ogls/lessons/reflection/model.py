@@ -11,6 +11,7 @@ from ogls.lessons.reflection.quote import locate
 from ogls.lessons.reflection.reflector import ReflectionCase, ReflectionContext, Reflector
 from ogls.lessons.reflection.reply import parse_reflection
 from ogls.records import Need, Reflection, Sampling
+from ogls.system.ranges import check
 from ogls.system.seeds import derive
 
 
@@ -26,8 +27,8 @@ class ModelReflector(Reflector):
         right_rollouts: whether right rollouts are reflected on, too; all their tokens are then distilled
         shuffle_ideas: whether, as a control, every rollout gets an idea for another problem's rollout of the same
             outcome
-        weights: weights of the reflector: ``student`` for the student's present ones, ``frozen`` for those that
-            training began with
+        weights: weights of the reflector: ``frozen`` for those that training began with, as in ROSD's paper;
+            ``student`` for the student's present ones
         temperature: temperature at which replies are sampled
         retries: number of times that a bad reply is asked for again
         min_quote: smallest number of characters of a quote, white space and ornaments not counted
@@ -37,20 +38,15 @@ class ModelReflector(Reflector):
         ValueError: a value is out of its range, or replies without randomness are to be asked for again.
     """
 
-    weights: Literal["student", "frozen"] = "student"
+    weights: Literal["student", "frozen"] = "frozen"
     temperature: float = 0.7
     retries: int = 1
     min_quote: int = 5
     min_similarity: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.min_quote < 1 or self.temperature < 0:
-            raise ValueError(
-                "expected retries >= 0, min_quote >= 1 and temperature >= 0, "
-                f"got {self.retries}, {self.min_quote} and {self.temperature}"
-            )
-        if not 0 < self.min_similarity <= 1:
-            raise ValueError(f"min_similarity must be in (0, 1], got {self.min_similarity}")
+        check(self, {"retries": "[0, 100]", "min_quote": "[1, 1e6]", "min_similarity": "(0, 1]"})
+        Sampling(max_tokens=1, temperature=self.temperature)
         if self.retries and self.temperature == 0:
             raise ValueError("a reply at temperature 0 is the same again: set retries to 0, or a temperature")
 

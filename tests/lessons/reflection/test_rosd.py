@@ -85,7 +85,7 @@ def scripted(encoder: PromptEncoder) -> ScriptedEngine:
     return ScriptedEngine(script)
 
 
-ROSD = Method(privilege=CorrectiveIdea(), reflector=ModelReflector(), selection=FromError())
+ROSD = Method(privilege=CorrectiveIdea(), reflector=ModelReflector(weights="student"), selection=FromError())
 """ROSD with a plain forward KL, and with a reflector of the student's present weights."""
 
 

@@ -1,0 +1,47 @@
+"""A batch of rollouts is divided into mini-batches, each of which makes an optimiser step of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ogls.records import Batch, Lesson, RolloutGroup
+from ogls.rollout.accuracy import summarise
+
+
+def divided(batch: Batch, parts: int) -> list[Batch]:
+    """Returns `parts` batches with equally many groups each, in their order, and the lessons that come from them.
+
+    A lesson belongs to the group of its problem. What was measured of the whole batch, such as the time of sampling, is
+    in the first part alone; what follows from a part's own groups and lessons, in each.
+    """
+    if parts == 1:
+        return [batch]
+    count, made, waiting = len(batch.groups), [], list(batch.lessons)
+    for part in range(parts):
+        groups = batch.groups[part * count // parts : (part + 1) * count // parts]
+        lessons: list[Lesson] = []
+        for group in groups:  # lessons stand in the order of their groups
+            while waiting and waiting[0].problem_id == group.problem.id:
+                lessons.append(waiting.pop(0))
+        metrics = batch.metrics if part == 0 else {}
+        made.append(
+            replace(
+                batch,
+                lessons=tuple(lessons),
+                groups=groups,
+                metrics=metrics | _measured(groups, lessons),
+                phases=batch.phases if part == 0 else (),
+            )
+        )
+    assert not waiting, f"{len(waiting)} lessons of no group"
+    return made
+
+
+def _measured(groups: Sequence[RolloutGroup], lessons: Sequence[Lesson]) -> dict[str, float]:
+    own = summarise(groups) | {
+        "lessons": len(lessons),
+        "rollouts_reinforced": sum(lesson.advantage != 0 for lesson in lessons),
+        "tokens_learned": sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons),
+    }
+    return {f"train/{name}": value for name, value in own.items()}
