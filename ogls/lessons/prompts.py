@@ -71,9 +71,9 @@ class Prompts:
         student: prompt of the student, and of the teacher in its plain view. Slot ``{problem}``.
         views: prompts of the teacher's privileged views by name of their wording: ``attempt``, ``idea``, or one that a
             privilege brings along. They replace the privilege's own words. Slots ``{problem}`` and ``{text}``.
-        reflect_wrong: prompt of the reflector about a wrong rollout, which asks for JSON with a ``quote`` and an
-            ``idea``. Slots ``{problem}`` and ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
-        reflect_right: prompt of the reflector about a right rollout, which asks for JSON with an ``idea``. Slots
+        reflect_wrong: prompt of the reflector about a wrong rollout, which asks for the tags ``<quote>`` and ``<idea>``
+            (see `reply`). Slots ``{problem}`` and ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
+        reflect_right: prompt of the reflector about a right rollout, which asks for the tag ``<idea>``. Slots
             ``{problem}`` and ``{attempt}``; ``{answer}`` where wanted.
         system: system message of every prompt; null leaves the chat template's own. A problem's own system message
             comes before it.
@@ -95,12 +95,12 @@ class Prompts:
         "An attempt whose answer is wrong:\n{attempt}\n\n"
         "Find the first place where the attempt goes wrong. Copy that place word for word, a sentence or an equation. "
         "Then give the idea that would have led on from there, in one or two sentences, without telling the answer. "
-        'Reply with nothing but JSON: {"quote": "...", "idea": "..."}'
+        "Reply with nothing but <quote>the place</quote> <idea>the idea</idea>"
     )
     reflect_right: str = (
         "Problem:\n{problem}\n\nAn attempt whose answer is correct:\n{attempt}\n\n"
         "Give the idea that makes this attempt work, in one or two sentences, without telling the answer. "
-        'Reply with nothing but JSON: {"idea": "..."}'
+        "Reply with nothing but <idea>the idea</idea>"
     )
     system: str | None = None
     chat: bool = True
