@@ -155,7 +155,7 @@ class WorkedAttempts(Privilege):
     reflecting: float = 0.15
     own_way: float = 0.1
     views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT, "idea": IDEA}
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset({"demonstrations"})
 
     def __post_init__(self) -> None:
         shares = {name: getattr(self, name) for name in ("with_attempt", "with_idea", "reflecting")}

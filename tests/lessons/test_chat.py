@@ -148,3 +148,18 @@ def test_a_text_is_encoded_the_same_whether_it_names_a_token_or_not(tiny_model: 
         assert tokenizer.decode(named) == tokenizer.decode(plain).replace("XXX", CLOSE)
         special = set(tokenizer.all_special_ids)
         assert [i for i in named if i in special] == [i for i in plain if i in special]
+
+
+@pytest.mark.fault("tokenizer or template of another model")
+def test_a_demonstration_ends_where_an_engine_stops_or_the_run_is_refused(
+    nursery: Nursery, tiny_model: Path, tmp_path: Path
+):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    for file in (model / "config.json", model / "generation_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [0, 5]}))
+    arguments = without(small_rows(model, tmp_path, solution="1"), "--method.selection")
+    code, output = run_in(nursery, "fit", *arguments, "--method", "SFT", "--data.group_size", "1", cwd=tmp_path)
+    assert code == 2, output[-3000:]
+    assert f"a demonstration ends with '{CLOSE}', the tokenizer's eos_token, but an engine stops at ['<|endo" in output
+    assert output.count("error:") == 1
+    assert "Traceback" not in output
