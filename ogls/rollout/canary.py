@@ -73,10 +73,14 @@ class Canary:
                 if nearer < tokens / 2 - _SURE * tokens**0.5 / 2:
                     raise RuntimeError(
                         f"the engine does not hold the present weights, version {version}: of {tokens} tokens, it "
-                        f"gives {nearer} a log-prob nearer to theirs than to that of version {song.version}"
+                        f"gives {nearer} a log-prob nearer to theirs than to that of version {song.version}; it did "
+                        "not take them, or its dtype rounds them away"
                     )
-        songs = [song for song in self._songs if song.version != version]
-        self._songs = [*songs[:1], *songs[1:][-1:], _Song(version, ids, now)]
+        if not self._songs:
+            self._songs = [_Song(version, ids, now)]
+        elif version != self._songs[0].version:
+            others = [song for song in self._songs[1:] if song.version != version]
+            self._songs = [self._songs[0], *others[-1:], _Song(version, ids, now)]
 
 
 def count_nearer(
