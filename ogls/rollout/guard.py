@@ -27,9 +27,9 @@ class EngineGuard:
 
     The engine has failed if it raises an error, gives impossible completions, or takes longer than `patience`. It has
     also failed if the log-probabilities of what it draws after a load are not those of the policy (see `Canary`); the
-    first load is checked as soon as there are prompts. A failed engine is closed, started and loaded again, and the same
-    completions are asked for with the same seed. If it fails again, EngineFailed is raised. A ValueError is no failure of
-    the engine: it means a setting or a prompt that cannot work, and is passed on.
+    first load is checked as soon as there are prompts. A failed engine is closed, started and loaded again, and the
+    same completions are asked for with the same seed. If it fails again, EngineFailed is raised. A ValueError is no
+    failure of the engine: it means a setting or a prompt that cannot work, and is passed on.
 
     Args:
         engine: engine to be watched
