@@ -16,7 +16,7 @@ from ogls.methods.base import Method
 from ogls.policy.policy import Policy
 from ogls.records import Batch, Need, Problem, RolloutGroup
 from ogls.rollout.accuracy import Evaluation
-from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.engine import RolloutEngine, end_token_ids
 from ogls.rollout.mini_batches import divided
 from ogls.rollout.one_step_off import OneStepOff
 from ogls.rollout.process import EngineProcess
@@ -194,13 +194,16 @@ class RolloutDataModule(LightningDataModule):
         """Checks the problems that the command `stage` needs.
 
         Raises:
-            ValueError: there are no problems, a prompt is too long, or a gold answer is not graded as right.
+            ValueError: there are no problems, a prompt is too long, a gold answer is not graded as right, or a
+                demonstration would end with a token at which engines do not stop.
         """
         if self.one_step_off and self.group.size > 1:
             raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
         if self.problems_per_step < self.group.size:
             raise ValueError(f"data.problems_per_step is {self.problems_per_step} for {self.group.size} devices")
         self.encoder = PromptEncoder(self.prompts, self.policy.tokenizer)
+        if "demonstrations" in self.method.needs:
+            self._check_end()
         sources = {"train": self.train_problems} if stage == "fit" or self.fit_follows else {}
         if self.engine is not None:
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
@@ -208,6 +211,18 @@ class RolloutDataModule(LightningDataModule):
             if name not in self._checked:
                 self._check_problems(name, source)
                 self._checked.add(name)
+
+    def _check_end(self) -> None:
+        """Refuses demonstrations whose end no engine stops at, since their student would learn to go on for ever."""
+        folder = self.policy.folder
+        end, stops = self.encoder.end_id, end_token_ids(folder)
+        if end not in stops:
+            tokens = self.policy.tokenizer.convert_ids_to_tokens([end, *stops])
+            raise ValueError(
+                f"a demonstration ends with {tokens[0]!r}, the tokenizer's eos_token, but an engine stops at "
+                f"{tokens[1:]}: make eos_token (tokenizer_config.json) and eos_token_id (generation_config.json) agree "
+                f"in {folder}"
+            )
 
     def _check_problems(self, name: str, source: ProblemSource) -> None:
         if len(source) == 0:

@@ -30,14 +30,16 @@ Role = str
 Lane = Literal["rollouts", "training"]
 """A lane is the half of a step that a phase belongs to: ``rollouts`` until the batch is made, then ``training``."""
 
-Need = Literal["rollouts", "peers", "reflections", "error", "advantages", "logprobs", "replies", "start"]
+Need = Literal[
+    "rollouts", "peers", "reflections", "error", "advantages", "logprobs", "replies", "start", "demonstrations"
+]
 """A need is what one choice of a method asks of the other choices or of the run.
 
 ``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``reflections``: a reflector. ``error``: the
 place where a wrong rollout first goes wrong, from a reflector or an error locator. ``advantages``: a value of each
 rollout relative to its group. ``logprobs``: sampling with the loss's own probabilities, that is at the same temperature
 and without top_k or top_p. ``replies``: an engine that answers a reflector. ``start``: the weights that training began
-with, for these replies.
+with, for these replies. ``demonstrations``: an end of written texts at which an engine stops.
 """
 
 

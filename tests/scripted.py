@@ -91,3 +91,19 @@ class ChainEngine(ScriptedEngine):
     def _work(self, prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = Chain.parse(str(self._tokenizer.decode(prompt))).work(rng, self.slips)
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+
+
+class LatexEngine(ChainEngine):
+    """Works chains in LaTeX; asked for a reflection, it quotes the first line raw, in one form or another."""
+
+    line = "Since \\frac{2}{2} \\cdot \\boxed{1} \\neq 0, go on."
+    forms = (
+        "<think>\nIs it <quote>this</quote>?\n</think>\n\n<quote>{line}</quote>\n<idea>Use \\(a^2\\).</idea>",
+        'Here it is:\n```json\n{{"quote": "{line}", "idea": "Use \\(a^2\\)."}}\n```\nHope this helps!',
+    )
+
+    def _work(self, prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+        if "attempt:" in self._tokenizer.decode(prompt):
+            said = rng.choice(self.forms).format(line=self.line)
+            return [*self._tokenizer(said, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+        return [*self._tokenizer(self.line + "\n", add_special_tokens=False)["input_ids"], *super()._work(prompt, rng)]

@@ -171,7 +171,7 @@ class WorkedAttempts(Privilege):
         terse_after_worked=0.0,
     )
     views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT, "idea": IDEA}
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset({"demonstrations"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         rng = random.Random(derive("attempt", group.problem.id, group.policy_version))

@@ -81,7 +81,7 @@ class Privilege(ABC):
 class Demonstration(Privilege):
     """The reference solution is learned by its likelihood (SFT); nothing is sampled."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset({"demonstrations"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         if group.problem.solution is not None:

@@ -1,4 +1,4 @@
-"""Text becomes token ids in this module and in no other."""
+"""Text becomes token ids in this module and in the `chat` under it, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ogls.lessons.chat import Chat
 from ogls.records import Problem
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ class Prompts:
         student: prompt of the student, and of the teacher in its plain view. Slot ``{problem}``.
         views: prompts of the teacher's privileged views by name of their wording: ``attempt``, ``idea``, or one that a
             privilege brings along. They replace the privilege's own words. Slots ``{problem}`` and ``{text}``.
-        reflect_wrong: prompt of the reflector about a wrong rollout, which asks for JSON with a ``quote`` and an
-            ``idea``. Slots ``{problem}`` and ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
-        reflect_right: prompt of the reflector about a right rollout, which asks for JSON with an ``idea``. Slots
+        reflect_wrong: prompt of the reflector about a wrong rollout, which asks for the tags ``<quote>`` and ``<idea>``
+            (see `reply`). Slots ``{problem}`` and ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
+        reflect_right: prompt of the reflector about a right rollout, which asks for the tag ``<idea>``. Slots
             ``{problem}`` and ``{attempt}``; ``{answer}`` where wanted.
         system: system message of every prompt; null leaves the chat template's own. A problem's own system message
             comes before it.
@@ -95,12 +96,12 @@ class Prompts:
         "An attempt whose answer is wrong:\n{attempt}\n\n"
         "Find the first place where the attempt goes wrong. Copy that place word for word, a sentence or an equation. "
         "Then give the idea that would have led on from there, in one or two sentences, without telling the answer. "
-        'Reply with nothing but JSON: {"quote": "...", "idea": "..."}'
+        "Reply with nothing but <quote>the place</quote> <idea>the idea</idea>"
     )
     reflect_right: str = (
         "Problem:\n{problem}\n\nAn attempt whose answer is correct:\n{attempt}\n\n"
         "Give the idea that makes this attempt work, in one or two sentences, without telling the answer. "
-        'Reply with nothing but JSON: {"idea": "..."}'
+        "Reply with nothing but <idea>the idea</idea>"
     )
     system: str | None = None
     chat: bool = True
@@ -115,12 +116,17 @@ class Prompts:
         for name, template in self.views.items():
             _check_slots(f"prompts.views.{name}", template, ("problem", "text"))
 
+    @property
+    def options(self) -> list[dict[str, Any]]:
+        """Returns the further arguments of the chat template for all readers, each set once."""
+        sets = (self.student_options, self.teacher_options, self.evaluation_options, self.reflection_options)
+        return [own for number, own in enumerate(sets) if own is not None and own not in sets[:number]]
+
 
 KEPT = 200
 """Shortening leaves at least this number of characters of a text."""
 
 _GAP = " [...] "
-_STAND_IN = "\u241f text \u241f"
 
 
 def _without_middle(text: str, keep: int) -> str:
@@ -140,14 +146,13 @@ class PromptEncoder:
         tokenizer: tokenizer of the model
 
     Raises:
-        ValueError: a chat template is asked for, but the tokenizer has none.
+        ValueError: a chat template is asked for, but the tokenizer has none, or one that does not show its texts.
     """
 
     def __init__(self, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> None:
-        if prompts.chat and tokenizer.chat_template is None:
-            raise ValueError("this tokenizer has no chat template; set data.prompts.chat: false to send bare text")
         self.prompts, self.tokenizer = prompts, tokenizer
-        self._special = tuple(tokenizer.all_special_tokens)
+        self._chat = Chat(tokenizer, prompts.chat, prompts.options)
+        self._chat.check(prompts.system)
 
     def student(self, problem: Problem) -> tuple[int, ...]:
         """Returns the student's prompt, which is the teacher's plain view, too."""
@@ -199,8 +204,9 @@ class PromptEncoder:
         return None
 
     def completion(self, text: str) -> tuple[int, ...]:
-        """Returns the ids of a text that was written, not sampled, with the end token at its end."""
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
+        """Returns the ids of a text that was written, not sampled: text all through, then the end token."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return (*ids, self.end_id)
 
     @property
     def end_id(self) -> int:
@@ -233,25 +239,5 @@ class PromptEncoder:
         return text, spans
 
     def _encode(self, problem: Problem, text: str, options: dict[str, Any]) -> tuple[int, ...]:
-        """Returns the ids of the conversation.
-
-        The name of a special token inside `text` stays text, since models write such names, too.
-        """
-        system = "\n\n".join(s for s in (problem.system, self.prompts.system) if s is not None)
-        has_system = problem.system is not None or self.prompts.system is not None
-        plain = any(token in text for token in self._special)
-        if not self.prompts.chat:
-            return tuple(
-                self.tokenizer(f"{system}\n\n{text}" if system else text, split_special_tokens=plain)["input_ids"]
-            )
-        messages = [{"role": "system", "content": system}] if has_system else []
-        messages.append({"role": "user", "content": _STAND_IN if plain else text})
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=not plain, return_dict=not plain, **options
-        )
-        if not plain:
-            return tuple(encoded["input_ids"])
-        before, after = encoded.split(_STAND_IN)
-        pieces = ((before, False), (text, True), (after, False))
-        encoded = [self.tokenizer(p, add_special_tokens=False, split_special_tokens=split) for p, split in pieces]
-        return tuple(i for piece in encoded for i in piece["input_ids"])
+        given = [system for system in (problem.system, self.prompts.system) if system is not None]
+        return self._chat.encode("\n\n".join(filter(None, given)) if given else None, text, options)

@@ -84,7 +84,7 @@ class Method(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Returns what the run has to provide, out of ``rollouts``, ``peers``, ``error``, ``replies``, ``start``."""
+        """Returns what the run has to provide, which other choices of the method do not."""
         asked = frozenset().union(*(needs for _, needs in self._asking()))
         given = {"advantages", "logprobs", "reflections"} | ({"error"} if self.reflector is not None else set())
         return asked - given

@@ -7,12 +7,15 @@ back.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -23,6 +26,13 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 _FROZEN = ("lm_head", "embed_tokens", "wte", "embed_out", "embed_in")
 _ADAPTER = "default"  # peft's own name of the only adapter
 _PREFIX = "base_model.model."
+_READ = {  # or without effect on what a trained adapter computes; layers are compared by their names
+    *("r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
+    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
+    *("megatron_core", "qalora_group_size", "runtime_config"),
+}
+MERGED_BY_PEFT = frozenset({"use_rslora", "use_dora", "rank_pattern", "alpha_pattern"})
+"""These fields change what an adapter computes, and peft heeds them when it merges one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +120,43 @@ def save_adapter(model: Any, folder: Path, dtype: torch.dtype) -> None:
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def refuse_unread(folder: Path, more: Collection[str] = ()) -> None:
+    """Raises ValueError if the adapter in `folder` is more than W + (alpha / rank) B A beside some linear layers.
+
+    Every field of its configuration must be one that is read, or be off. Adapters of embeddings and output head are
+    refused, since the head may be tied to the embeddings.
+
+    Args:
+        folder: folder of an adapter in peft's format
+        more: further fields that whoever calls this reads
+    """
+    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    off = {"bias": "none", "peft_type": "LORA"}
+    for name, value in config.items():
+        read = name in _READ or name in more or (name == "init_lora_weights" and value in (True, False, "gaussian"))
+        if not read and (value != off[name] if name in off else value):
+            raise ValueError(
+                f"the adapter in {folder} has {name}: {value!r}, which is not read: train it without, or merge it with "
+                "peft and set policy.model to the result"
+            )
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        parts = {part for name in tensors.keys() for part in name.split(".")}  # noqa: SIM118 - not a dict
+    if frozen := sorted(parts & set(_FROZEN)):
+        raise ValueError(
+            f"the adapter in {folder} has target_modules that reach {frozen[0]}: the output head may be tied to the "
+            "embeddings, train it without"
+        )
+
+
 def load_adapter(model: Any, folder: Path) -> None:
     """Gives the model's adapter the weights of the one in `folder`.
 
     Raises:
-        ValueError: the two differ in rank, alpha or targets, or belong to different models.
+        ValueError: the two differ in rank, alpha or targets, belong to different models, or see `refuse_unread`.
     """
     from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 
+    refuse_unread(folder)
     configs: tuple[Any, Any] = LoraConfig.from_pretrained(str(folder)), model.peft_config[_ADAPTER]
     got, expected = ((c.r, c.lora_alpha, sorted(c.target_modules)) for c in configs)
     if got != expected:

@@ -142,10 +142,13 @@ def _embedded() -> Path:
 
 def _merged(base: Path, adapter: Path) -> Path:
     """Returns a folder with `adapter` merged into `base`, named by a checksum of both."""
+    from ogls.policy.lora import MERGED_BY_PEFT, refuse_unread
+
     files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
     for file in files:
         if not file.is_file():
             raise ValueError(f"{adapter} is no adapter: {file.name} is missing")
+    refuse_unread(adapter, more=MERGED_BY_PEFT)
 
     def make(folder: Path) -> None:
         import torch

@@ -8,10 +8,8 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn.functional import linear
-
 from ogls.records import Completion, Sampling
+from ogls.rollout.canary import Canary
 from ogls.rollout.engine import RolloutEngine
 from ogls.system.exits import EngineFailed
 from ogls.system.watchdog import time_limit
@@ -28,10 +26,10 @@ class EngineGuard:
     """A guard starts, loads and asks an engine, and makes sure that it samples from the policy's weights.
 
     The engine has failed if it raises an error, gives impossible completions, or takes longer than `patience`. It has
-    also failed if the log-probabilities of what it draws after a load differ from the policy's by more than `max_gap`
-    on average; the first load is checked as soon as there are prompts. A failed engine is closed, started and loaded
-    again, and the same completions are asked for with the same seed. If it fails again, EngineFailed is raised. A
-    ValueError is no failure of the engine: it means a setting or a prompt that cannot work, and is passed on.
+    also failed if the log-probabilities of what it draws after a load are not those of the policy (see `Canary`); the
+    first load is checked as soon as there are prompts. A failed engine is closed, started and loaded again, and the
+    same completions are asked for with the same seed. If it fails again, EngineFailed is raised. A ValueError is no
+    failure of the engine: it means a setting or a prompt that cannot work, and is passed on.
 
     Args:
         engine: engine to be watched
@@ -42,8 +40,9 @@ class EngineGuard:
     """
 
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
-        self.engine, self.patience, self.max_gap = engine, patience or PATIENCE, max_gap
-        self._canaries: list[Sequence[int]] = []  # always the same prompts
+        self.engine, self.patience = engine, patience or PATIENCE
+        self._prompts: list[Sequence[int]] = []  # the canary's, always the same
+        self._canary = Canary(max_gap)
         self._loaded = self._checked = False
 
     def start(self, folder: Path, context_length: int) -> None:
@@ -94,8 +93,8 @@ class EngineGuard:
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        if not self._canaries:
-            self._canaries, self._canary_tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
+        if not self._prompts:
+            self._prompts, self._tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
         if not self._checked:
             self._check()
         with self._watched("generating"):
@@ -108,18 +107,13 @@ class EngineGuard:
         if self.engine.version != version:
             raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {version}")
         self._loaded, self._checked = True, False
-        if self._canaries:
+        if self._prompts:
             self._check()
 
     def _check(self) -> None:
         if self.engine.samples_policy:
             with self._watched("comparing the engine with the policy"):
-                gap = logprob_gap(self.engine, self._policy, self._canaries, self._canary_tokens)
-            if not gap <= self.max_gap:
-                raise RuntimeError(
-                    f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
-                    f"{self.max_gap} at most"
-                )
+                self._canary.check(self.engine, self._policy, self._prompts, self._tokens)
         self._checked = True
 
     def rebuild(self, reason: Exception, policy: Policy, version: int) -> None:
@@ -143,27 +137,3 @@ class EngineGuard:
 
 def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:500]}"
-
-
-def logprob_gap(engine: RolloutEngine, policy: Policy, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
-    """Returns the mean of |log p_engine(token) - log p_policy(token)| over tokens that the engine draws.
-
-    The tokens are drawn, not given: an engine that scores given tokens does not use its prefix cache, and a stale cache
-    is one of the faults to be found.
-
-    Args:
-        engine: engine that has been given the weights of `policy`
-        policy: policy to compare it with
-        prompts: token ids of each prompt
-        max_tokens: tokens that are drawn after each prompt at most
-    """
-    drawn = engine.generate(prompts, Sampling(max_tokens=max_tokens), 1, seed=0)
-    completions = [completion for (completion,) in drawn]
-    suffixes = [completion.token_ids for completion in completions]
-    weight, bias = policy.head
-    with torch.no_grad():
-        states = policy.hidden(prompts, suffixes, range(len(prompts)))
-        logprobs = linear(states.to(weight.dtype), weight, bias).float().log_softmax(-1)
-        ids = torch.tensor([i for suffix in suffixes for i in suffix], device=logprobs.device)
-        theirs = torch.tensor([p for completion in completions for p in completion.logprobs], device=logprobs.device)
-        return float((logprobs.gather(1, ids[:, None])[:, 0] - theirs).abs().mean())

@@ -151,7 +151,7 @@ def test_a_prompt_about_an_attempt_is_shortened_in_the_solutions_middle_then_at_
     assert len(ids) <= short
     assert "begin " * 33 in text
     assert attempt not in text
-    for kept in ("What is 1+1?", "The correct answer is unlikely.", "Reply with nothing but JSON"):
+    for kept in ("What is 1+1?", "The correct answer is unlikely.", "Reply with nothing but <quote>"):
         assert kept in text
 
     assert encoder.reflect_within(100, problem, attempt, False, solution) is None

@@ -292,7 +292,7 @@ COMPARED: set[Need] = {"rollouts", "peers"}
 @pytest.mark.parametrize(
     ("method", "needs"),
     [
-        (SFT(), set()),
+        (SFT(), {"demonstrations"}),
         (OPSD(), SAMPLED),
         (OPSD(selection=ErrorSpan()), SAMPLED | {"error"}),
         (OPSD(selection=ErrorSpan(), reflector=ChainReflector()), SAMPLED),
@@ -307,7 +307,10 @@ COMPARED: set[Need] = {"rollouts", "peers"}
         (ROSD(reflector=ModelReflector(weights="student")), COMPARED | {"replies"}),
         (ROSDExact(), COMPARED),
         (ROSDWithoutReflector(selection=FromError()), COMPARED | {"error"}),
-        (Method(privilege=Demonstration(), objective=Mixture([Likelihood(), ReferenceKL()])), SAMPLED),
+        (
+            Method(privilege=Demonstration(), objective=Mixture([Likelihood(), ReferenceKL()])),
+            SAMPLED | {"demonstrations"},
+        ),
     ],
     ids=lambda value: value.name if isinstance(value, Method) else None,
 )

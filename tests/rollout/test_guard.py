@@ -13,7 +13,8 @@ import torch
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
-from ogls.rollout.guard import EngineGuard, logprob_gap
+from ogls.rollout.canary import logprob_gap
+from ogls.rollout.guard import EngineGuard
 from ogls.rollout.transformers import TransformersEngine
 from ogls.system.exits import EngineFailed
 from tests.scripted import Fault, ScriptedEngine

@@ -60,7 +60,7 @@ def test_gold_answers_verify_and_rosd_makes_lessons(
 
     def script(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = tokenizer.decode(prompt)
-        if "nothing but JSON" in text:
+        if "Reply with nothing but" in text:
             return letters(
                 encoder, reply("I feel it must be so" if "A wrong attempt" in text else None, "Think twice.")
             )

@@ -17,7 +17,7 @@ from ogls.system.seeds import derive
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReflector(Reflector):
-    """A model reflector asks a language model for a quote and an idea in JSON, and believes no other reply.
+    """A model reflector asks a language model for a quote and an idea, and believes a reply that `reply` can read.
 
     The prompts are `prompts.reflect_wrong` and `prompts.reflect_right`. A reply that cannot be read, or whose quote is
     not in the rollout, is asked for again. The best reply counts: one whose quote is in the rollout, else the one whose

@@ -35,13 +35,13 @@ def locate(text: str, quote: str, min_length: int, min_similarity: float) -> Mat
     A quote with fewer than `min_length` of the characters that way 2 compares is not looked for, since it would be
     found anywhere.
     """
-    letters, places = _plain(text)
     wanted, _ = _plain(quote)
     if len(wanted) < min_length:
         return None
     verbatim = _first_whole(text, [(at, at + len(quote)) for at in _occurrences(text, quote)])
     if verbatim is not None:
         return Match(verbatim, 1.0)
+    letters, places = _plain(text)
     spans = [(places[at], places[at + len(wanted) - 1] + 1) for at in _occurrences(letters, wanted)]
     plain = _first_whole(text, spans)
     if plain is not None:

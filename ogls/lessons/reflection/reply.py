@@ -1,47 +1,51 @@
-"""Replies of a reflector are untrusted: JSON of one exact shape, or not read."""
+r"""Replies of a reflector are untrusted: a quote and an idea are found in them, by tags or else as JSON.
+
+The prompts ask for ``<quote>...</quote>`` and ``<idea>...</idea>``, between which any text stands as it is, LaTeX
+included. JSON is read because models like to write it, although few escape the backslashes of LaTeX there.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from ogls.records import Reflection
-from ogls.tasks.answers import acceptable
+from ogls.tasks.answers import acceptable, last_tagged
 
-MAX_REPLY = 4000
-MAX_QUOTE = 500
-MAX_IDEA = 1000
+MAX_QUOTE = 1000
+MAX_IDEA = 2000
 
-_FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
+_OBJECT = re.compile(r'\{\s*"(?:quote|idea)"\s*:')
+_LINE = r"n(?!(?:abla|eq?|eg|leq|geq|mid|ot|otin|u)(?![a-zA-Z]))"  # \nabla is LaTeX, \nThen a line
+_BACKSLASH = re.compile(rf'(\\(?:["\\/]|u[0-9a-fA-F]{{4}}|{_LINE}|[bfrt](?![a-zA-Z])))|\\')
+_JSON = json.JSONDecoder(strict=False)  # lines may break within a text
 
 
 def parse_reflection(reply: str, correct: bool) -> Reflection | None:
-    """Returns the reflection that a reply states; None for a reply of any other form.
+    r"""Returns the reflection that a reply states: an idea, and a quote about a wrong rollout; None where it lacks one.
 
-    The form is ``{"quote": ..., "idea": ...}`` about a wrong rollout and ``{"idea": ...}`` about a right one. Only
-    white space or a code fence may stand around the object. Values are texts that are not empty, have at most
-    `MAX_QUOTE` and `MAX_IDEA` characters and no control characters. No key may be missing, unknown or repeated.
+    The last ``<quote>`` and the last ``<idea>`` count, whatever stands around them. Where they are missing, the last
+    JSON object that begins with the key ``quote`` or ``idea`` counts; a backslash in it that begins no escape of JSON,
+    as in ``\cdot`` or ``\frac``, is taken for itself. What comes before ``</think>`` is ignored. Quote and idea have at
+    most `MAX_QUOTE` and `MAX_IDEA` characters and no control characters.
     """
-    reply = reply.strip()
-    if len(reply) > MAX_REPLY:
-        return None
-    fenced = _FENCED.fullmatch(reply)
-    try:
-        found = json.loads(fenced[1] if fenced else reply, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError):
+    said = reply.rpartition("</think>")[2]
+    if said.lstrip().startswith("<think>"):  # cut off in the midst of thinking
         return None
     limits = {"idea": MAX_IDEA} if correct else {"quote": MAX_QUOTE, "idea": MAX_IDEA}
-    if not isinstance(found, dict) or found.keys() != limits.keys():
-        return None
-    values = {name: value.strip() for name, value in found.items() if isinstance(value, str)}
-    if any(name not in values or not acceptable(values[name], limit) for name, limit in limits.items()):
-        return None
-    return Reflection(idea=values["idea"], quote=values.get("quote"))
+    for found in ({name: last_tagged(said, name) for name in limits}, _last_object(said)):
+        texts = {name: value.strip() for name in limits if isinstance(value := found.get(name), str)}
+        if all(name in texts and acceptable(texts[name], limit) for name, limit in limits.items()):
+            return Reflection(idea=texts["idea"], quote=texts.get("quote"))
+    return None
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return found
+def _last_object(text: str) -> dict[str, object]:
+    """Returns the last JSON object with a key ``quote`` or ``idea`` at its beginning; an empty one where none is."""
+    start = max((found.start() for found in _OBJECT.finditer(text)), default=None)
+    if start is None:
+        return {}
+    try:
+        return _JSON.raw_decode(_BACKSLASH.sub(lambda found: found[1] or r"\\", text[start:]))[0]
+    except (ValueError, RecursionError):
+        return {}

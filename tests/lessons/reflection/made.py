@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 from ogls.lessons.prompts import PromptEncoder
@@ -36,7 +35,7 @@ def group(encoder: PromptEncoder, problem: Problem, *texts: str) -> RolloutGroup
 
 
 def reply(quote: str | None, idea: str) -> str:
-    return json.dumps({"idea": idea} if quote is None else {"quote": quote, "idea": idea})
+    return f"<idea>{idea}</idea>" if quote is None else f"<quote>{quote}</quote>\n<idea>{idea}</idea>"
 
 
 class Scripted:

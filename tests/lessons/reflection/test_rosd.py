@@ -77,7 +77,7 @@ def scripted(encoder: PromptEncoder) -> ScriptedEngine:
     def script(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = encoder.tokenizer.decode(prompt)
         problem = next(known for known in ROLLOUTS if known in text)
-        of = (problem, "answer is wrong" not in text) if "nothing but JSON" in text else problem
+        of = (problem, "answer is wrong" not in text) if "Reply with nothing but" in text else problem
         said = REPLIES[of] if isinstance(of, tuple) else ROLLOUTS[problem]
         asked[of] += 1
         return letters(encoder, said[(asked[of] - 1) % len(said)])
