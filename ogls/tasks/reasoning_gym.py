@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, acceptable, last_boxed, last_tagged
+from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking, last_boxed, last_tagged
 from ogls.tasks.base import ProblemSource, Verifier
 
 # Their entries follow Python's random order of sets: another process makes other problems of the same seed.
@@ -119,7 +119,9 @@ _EVALUATING = frozenset(
 )
 # No underscore, brace, colon or attribute, and no call but of these functions: only expressions and lists.
 _FUNCTION = r"(?:sin|cos|tan|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt)"
-_INERT = re.compile(rf"(?:[\s\d\[\](),+\-*/^'\"=]|(?<=\d)\.|\.(?=\d)|(?<!\w){_FUNCTION}\(|[A-Za-z](?![\w\s]*\())*")
+_INERT = re.compile(
+    rf"(?:[\s\d\[\](),+\-*/^'\"=]|(?<=\d)\.|\.(?=\d)|(?<!\w){_FUNCTION}\(|[A-Za-z][A-Za-z\d\s]*+(?![\w(]))*+"
+)
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,14 @@ class ReasoningGymVerifier(Verifier):
 
     Args:
         max_length: characters of an answer beyond which it is not looked at.
+        after_thinking: judge only what follows the last ``</think>``.
     """
 
     max_length: int = 4000
+    after_thinking: bool = True
 
     def grade(self, problem: Problem, text: str) -> Verdict:
+        text = after_thinking(text) if self.after_thinking else text
         answer = last_tagged(text)
         answer = (last_boxed(text) if answer is None else answer) or ""
         answer = answer.strip()
