@@ -1,0 +1,318 @@
+"""What a mathematical answer says: one value or a list of values, each with its unit, base and left side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+from ogls.tasks.expressions import equal, formula, is_closed
+from ogls.tasks.notation import FUNCTIONS, LIST_SEPARATORS, clean, enclosed, split, tokens_of, vocabulary
+from ogls.tasks.numerals import exact, numeral
+from ogls.tasks.units import peel
+
+_MAX_ITEMS, _MAX_NESTING = 100, 4
+_RELATIONS = vocabulary(
+    r"< > \le \ge \ne \equiv \notin \subset \subseteq \to \mapsto \cup \cap \setminus \mid \sim \cong \iff"
+)
+_CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:\\text\{)?\s*([ap])\.?\s?m\.?\s*\}?", re.IGNORECASE)
+_LONE_LETTER = re.compile(r"^\\text\{(.)\}$")
+_INVERSE = re.compile(r"\^\{?-1\}?")
+_PLACES = re.compile(r"-?\d+\.(\d{2,})")
+_VERBS = vocabulary("is are was were has have form forms see prove proof proved omitted")  # of prose
+_MISSING = frozenset(("nan", "null", "n/a", "notfound", "not found", "inf", "-inf"))
+_MOST_WORDS = 4
+
+
+@dataclass(frozen=True)
+class Term:
+    """One way of stating a value: a number if it can be read at once, else a formula, else words.
+
+    Args:
+        latex: the value without unit and percent sign
+        number: the value of a plain number, a fraction, a numeral
+        base: 10, except for a numeral that names another one
+        unit: the unit that the words after the value name, where it is known
+        percent: whether a percent sign follows
+        words: the answer in lower case, where it is words and no mathematics
+    """
+
+    latex: str
+    number: Fraction | None = None
+    base: int = 10
+    unit: str | None = None
+    percent: bool = False
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value.
+
+    Args:
+        terms: the ways in which it is stated, at least one: sides of an equation, or readings of a doubtful spelling
+        name: the side of an equation that is no number, such as x or f(x)
+        relation: the whole equation
+        compound: whether the name is a formula itself (x + y = 3), so that the value alone says less than the equation
+    """
+
+    terms: tuple[Term, ...]
+    name: str | None = None
+    relation: str | None = None
+    compound: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Several values: without brackets or in braces in any order, in parentheses in theirs."""
+
+    bracket: Literal["", "(", "{"]
+    items: tuple[Value | Listing, ...]
+    latex: str
+
+
+Reading = Value | Listing
+
+
+@lru_cache(maxsize=4096)
+def read_gold(answer: str) -> tuple[Reading, ...]:
+    """`read` for gold answers: prose is none, nor is what stands for a missing value."""
+    return () if answer.strip().casefold() in _MISSING else read(answer, gold=True)
+
+
+def read(answer: str, gold: bool = False) -> tuple[Reading, ...]:
+    """What the answer may say, at most two readings (1,234 is a number or a list); none where it cannot be read.
+
+    An answer that contradicts itself, such as 11 = 10, cannot be read either.
+    """
+    text = clean(answer)
+    ambiguous = re.search(r"\d,\d{3}", text) is not None
+    readings = [_list(text, gold, thousands) for thousands in ((True, False) if ambiguous else (False,))]
+    return tuple(dict.fromkeys(reading for reading in readings if reading is not None))
+
+
+def _list(text: str, gold: bool, thousands: bool, depth: int = 0) -> Reading | None:
+    parts = split(text, LIST_SEPARATORS, thousands)
+    if len(parts) > 1 and (not parts[-1] or " and " in text or " or " in text):  # "1, 2, and 3"
+        parts = [part for part in parts if part]
+    parts = [sign for part in parts for sign in _both_signs(part)]
+    if not parts or len(parts) > _MAX_ITEMS or depth > _MAX_NESTING:
+        return None
+    items = []
+    for part in parts:
+        item = _item(part, gold, thousands, depth)
+        if item is None:
+            return None
+        items.append(item)
+    return items[0] if len(items) == 1 else Listing("", tuple(items), text)
+
+
+def _both_signs(part: str) -> list[str]:
+    r"""Both values of 1 \pm \sqrt{2}; what stands in braces is a list of its own."""
+    if r"\pm" not in part or enclosed(part)[0] == r"\{":
+        return [part]
+    found = []
+    for sign, opposite in ("+-", "-+"):
+        other = part.replace(r"\pm", sign).replace(r"\mp", opposite)
+        found.append(re.sub(r"(^|[=({,])\s*\+", r"\1", other))
+    return found
+
+
+def _item(text: str, gold: bool, thousands: bool, depth: int) -> Reading | None:
+    text = clean(text)
+    bracket, inside = enclosed(text)
+    if bracket and numeral(text) is None:
+        if bracket == r"\{" and not inside:
+            return Listing("{", (), text)
+        within = _list(inside, gold, thousands, depth + 1)
+        if bracket == "{" or within is None or (bracket == "(" and not _is_bare(within)):
+            return within  # braces that group, parentheses around one value
+        items = within.items if isinstance(within, Listing) and _is_bare(within) else (within,)
+        return Listing("(" if bracket == "(" else "{", items, text)
+    if any(token in _RELATIONS for token in tokens_of(text)):
+        return Value((Term(text),)) if _is_formula(text) else None
+    return _equation(text, gold, thousands, depth)
+
+
+def _is_bare(reading: Reading) -> bool:
+    return isinstance(reading, Listing) and reading.bracket == ""
+
+
+def _equation(text: str, gold: bool, thousands: bool, depth: int) -> Reading | None:
+    sides = split(text, frozenset(("=", r"\approx", r"\in")))
+    if len(sides) == 1:
+        terms = _terms(text, gold)
+        return Value(tuple(terms)) if terms else None
+    if any(not side for side in sides):
+        return None
+    for side in sides[1:]:
+        if enclosed(side)[0] in ("(", r"\{") and isinstance(within := _item(side, gold, thousands, depth + 1), Listing):
+            return within
+    read = [(side, _terms(side, gold)) for side in sides]
+    closed = [terms for _, terms in read if terms and _is_number(terms[0])]
+    name = next((re.sub(r"\s+", "", side) for side, terms in read if terms not in closed), None)
+    terms = [term for found in (closed or [read[-1][1]]) for term in found]
+    if not terms or not _agree(closed, r"\approx" in text):
+        return None
+    compound = name is not None and len(split(_INVERSE.sub("", name), frozenset("+-*/^"))) > 1
+    return Value(tuple(terms), name, text, compound)
+
+
+def _is_number(term: Term) -> bool:
+    return term.number is not None or (term.words is None and is_closed(term.latex))
+
+
+def _agree(closed: Sequence[Sequence[Term]], approximately: bool) -> bool:
+    """Whether all sides of a chain of equations are one number, written out or rounded."""
+    first = closed[0][0] if closed else None
+    for term, *_ in closed[1:]:
+        if first and not (_same_term(replace(first, base=term.base), term) or _rounded(first, term, approximately)):
+            return False
+    return True
+
+
+def _rounded(first: Term, second: Term, approximately: bool) -> bool:
+    """Whether the second is the first rounded to the decimals that it shows: two at least, any after an approx sign."""
+    if not approximately and not _PLACES.fullmatch(second.latex):
+        return False
+    if second.number is None or first.percent != second.percent:
+        return False
+    places = len(second.latex.partition(".")[2])
+    if first.number is not None:
+        return abs(first.number - second.number) * 2 * 10**places <= 1
+    made = formula(first.latex)
+    value = None if made is None else made.evalf(40 + places)
+    if value is None or not value.is_Float:
+        return False
+    return abs(Fraction(str(value)) - second.number) * 2 * 10**places <= 1
+
+
+def _terms(text: str, gold: bool) -> list[Term]:
+    """Readings of one value; none where it is no formula, and no words that could be an answer."""
+    if (based := numeral(text)) is not None:
+        return [Term(text, number=based[0], base=based[1])]
+    if (number := exact(text)) is not None:
+        return [Term(text, number=number)]
+    if clock := _CLOCK.fullmatch(text):
+        return [Term(text, words=f"{clock[1]}{clock[2]}m".casefold())]
+    text = _LONE_LETTER.sub(r"\1", text)
+    quantity = peel(text, gold)
+    value, percent = clean(quantity.value.removesuffix("%")), quantity.value.endswith("%")
+    bracket, inside = enclosed(value)
+    value = inside if bracket in ("(", "{") else value
+    number = exact(value)
+    if number is not None:
+        found = [Term(value, number=number * quantity.factor, unit=quantity.unit, percent=percent)]
+    elif (words := _words(text, gold)) is not None:
+        return [Term(text, words=words)] if words else []
+    elif quantity.factor == 1 and _is_formula(value):
+        found = [Term(value, unit=quantity.unit, percent=percent)]
+        found += [Term(text, words=text.casefold())] if text.isalpha() and len(text) > 1 else []
+    else:
+        found = []
+    if quantity.doubtful and _is_formula(text):
+        found.append(Term(text))
+    return found
+
+
+def _is_formula(latex: str) -> bool:
+    return formula(latex) is not None
+
+
+def _words(text: str, gold: bool) -> str | None:
+    """The words, if the text is nothing but words and perhaps numbers; "" where they are prose; None for a formula."""
+    plain = re.sub(r"\\text\{([^{}]*)\}", r"\1 ", text)
+    tokens = re.findall(r"[^\W\d_]+|\d+|\S", plain)
+    letters = [token for token in tokens if token[0].isalpha()]
+    if any(not token.isalnum() and token not in ".,'-:()?&/" for token in tokens) or not letters:
+        return None
+    if not any(len(word) > 2 or r"\text" in text for word in letters) or letters[0] in FUNCTIONS:
+        return None
+    if len(letters) == len(tokens) == 1 and len(letters[0]) < 4 and r"\text" not in text:
+        return None  # abc may be a product
+    said = {word.casefold() for word in letters}
+    if gold and (len(letters) > _MOST_WORDS or said & _VERBS):
+        return ""
+    return " ".join(token.casefold() for token in tokens if token.isalnum())
+
+
+# ---- equality ----
+
+
+def same(gold: Reading, answer: Reading) -> bool:
+    """Whether the answer says what the gold answer says."""
+    if isinstance(gold, Value) and isinstance(answer, Value):
+        return _same_value(gold, answer)
+    if isinstance(gold, Listing) and isinstance(answer, Listing):
+        return _same_listing(gold, answer)
+    if isinstance(gold, Listing):
+        if len(gold.items) == 1:
+            return same(gold.items[0], answer)
+        return bool(gold.bracket) and isinstance(answer, Value) and _states(answer, gold.latex)
+    assert isinstance(answer, Listing)
+    if answer.bracket != "(" and answer.items:
+        return all(same(gold, item) for item in answer.items)
+    return _states(gold, answer.latex)
+
+
+def _states(value: Value, latex: str) -> bool:
+    """Whether a value is a formula equal to this one: a vector that is also written as a tuple."""
+    formulas = (term.latex for term in value.terms if term.number is None and term.words is None)
+    return any(equal(latex, other) for other in formulas)
+
+
+def _same_listing(gold: Listing, answer: Listing) -> bool:
+    if gold.bracket == "(" and answer.bracket == "{":
+        return False
+    ordered = gold.bracket == "(" or _is_labelled(gold) != _is_labelled(answer)
+    if ordered:
+        return len(gold.items) == len(answer.items) and all(map(same, gold.items, answer.items))
+    if len(gold.items) == len(answer.items):
+        return _matched(gold.items, answer.items)
+    return _matched(_distinct(gold.items), _distinct(answer.items))
+
+
+def _is_labelled(listing: Listing) -> bool:
+    """Whether each value has a name of its own, so that it matters which is which."""
+    names = [item.name for item in listing.items if isinstance(item, Value)]
+    return len(set(names)) == len(listing.items) and None not in names
+
+
+def _matched(gold: Sequence[Reading], answer: Sequence[Reading]) -> bool:
+    left = list(answer)
+    for item in gold:
+        found = next((i for i, other in enumerate(left) if same(item, other)), None)
+        if found is None:
+            return False
+        del left[found]
+    return not left
+
+
+def _distinct(items: Sequence[Reading]) -> list[Reading]:
+    kept: list[Reading] = []
+    for item in items:
+        if not any(same(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _same_value(gold: Value, answer: Value) -> bool:
+    if gold.compound or (gold.name and answer.name and gold.name != answer.name):
+        return bool(gold.relation and answer.relation) and equal(gold.relation or "", answer.relation or "")
+    return any(_same_term(g, a) for g in gold.terms for a in answer.terms)
+
+
+def _same_term(gold: Term, answer: Term) -> bool:
+    if gold.words is not None or answer.words is not None:
+        return gold.words == answer.words
+    if gold.base != answer.base or (gold.unit and answer.unit and gold.unit != answer.unit):
+        return False
+    if gold.number is not None and answer.number is not None:
+        if gold.number == answer.number:
+            return True
+        hundredths = [term.number / 100 if term.percent else term.number for term in (gold, answer) if term.number]
+        return gold.percent != answer.percent and len(hundredths) == 2 and hundredths[0] == hundredths[1]
+    return equal(gold.latex, answer.latex)
