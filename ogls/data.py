@@ -15,7 +15,7 @@ from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods.base import Method
 from ogls.policy.policy import Policy
-from ogls.records import Batch, Need, RolloutGroup
+from ogls.records import Batch, Need, Problem, RolloutGroup
 from ogls.rollout.accuracy import Evaluation
 from ogls.rollout.engine import RolloutEngine
 from ogls.rollout.one_step_off import OneStepOff
@@ -24,9 +24,9 @@ from ogls.rollout.sampler import Sampler
 from ogls.system.process_group import ProcessGroup
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics
-from ogls.tasks.base import ErrorLocator, ProblemSource, Verifier, drawn
+from ogls.tasks.base import ErrorLocator, Kept, ProblemSource, Verifier, drawn
 from ogls.tasks.by_kind import ByKind
-from ogls.tasks.gold import verify_gold
+from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
 
 _CURES: dict[Need, str] = {
@@ -75,6 +75,9 @@ class RolloutDataModule(LightningDataModule):
             an engine in a process of its own. They are one update stale, and the objective needs an importance cap.
         context_length: tokens of prompt and rollout together
         grading_workers: processes that verify answers
+        drop_unverifiable: leave out problems whose gold answer cannot be read or is not the only right one, instead of
+            refusing to start
+        drop_long: leave out problems whose prompt does not fit into the context, instead of refusing to start
         seed: decides the order of the problems and the seeds of the rollouts
         predict_file: where `predict` writes its rollouts, one JSON object per line
     """
@@ -100,6 +103,8 @@ class RolloutDataModule(LightningDataModule):
         one_step_off: bool = False,
         context_length: int = 2048,
         grading_workers: int = 1,
+        drop_unverifiable: bool = False,
+        drop_long: bool = False,
         seed: int = 0,
         predict_file: str = "rollouts.jsonl",
     ) -> None:
@@ -112,6 +117,7 @@ class RolloutDataModule(LightningDataModule):
         self.evaluation, self.problems_per_step, self.steps_per_epoch = evaluation, problems_per_step, steps_per_epoch
         self.updates_per_rollout, self.one_step_off, self.seed = updates_per_rollout, one_step_off, seed
         self.grading_workers, self.predict_file = grading_workers, predict_file
+        self.drop_unverifiable, self.drop_long = drop_unverifiable, drop_long
         self.sizes = Sizes(
             group_size=group_size, max_tokens=max_tokens, context_length=context_length, reflection=reflection
         )
@@ -185,23 +191,47 @@ class RolloutDataModule(LightningDataModule):
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
         for name, source in sources.items():
             if name not in self._checked:
-                self._check_problems(name, source)
+                setattr(self, f"{name}_problems", self._usable(name, source))
                 self._checked.add(name)
 
-    def _check_problems(self, name: str, source: ProblemSource) -> None:
+    def _usable(self, name: str, source: ProblemSource) -> ProblemSource:
+        """Returns the problems without those that may be dropped; raises a ValueError that says what is wrong."""
         if len(source) == 0:
             raise ValueError(f"data.{name} has no problems")
         problems = list(source)
-        verify_gold(problems, self.pool)
+        faults: dict[str, str] = {}
+        for share in self.group.gathered(gold_faults(self.group.share(problems), self.pool)):
+            faults |= share
+        if faults and not self.drop_unverifiable:
+            cure = "data.drop_unverifiable: true leaves them out"
+            raise ValueError(f"data.{name}: {complaint(problems, faults)}; {cure}")
+        sound = [i for i, problem in enumerate(problems) if problem.id not in faults]
+        fitting = self._fitting(name, problems, sound)
+        counts = {"unverifiable": len(problems) - len(sound), "long": len(sound) - len(fitting)}
+        counts = {reason: count for reason, count in counts.items() if count}
+        if not counts:
+            return source
+        said = "dropped are " + " and ".join(f"{count} {reason}" for reason, count in counts.items())
+        if not fitting:
+            raise ValueError(f"data.{name} has no problems left: {said}")
+        if self.group.rank == 0:
+            print(f"data.{name}: {len(fitting)} of {len(problems)} problems are left, {said}")
+        return Kept(source, tuple(fitting), counts)
+
+    def _fitting(self, name: str, problems: Sequence[Problem], places: Sequence[int]) -> list[int]:
+        """Returns the places of the problems whose prompt leaves room for a rollout."""
         longest = self.sizes.max_tokens if name == "train" else self.evaluation.sampling.max_tokens
         room = self.sizes.context_length - longest
-        for problem in problems:
-            length = len(self.encoder.student(problem) if name == "train" else self.encoder.evaluated(problem))
-            if length > room:
-                raise ValueError(
-                    f"data.{name}: the prompt of problem {problem.id!r} has {length} tokens, but context_length "
-                    f"{self.sizes.context_length} leaves {room} beside the rollout"
-                )
+        prompt = self.encoder.student if name == "train" else self.encoder.evaluated
+        lengths = {place: len(prompt(problems[place])) for place in places}
+        long = [place for place in places if lengths[place] > room]
+        if long and not self.drop_long:
+            raise ValueError(
+                f"data.{name}: the prompt of problem {problems[long[0]].id!r} has {lengths[long[0]]} tokens, but "
+                f"context_length {self.sizes.context_length} leaves {room} beside the rollout; data.drop_long: true "
+                f"leaves out the {len(long)} that are too long"
+            )
+        return [place for place in places if lengths[place] <= room]
 
     # ---- training ----
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 
 from ogls.records import Problem, Span, Verdict
 from ogls.system.seeds import derive
@@ -23,6 +24,45 @@ class ProblemSource(ABC):
     def __iter__(self) -> Iterator[Problem]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def origin(self) -> str:
+        """The class that the problems come from."""
+        return type(self).__name__
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """How many problems were left out, by reason."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Kept(ProblemSource):
+    """The problems of a source that are left when some are dropped.
+
+    Args:
+        source: all problems.
+        indices: places of those that are kept, in order.
+        counts: how many were left out, by reason.
+    """
+
+    source: ProblemSource
+    indices: tuple[int, ...]
+    counts: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self.source[self.indices[index]]
+
+    @property
+    def origin(self) -> str:
+        return self.source.origin
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        return self.counts
+
 
 class Verifier(ABC):
     """Judges a text against a problem's gold answer: a pure function of the two.
@@ -39,6 +79,10 @@ class Verifier(ABC):
     @abstractmethod
     def canonical(self, problem: Problem) -> str:
         """The shortest text that states the gold answer as a completion should; it has to be graded correct."""
+
+    def gold_key(self, problem: Problem) -> Hashable:
+        """What of a problem its verdicts depend on: gold answers of one key are checked once. All of it by default."""
+        return problem
 
     def warm_up(self) -> None:  # noqa: B027  most verifiers have nothing heavy to import
         """Import what `grade` needs. Called once, before the pool's workers are forked."""

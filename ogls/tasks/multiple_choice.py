@@ -42,6 +42,9 @@ class ChoiceVerifier(Verifier):
     def canonical(self, problem: Problem) -> str:
         return f"<answer>\n{problem.answer}\n</answer>"
 
+    def gold_key(self, problem: Problem) -> str:
+        return problem.answer
+
     def _letter(self, text: str) -> str | None:
         tagged = last_tagged(text)
         if tagged is not None or self.strict:

@@ -77,17 +77,19 @@ class Listing:
 Reading = Value | Listing
 
 
-@lru_cache(maxsize=4096)
 def read_gold(answer: str) -> tuple[Reading, ...]:
     """`read` for gold answers: prose is none, nor is what stands for a missing value."""
     return () if answer.strip().casefold() in _MISSING else read(answer, gold=True)
 
 
+@lru_cache(maxsize=4096)
 def read(answer: str, gold: bool = False) -> tuple[Reading, ...]:
     """What the answer may say, at most two readings (1,234 is a number or a list); none where it cannot be read.
 
     An answer that contradicts itself, such as 11 = 10, cannot be read either.
     """
+    if answer.isdecimal():
+        return (Value((Term(answer, number=Fraction(answer)),)),)
     text = clean(answer)
     ambiguous = re.search(r"\d,\d{3}", text) is not None
     readings = [_list(text, gold, thousands) for thousands in ((True, False) if ambiguous else (False,))]

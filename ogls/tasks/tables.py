@@ -1,17 +1,29 @@
-"""Problems out of rows with named columns: JSON lines and Hub data sets. Every row is checked at construction."""
+"""Problems out of rows with named columns: files and Hub data sets. Every row is checked at construction."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ogls.records import Problem
 from ogls.tasks.base import ProblemSource
+
+_USUAL = {  # what real data sets call it, the likeliest first
+    "text": "question prompt problem query input instruction messages",
+    "answer": "answer ground_truth reward_model.ground_truth final_answer Answer target label output",
+    "solution": "solution rationale reasoning",
+    "id": "id uuid index extra_info.index",
+    "system": "system",
+    "kind": "kind",
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,9 @@ class Columns:
     r"""Which column of a row becomes which field of a `Problem`.
 
     `id`, `solution`, `system` and `kind` may be missing from a row, `text` and `answer` may not. Rows without an id are
-    named by `default_id` and their number.
+    named by `default_id` and their number. A dot leads into a nested column: ``reward_model.ground_truth``,
+    ``messages.0.content``. A text may be a list of messages, one of the user and before it perhaps one of the system; an
+    answer may be a list, whose elements are all asked for.
 
     Args:
         default_kind: of rows without a kind.
@@ -37,61 +51,152 @@ class Columns:
     answer_pattern: str | None = None
 
     def read(self, rows: Iterable[tuple[int, Any]], source: str) -> tuple[Problem, ...]:
-        """Problems of numbered rows; ValueError naming source, row and reason at the first that is malformed."""
+        """Problems of numbered rows; ValueError naming source, row, reason and cure at the first that is malformed."""
         first_seen: dict[str, int] = {}
-        problems, columns = [], set()
+        problems: list[Problem] = []
+        lacking = {option.name for option in fields(self)[:6] if getattr(self, option.name) != option.default}
+        columns: set[str] = set()
         for number, row in rows:
             where = f"{source}, row {number}"
             if not isinstance(row, Mapping):
                 raise ValueError(f"{where}: expected an object with columns, got {type(row).__name__}")
-            columns.update(row)
-            problem = self._problem(row, where, default_id=f"{Path(source).stem}-{number}")
+            columns.update(map(str, row))
+            lacking = {option for option in lacking if _found(row, getattr(self, option)) is _ABSENT}
+            problem = self._problem(row, where, default_id=f"{_stem(source)}-{number}")
             if problem.id in first_seen:
-                raise ValueError(f"{where}: id {problem.id!r} was already used by row {first_seen[problem.id]}")
+                raise ValueError(
+                    f"{where}: id {problem.id!r} was already used by row {first_seen[problem.id]}; "
+                    "take another column with columns: {id: NAME}"
+                )
             first_seen[problem.id] = number
             problems.append(problem)
         if not problems:
             raise ValueError(f"{source}: expected at least one problem, got none")
-        for option in fields(self)[:6]:
-            column = str(getattr(self, option.name))
-            if column != option.default and column not in columns:
-                raise ValueError(f"{source}: no row has the column {column!r} ({option.name}), got {sorted(columns)}")
+        for option in sorted(lacking):
+            raise ValueError(
+                f"{source}: no row has the column {getattr(self, option)!r} ({option}), got {sorted(columns)}; "
+                f"mend columns: {{{option}: {getattr(self, option)}}}"
+            )
         return tuple(problems)
 
     def _problem(self, row: Mapping[str, Any], where: str, default_id: str) -> Problem:
-        text, answer = _text(row, self.text, where), _text(row, self.answer, where)
+        text, told = self._prompt(row, where)
+        answer = self._text(row, "answer", where)
         if self.answer_pattern is not None:
             matches = [found[1] for found in re.finditer(self.answer_pattern, answer)]
             if not matches:
-                raise ValueError(f"{where}: {self.answer_pattern!r} matches nothing in {answer[-100:]!r}")
+                raise ValueError(
+                    f"{where}: {self.answer_pattern!r} matches nothing in {answer[-100:]!r}; "
+                    "mend columns: {answer_pattern: ...}"
+                )
             answer = matches[-1]
+        system = self._optional(row, "system", where)
+        if system is not None and told is not None and system != told:
+            raise ValueError(
+                f"{where}: column {self.system!r} and the messages in {self.text!r} have different system messages; "
+                f"keep the column's with columns: {{text: {self.text}.1.content}}"
+            )
         return Problem(
-            id=_optional(row, self.id, where) or default_id,
+            id=self._optional(row, "id", where) or default_id,
             text=text,
             answer=answer.strip(),
-            solution=_optional(row, self.solution, where),
-            system=_optional(row, self.system, where),
-            kind=_optional(row, self.kind, where) or self.default_kind,
+            solution=self._optional(row, "solution", where),
+            system=system or told,
+            kind=self._optional(row, "kind", where) or self.default_kind,
         )
 
+    def _prompt(self, row: Mapping[str, Any], where: str) -> tuple[str, str | None]:
+        """The user's text, and the system's where the column holds messages."""
+        value = _found(row, self.text)
+        messages = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+        if not messages or not all(isinstance(message, Mapping) and "role" in message for message in messages):
+            return self._text(row, "text", where), None
+        roles = [message["role"] for message in messages]
+        if roles not in (["user"], ["system", "user"], ["developer", "user"]):
+            raise ValueError(
+                f"{where}: expected messages of the user alone, or of system and user, in column {self.text!r}, got "
+                f"{roles}; take one with columns: {{text: {self.text}.{max(0, len(roles) - 1)}.content}}"
+            )
+        said = [self._checked(_content(message), "text", where) for message in messages]
+        return said[-1], said[0] if len(said) > 1 else None
 
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in row:
-        raise ValueError(f"{where}: expected a column {column!r}, got {sorted(row)}")
-    value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{where}: expected text in column {column!r}, got {type(value).__name__}")
-    value = str(value)
-    if not value.strip():
-        raise ValueError(f"{where}: column {column!r} is empty")
-    if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{where}: column {column!r} holds a lone surrogate, which is not text")
+    def _text(self, row: Mapping[str, Any], option: str, where: str) -> str:
+        value = _found(row, getattr(self, option))
+        if value is _ABSENT:
+            column = getattr(self, option)
+            raise ValueError(f"{where}: expected a column {column!r}, got {sorted(map(str, row))}{_cure(row, option)}")
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if listed and len(value) == 1:
+            value = value[0]
+        elif listed and option == "answer" and value and all(_is_text(element) for element in value):
+            value = ", ".join(map(str, value))
+        if isinstance(value, float) and value != value and option != "answer":  # NaN; as an answer, it is told later
+            raise ValueError(f"{where}: column {getattr(self, option)!r} is NaN{_cure(row, option)}")
+        return self._checked(value, option, where, row)
+
+    def _checked(self, value: Any, option: str, where: str, row: Mapping[str, Any] | None = None) -> str:
+        column = getattr(self, option)
+        if not _is_text(value):
+            cure = _cure(row or {}, option, column)
+            raise ValueError(f"{where}: expected text in column {column!r}, got {type(value).__name__}{cure}")
+        text = str(value)
+        if not text.strip():
+            raise ValueError(f"{where}: column {column!r} is empty{_cure(row or {}, option)}")
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(
+                f"{where}: column {column!r} holds a lone surrogate, which is not text{_cure(row or {}, option)}"
+            )
+        return text
+
+    def _optional(self, row: Mapping[str, Any], option: str, where: str) -> str | None:
+        """None where the column is missing, null, NaN or empty."""
+        value = _found(row, getattr(self, option))
+        missing = value is _ABSENT or value is None or value == "" or value != value
+        return None if missing else self._text(row, option, where)
+
+
+_ABSENT = object()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _found(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, through nested objects and lists; `_ABSENT` where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for step in column.split("."):
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return _ABSENT
     return value
 
 
-def _optional(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """None where the column is missing, null or empty."""
-    return None if row.get(column) in (None, "") else _text(row, column, where)
+def _content(message: Mapping[str, Any]) -> Any:
+    """The text of a message, which may come in parts; what is no text as it is."""
+    content = message.get("content")
+    if isinstance(content, list) and content and all(isinstance(part, Mapping) and "text" in part for part in content):
+        return "".join(str(part["text"]) for part in content)
+    return content
+
+
+def _cure(row: Mapping[str, Any], option: str, nested: str = "") -> str:
+    """The key that takes another column, with one that the row has and that is usually meant."""
+    known = _USUAL[option].split()
+    if nested and isinstance(inner := _found(row, nested), Mapping):
+        usual = sorted((f"{nested}.{key}" for key in inner), key=lambda path: path.split(".")[-1] not in known)
+    else:
+        usual = [name for name in known if name != nested and _found(row, name) is not _ABSENT]
+    return f"; take another with columns: {{{option}: {usual[0] if usual else 'NAME'}}}"
+
+
+def _stem(source: str) -> str:
+    return Path(source.removesuffix(".gz")).stem
 
 
 def _check_slice(offset: int, limit: int | None) -> None:
@@ -99,9 +204,21 @@ def _check_slice(offset: int, limit: int | None) -> None:
         raise ValueError(f"expected offset >= 0 and limit >= 1 or null, got offset {offset}, limit {limit}")
 
 
+def _opened(path: str) -> IO[bytes]:
+    """The file, decompressed where it is gzip."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"no file of problems at {path!r} (working directory {Path.cwd()})")
+    with file.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if compressed else file.open("rb")
+
+
 @dataclass(frozen=True)
 class JsonlProblems(ProblemSource):
-    """One JSON object a line. Blank lines are skipped; rows are numbered from 1, as an editor numbers lines.
+    """One JSON object per line, or one JSON array of objects; compressed with gzip or not.
+
+    Blank lines are skipped; rows are numbered from 1, as an editor numbers lines.
 
     Args:
         path: relative to the working directory.
@@ -118,20 +235,39 @@ class JsonlProblems(ProblemSource):
 
     def __post_init__(self) -> None:
         _check_slice(self.offset, self.limit)
-        file = Path(self.path)
-        if not file.is_file():
-            raise ValueError(f"no file of problems at {self.path!r} (working directory {Path.cwd()})")
-        with file.open("rb") as stream:
-            lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
-            end = None if self.limit is None else self.offset + self.limit
-            rows = ((number, self._json(number, line)) for number, line in islice(lines, self.offset, end))
-            object.__setattr__(self, "_problems", self.columns.read(rows, source=self.path))
+        end = None if self.limit is None else self.offset + self.limit
+        try:
+            with _opened(self.path) as stream:
+                rows = islice(self._rows(stream), self.offset, end)
+                object.__setattr__(self, "_problems", self.columns.read(rows, source=self.path))
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self.path}: damaged gzip: {error}") from error
+
+    def _rows(self, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+        numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+        first = next(numbered, None)
+        if first is None:
+            return
+        if first[1].startswith(b"PAR1") or re.search(r"\.(?:csv|tsv|parquet)(?:\.gz)?$", self.path):
+            raise ValueError(
+                f"{self.path} is no JSON: HubProblems reads it, with class_path: HubProblems, "
+                f"init_args: {{dataset: {self.path}, split: train}}"
+            )
+        if first[1].lstrip().startswith(b"["):
+            array = self._json(first[0], first[1] + stream.read())
+            yield from enumerate(array, start=1)
+            return
+        yield first[0], self._json(*first)
+        yield from ((number, self._json(number, line)) for number, line in numbered)
 
     def _json(self, number: int, line: bytes) -> Any:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path}, row {number}: not JSON: {error}") from error
+            raise ValueError(
+                f"{self.path}, row {number}: not JSON: {error} (expected one object per line, or one array; "
+                "HubProblems reads CSV and parquet)"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._problems)
@@ -142,11 +278,13 @@ class JsonlProblems(ProblemSource):
 
 @dataclass(frozen=True)
 class HubProblems(ProblemSource):
-    """A data set of the Hugging Face Hub, or a local folder of parquet, JSON or CSV files. No code of it runs.
+    """A data set of the Hugging Face Hub, a local folder of parquet, JSON or CSV files, or one such file.
+
+    No code of a data set runs. The cells of a CSV or TSV file (compressed with gzip or not) are text as it stands there.
 
     Args:
-        dataset: name on the Hub, or a folder.
-        split: such as ``train``.
+        dataset: name on the Hub, a folder or a file.
+        split: such as ``train``; a file is one split, whatever it is called.
         name: of the data set's configuration, where it has several.
         revision: commit or tag; give it, so that the problems stay the same.
         limit: use at most so many problems.
@@ -165,15 +303,43 @@ class HubProblems(ProblemSource):
 
     def __post_init__(self) -> None:
         _check_slice(self.offset, self.limit)
+        end = None if self.limit is None else self.offset + self.limit
+        source = self.dataset if Path(self.dataset).is_file() else f"{self.dataset}/{self.split}"
+        object.__setattr__(self, "_problems", self.columns.read(islice(self._rows(), self.offset, end), source=source))
+
+    def _rows(self) -> Iterator[tuple[int, Any]]:
+        found = re.search(r"\.(csv|tsv|parquet|jsonl?)(?:\.gz)?$", self.dataset)
+        if found and found[1] in ("csv", "tsv"):
+            yield from _cells(self.dataset, "\t" if found[1] == "tsv" else ",")
+            return
         from datasets import load_dataset
 
-        table = load_dataset(self.dataset, self.name, split=self.split, revision=self.revision)
-        end = len(table) if self.limit is None else min(self.offset + self.limit, len(table))
-        rows = ((number, table[number]) for number in range(self.offset, end))
-        object.__setattr__(self, "_problems", self.columns.read(rows, source=f"{self.dataset}/{self.split}"))
+        try:
+            if found and Path(self.dataset).is_file():
+                builder = "parquet" if found[1] == "parquet" else "json"
+                table = load_dataset(builder, data_files={self.split: self.dataset}, split=self.split)
+            else:
+                table = load_dataset(self.dataset, self.name, split=self.split, revision=self.revision)
+        except Exception as error:  # of many libraries, all about what was asked for
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{self.dataset}, split {self.split!r}: {said}") from error
+        for number in range(len(table)):
+            yield number, table[number]
 
     def __len__(self) -> int:
         return len(self._problems)
 
     def __getitem__(self, index: int) -> Problem:
         return self._problems[index]
+
+
+def _cells(path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+    """Rows of a CSV file from 1 on, by the names in its first line."""
+    try:
+        with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.DictReader(stream, delimiter=delimiter, strict=True), start=1):
+                if None in row:
+                    raise ValueError(f"{path}, row {number}: more cells than the first line has names")
+                yield number, {name: cell for name, cell in row.items() if cell is not None}
+    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: no table of text: {error}") from error

@@ -54,6 +54,9 @@ class ToolUseVerifier(Verifier):
     def canonical(self, problem: Problem) -> str:
         return "\n".join(f"Action: {name}\nAction Input: {given}" for name, given in _gold_rows(problem))
 
+    def gold_key(self, problem: Problem) -> str:
+        return problem.answer
+
 
 def gold_calls(problem: Problem) -> tuple[Counter[str], Counter[str]]:
     """(required, optional) calls, each as `name {"sorted": "json"}`. ValueError when the gold answer is malformed."""

@@ -376,6 +376,68 @@ def test_verify_gold(pool: GradingPool) -> None:
         verify_gold([*fine, Problem(id="p", text="?", answer="1", kind="poem")], pool)
 
 
+def stop(process: int) -> None:
+    os.kill(process, signal.SIGSTOP)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+@pytest.mark.parametrize("who", ["worker", "nursery", "both"])
+@pytest.mark.parametrize("length", [10, 1_000_000], ids=["short", "long"])  # a long text does not fit into a socket
+def test_stopped_processes_are_replaced_and_the_innocent_answers_asked_again(who: str, length: int) -> None:
+    with GradingPool(Obedient(), timeout=1.0) as pool:
+        first = tell(pool, "python __import__('os').getpid()", "python __import__('os').getppid()")
+        worker, nursery = (int(verdict.answer or "") for verdict in first)
+        for process in {"worker": [worker], "nursery": [nursery], "both": [nursery, worker]}[who]:
+            stop(process)
+        start = time.monotonic()
+        texts = ["a" * length, "exit 1", "b" * length, "sleep 60", "c" * length]
+        verdicts = tell(pool, *texts)
+        assert time.monotonic() - start < 30
+        assert [v.status for v in verdicts] == ["graded", "crash", "graded", "timeout", "graded"]
+        assert [v.answer for v in verdicts if v.correct] == texts[::2]
+    for process in (worker, nursery):
+        assert not Path(f"/proc/{process}").exists(), "stopped processes are ended, too"
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+def test_a_stopped_process_does_not_keep_the_pool_from_closing() -> None:
+    pool = GradingPool(Obedient())
+    (verdict,) = tell(pool, "python __import__('os').getppid()")
+    stop(int(verdict.answer or ""))
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+def test_a_worker_that_is_dead_before_it_is_asked_costs_no_answer() -> None:
+    with GradingPool(Obedient()) as pool:
+        (verdict,) = tell(pool, "python __import__('os').getpid()")
+        os.kill(int(verdict.answer or ""), signal.SIGKILL)
+        time.sleep(0.2)
+        assert [v.answer for v in tell(pool, "a", "b", "c")] == ["a", "b", "c"]
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_time_outs_of_one_call_have_a_budget(workers: int) -> None:
+    texts = [text for i in range(20) for text in (f"before {i}", "ignore")]
+    with GradingPool(Obedient(), workers=workers, timeout=2.0, timeout_budget=4.0) as pool:
+        tell(pool, "warm")
+        start = time.monotonic()
+        verdicts = tell(pool, *texts)
+        seconds = time.monotonic() - start
+        assert [v.status for v in verdicts] == ["graded", "timeout"] * 20
+        assert seconds < (4 + 18 * 0.2) + 15, "20 time-outs of 2 s would take 40 s"
+        start = time.monotonic()
+        assert tell(pool, "ignore") == [WRONG["timeout"]]
+        assert time.monotonic() - start > 1.9, "every call has its own budget"
+
+
 @dataclass(frozen=True)
 class Unloadable(Obedient):
     def warm_up(self) -> None:

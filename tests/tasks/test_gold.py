@@ -1,0 +1,219 @@
+"""Gold answers before training: what cannot be read or is not the only right answer is named, at the command line too."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ogls.cli import main
+from ogls.records import Problem, Verdict
+from ogls.tasks.base import Verifier
+from ogls.tasks.by_kind import ByKind
+from ogls.tasks.gold import gold_faults, unverifiable_gold, verify_gold
+from ogls.tasks.grading import GradingPool
+from ogls.tasks.reasoning_gym import ReasoningGym
+
+TOOLS = '[{"Action": "go", "Action_Input": "{}"}]'
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[GradingPool]:
+    with GradingPool(ByKind()) as pool:
+        yield pool
+
+
+def problems(*answers: str, kind: str = "math") -> list[Problem]:
+    return [Problem(id=f"p{i}", text="?", answer=answer, kind=kind) for i, answer in enumerate(answers)]
+
+
+@pytest.mark.fault("gold answer that cannot verify itself")
+@pytest.mark.parametrize(
+    ("answer", "kind", "reason"),
+    [
+        ("3*4=<<3*4=12>>12 pens\n#### 12", "math", "cannot be read"),
+        ("The bisectors meet in one point.", "math", "cannot be read"),
+        ("7:15a..", "math", "cannot be read"),
+        ("NaN", "math", "stands for a missing value"),
+        ("nan", "reasoning_gym", "stands for a missing value"),
+        ("E", "mcq", "cannot be read"),
+        ("12", "tooluse", "expected a JSON list"),
+        ("12", "poem", "no verifier for kind 'poem'"),
+        ("1 = 2", "math", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_named(pool: GradingPool, answer: str, kind: str, reason: str) -> None:
+    (odd,) = problems(answer, kind=kind)
+    sound = [Problem(id=f"fine-{i}", text="?", answer=str(i)) for i in range(3)]
+    assert list(gold_faults([*sound, odd], pool)) == ["p0"]
+    assert reason in gold_faults([odd], pool)["p0"]
+    with pytest.raises(ValueError, match=r"1 did not: p0 \(") as caught:
+        verify_gold([*sound, odd], pool)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_offenders_are_in_one_message(pool: GradingPool) -> None:
+    given = problems("5", "nan", "See the figure.", "6", "7:15a..", "1+1=<<1+1=2>>2\n#### 2")
+    with pytest.raises(ValueError, match="4 did not: p1, p2, p4, p5 ") as caught:
+        verify_gold(given, pool)
+    assert "'nan' stands for a missing value; 'See the figure.' cannot be read by the verifier" in str(caught.value)
+    assert r"columns: {answer_pattern: '####\s*(.+)'}" in str(caught.value)
+
+
+def test_equal_answers_of_several_problems_are_all_named(pool: GradingPool) -> None:
+    assert unverifiable_gold(problems("5", "nan", "5", "nan", "See it.", "See it."), pool) == ["p1", "p3", "p4", "p5"]
+
+
+@dataclass(frozen=True)
+class Careless(Verifier):
+    """Right is what the gold answer says and whatever `also` says; two answers of this many digits are one."""
+
+    also: tuple[str, ...] = ()
+    digits: int = 99
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        same = text[: self.digits] == problem.answer[: self.digits]
+        return Verdict(correct=same or text in self.also, status="graded", answer=text)
+
+    def canonical(self, problem: Problem) -> str:
+        return problem.answer
+
+
+@pytest.mark.fault("gold answer that cannot verify itself")
+@pytest.mark.parametrize("wrong", ["", "xyzzy", "0", "nan"])
+def test_a_verifier_that_takes_a_wrong_answer_for_right_is_found(wrong: str) -> None:
+    with GradingPool(Careless(also=(wrong,))) as careless:
+        faults = gold_faults(problems("5", "6"), careless)
+        assert faults == {"p0": f"beside '5', {wrong!r} is graded right", "p1": f"beside '6', {wrong!r} is graded right"}
+        assert gold_faults(problems(wrong or "7"), careless).keys() <= {"p0"}
+
+
+@pytest.mark.fault("gold answer that cannot verify itself")
+def test_the_gold_answer_of_another_problem_is_wrong() -> None:
+    with GradingPool(Careless(digits=4)) as careless:
+        assert gold_faults(problems("0.001", "0.002"), careless).keys() == {"p0", "p1"}
+        assert gold_faults(problems("0.01", "0.02"), careless) == {}
+
+
+def test_what_is_equal_in_fact_is_no_fault(pool: GradingPool) -> None:
+    equal = ["0", "0.0", r"0 \text{ cm}", r"\frac{1}{2}", "0.5", "50%", r"\sqrt{8}", r"2\sqrt{2}", "1,2", "2, 1"]
+    assert gold_faults(problems(*equal), pool) == {}
+    assert gold_faults([*problems("A", "B", kind="mcq"), *problems(TOOLS, kind="tooluse")], pool) == {}
+    assert gold_faults(list(ReasoningGym("chain_sum", size=5)), pool) == {}
+
+
+def test_one_problem_and_none(pool: GradingPool) -> None:
+    assert gold_faults(problems("5"), pool) == {}
+    assert gold_faults([], pool) == {}
+
+
+def test_thirty_thousand_problems_take_seconds(pool: GradingPool, record_property: Callable[[str, object], None]) -> None:
+    """Of one gold answer only one is checked: a data set of whole numbers has hundreds of them."""
+    given = problems(*(str(i * i % 997) for i in range(30_000)))
+    asked: list[int] = []
+    grade = pool.grade
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "grade", lambda pairs: (asked.append(len(pairs)), grade(pairs))[1])
+        start = time.monotonic()
+        assert gold_faults(given, pool) == {}
+        seconds = time.monotonic() - start
+    distinct = len({problem.answer for problem in given})
+    assert sum(asked) <= 6 * distinct
+    assert seconds < 30
+    record_property("figure", f"30,000 problems with {distinct} answers in {seconds:.1f} s")
+
+
+# ---- the same through the command line ----
+
+
+def settings(tiny_model: Path, train: Path, val: Path) -> list[str]:
+    return [
+        *("--config", "math.yaml", "--policy.model", str(tiny_model), "--policy.adapter", "null"),
+        *("--policy.dtype", "float32", "--data.engine", "TransformersEngine", "--data.locator", "null"),
+        *("--method.selection", "AllTokens", "--data.max_tokens", "6", "--data.evaluation.sampling.max_tokens", "6"),
+        *("--data.train", "JsonlProblems", "--data.train.path", str(train)),
+        *("--data.val", "JsonlProblems", "--data.val.path", str(val)),
+        *("--data.problems_per_step", "2", "--data.group_size", "2", "--data.evaluation.samples", "1"),
+        *("--data.steps_per_epoch", "1", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+        *("--trainer.callbacks.monitor", "val/avg_at_1", "--trainer.logger.init_args.system_metrics", "false"),
+    ]
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["run.py", "fit", *args])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+SOUND = [{"id": f"sound-{i}", "problem": f"{i}+1?", "answer": str(i + 1)} for i in range(4)]
+ODD = [
+    {"id": "worked", "problem": "3*4?", "answer": "3*4=<<3*4=12>>12\n#### 12"},
+    {"id": "prose", "problem": "Where?", "answer": "The bisectors meet in one point."},
+    {"id": "missing", "problem": "What?", "answer": float("nan")},
+]
+LONG = {"id": "long", "problem": "1+1 " * 300, "answer": "2"}
+
+
+def test_a_fit_is_refused_in_one_line_that_names_all(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train, val = write(tmp_path / "train.jsonl", *SOUND, *ODD), write(tmp_path / "val.jsonl", *SOUND)
+    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val)) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: data.train: expected every gold answer to verify against itself and no wrong answer, ")
+    assert "3 did not: worked, prose, missing (" in line
+    assert line.endswith("data.drop_unverifiable: true leaves them out")
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_key_that_drops_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train, val = write(tmp_path / "train.jsonl", *SOUND), write(tmp_path / "val.jsonl", *SOUND, LONG)
+    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val)) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: data.val: the prompt of problem 'long' has ")
+    assert line.endswith("context_length 256 leaves 250 beside the rollout; data.drop_long: true leaves out the 1 that "
+                         "are too long")
+
+
+def test_problems_are_dropped_counted_and_logged(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train, val = write(tmp_path / "train.jsonl", *SOUND, *ODD, LONG), write(tmp_path / "val.jsonl", *SOUND, LONG)
+    drop = ["--data.drop_unverifiable", "true", "--data.drop_long", "true"]
+    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val), *drop) == 0
+    printed = capfd.readouterr().out
+    assert "data.train: 4 of 8 problems are left, dropped are 3 unverifiable and 1 long" in printed
+    assert "data.val: 4 of 5 problems are left, dropped are 1 long" in printed
+    (file,) = tmp_path.glob("mlartifacts/*/artifacts/data.json")
+    logged = json.loads(file.read_text())
+    assert {name: (split["problems"], split["dropped"]) for name, split in logged.items()} == {
+        "train": (4, {"unverifiable": 3, "long": 1}),
+        "val": (4, {"long": 1}),
+    }
+    assert {split["source"] for split in logged.values()} == {"JsonlProblems"}
+    assert [problem["id"] for problem in logged["train"]["first"]] == [row["id"] for row in SOUND]
+
+
+def test_nothing_left_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train, val = write(tmp_path / "train.jsonl", *ODD), write(tmp_path / "val.jsonl", *SOUND)
+    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val), "--data.drop_unverifiable", "true") == 2
+    assert "error: data.train has no problems left: dropped are 3 unverifiable\n" in capfd.readouterr().err
