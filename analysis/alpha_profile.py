@@ -29,18 +29,18 @@ from states import distilled, opened, parser_of, reaching, score
 from style import COLORS, GREY, panels, save
 
 RESAMPLES = 1000
-TOLERANCE = 0.01  # nats a token
+TOLERANCE = 0.01  # nats per token
 
 
 def resampled(over: np.ndarray, under: np.ndarray) -> np.ndarray:
-    """Mean curves [RESAMPLES, alphas] of as many draws of problems with replacement; nan where none has a token."""
+    """Returns mean curves [RESAMPLES, alphas] of draws of problems with replacement; nan where none has a token."""
     draws = np.random.default_rng(0).multinomial(len(over), np.full(len(over), 1 / len(over)), RESAMPLES)
     with np.errstate(invalid="ignore"):
         return (draws @ over) / (draws @ under)
 
 
 def tabulate(sums: Sums, alphas: Sequence[float]) -> pd.DataFrame:
-    """One row an alpha: the mean of each quantity, its _low and its _high."""
+    """Returns one row per alpha: the mean of each quantity, its _low and its _high."""
     columns = {"alpha": np.asarray(alphas)}
     for name, (over, under) in sums.items():
         if not under.any():
@@ -75,7 +75,10 @@ def advise(sums: Sums, alphas: Sequence[float]) -> Advice:
 
 
 def sweep_points(storage: str, study: str) -> pd.DataFrame:
-    """alpha and mean value of a study's finished trials; minimised values are negated, of several the first counts."""
+    """Returns alpha and mean value of a study's finished trials.
+
+    Minimised values are negated; of several values the first counts.
+    """
     import optuna
 
     try:
@@ -162,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sweep = sweep_points(options.storage, options.study) if options.study else None
         with opened(configuration, options.ckpt_path) as (model, data):
-            batch = data.make_batch(model.policy_version if options.step is None else options.step)
+            batch = data.make_batch(model.policy.version if options.step is None else options.step)
             lessons, rights = distilled(batch), right_texts(data, batch.groups)
             forks = [fork(lesson.token_ids, rights[lesson.problem_id])[0] for lesson in lessons]
             longer = [
@@ -171,14 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ]
             scored = score(model, longer)
             if not any(one.direction.any() for one in scored):
-                raise ValueError(f"{type(model.steering).__name__} has no direction, so its target has no alpha")
+                raise ValueError(f"the steering of {model.method.name} has no direction, so its target has no alpha")
             sums = collect(lessons, scored, rights, alphas, model.policy.head)
         table, advice = tabulate(sums, alphas), advise(sums, alphas)
     except ValueError as error:
         parser.error(str(error))
     draw(table, advice, sweep, options.out.with_suffix(".png"))
     table.to_csv(options.out.with_suffix(".csv"), index=False)
-    print(f"{len(lessons)} lessons of {len(batch.groups)} problems, weights after {model.policy_version} steps")
+    print(f"{len(lessons)} lessons of {len(batch.groups)} problems, weights after {model.policy.version} steps")
     print(report(table, advice, sweep))
     print(f"written: {options.out}.png, .csv")
 

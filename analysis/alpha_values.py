@@ -14,7 +14,7 @@ from states import Scored, logits_of
 from torch import Tensor
 
 from ogls.data import RolloutDataModule
-from ogls.loss.steering import Head
+from ogls.loss.alpha_bound import Head
 from ogls.records import Lesson, RolloutGroup
 
 CHUNK_ROWS = 16
@@ -32,7 +32,8 @@ Sums = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def fork(token_ids: Sequence[int], right: Texts) -> tuple[int, set[int]]:
-    """Length of the longest prefix shared with a right text, and the tokens with which such texts go on from there.
+    """Returns the length of the longest prefix shared with a right text, and the tokens that go on from there in such
+    texts.
 
     The set is empty where the rollout ends there, or is the right text itself.
     """
@@ -47,7 +48,7 @@ def fork(token_ids: Sequence[int], right: Texts) -> tuple[int, set[int]]:
 
 
 def right_texts(data: RolloutDataModule, groups: Sequence[RolloutGroup]) -> dict[str, Texts]:
-    """Token ids of the right texts, by problem."""
+    """Returns token ids of the right texts, by problem."""
     found: dict[str, Texts] = {}
     for group in groups:
         texts = [rollout.completion.token_ids for rollout in group.successes]
@@ -60,7 +61,7 @@ def right_texts(data: RolloutDataModule, groups: Sequence[RolloutGroup]) -> dict
 def token_values(
     one: Scored, place: int, following: set[int], alphas: Sequence[float], head: Head
 ) -> dict[str, np.ndarray]:
-    """Each quantity [tokens, alphas] of the scored tokens of a lesson; -inf or 0 where the right token is unknown."""
+    """Returns each quantity [tokens, alphas] of a lesson's scored tokens; -inf or 0 where no right token is known."""
     weight, _ = head
     right = torch.zeros(len(one.anchor), len(weight), dtype=torch.bool, device=weight.device)
     for t, token in enumerate(one.lesson.token_ids[: min(place, len(right))]):
@@ -97,7 +98,8 @@ def collect(
     alphas: Sequence[float],
     head: Head,
 ) -> Sums:
-    """By quantity: sums over the tokens of a problem of weight x value [problems, alphas] and of weight [problems, 1].
+    """Returns by quantity the sums over a problem's tokens of weight x value [problems, alphas] and of weight
+    [problems, 1].
 
     `lessons` have the weights of the loss; `scored` are the same lessons, scored up to the fork at least.
     """
@@ -106,7 +108,7 @@ def collect(
     for lesson, one in zip(lessons, scored, strict=True):
         place, following = fork(lesson.token_ids, rights[lesson.problem_id])
         at = np.arange(len(one.anchor))
-        distilled = np.array(lesson.weights[: len(at)])
+        distilled = np.array(lesson.token_weights[: len(at)])
         at_fork = (at == place) & bool(following)
         weights = {"distilled": distilled, "known": distilled * ((at < place) | at_fork), "fork": 1.0 * at_fork}
         row = problems.index(lesson.problem_id)

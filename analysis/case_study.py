@@ -18,7 +18,7 @@ from ogls.records import RolloutGroup
 
 
 def choose(page: Page, problem: str | None, rollout: int | None) -> tuple[RolloutGroup, Reading]:
-    """The rollout that is asked for, or the one with the largest KL."""
+    """Returns the rollout that is asked for, or the one with the largest KL."""
     asked = [pair for pair in page.groups if problem in (None, pair[0].problem.id)]
     if not asked:
         raise ValueError(f"there is no problem {problem!r}; got {[group.problem.id for group, _ in page.groups]}")
@@ -30,7 +30,7 @@ def choose(page: Page, problem: str | None, rollout: int | None) -> tuple[Rollou
 
 
 def describe(group: RolloutGroup, reading: Reading, count: int) -> str:
-    """The case as Markdown; marked are the `count` scored tokens with the largest KL, [n] by their rank."""
+    """Returns the case as Markdown; marked are the `count` scored tokens with the largest KL, [n] by their rank."""
     problem, rollout = group.problem, reading.rollout
     scored = [t for t, token in enumerate(reading.tokens) if token.kl is not None]
     largest = sorted(scored, key=lambda t: -(reading.tokens[t].kl or 0.0))[:count]
@@ -62,7 +62,7 @@ def describe(group: RolloutGroup, reading: Reading, count: int) -> str:
 
 
 def fenced(text: str) -> str:
-    """A block that the text cannot end: its fence is longer than any run of backticks in it."""
+    """Returns a block that the text cannot end: its fence is longer than any run of backticks in it."""
     fence = "```"
     while fence in text:
         fence += "`"
@@ -70,13 +70,13 @@ def fenced(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text in a line or a cell of a table, with nothing in it that Markdown would act on."""
+    """Returns text for a line or a cell of a table, with nothing in it that Markdown would act on."""
     flat = " ".join(text.split())
     return "".join(f"&#{ord(c)};" if c in "|`<>&*_[]\\" else c for c in flat)
 
 
 def code(word: str) -> str:
-    """A token as it is, spaces and line ends shown."""
+    """Returns a token as it is, spaces and line ends shown."""
     shown = word.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
     return f"<code>{cell(shown)}</code>"
 

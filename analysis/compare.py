@@ -1,7 +1,7 @@
 """Compare methods: MLflow runs -> tables (Markdown, CSV) and a figure of accuracy by step.
 
     python analysis/compare.py --experiment ogls --out results
-    python analysis/compare.py --runs 3f2a... 91bc... --metric val/pass_at_4 --against opsd
+    python analysis/compare.py --runs 3f2a... 91bc... --metric val/pass_at_4 --against OPSD
 
 Writes NAME.md, NAME.csv, NAME_paired.csv and NAME.png. Two intervals stand beside each mean, both 95 %, since they
 answer two questions: over seeds (would another run of the method do the same? Student's t over the runs), and over
@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 from curves import draw, half_width
 from mlflow import MlflowClient
-from runs import accuracy_by_problem, parser_of, read
+from runs import accuracy_by_problem, of_preset, parser_of, read
 
 from ogls.system.statistics import paired_difference
 
@@ -29,7 +29,7 @@ Problems = Mapping[str, Mapping[str, float]]
 
 
 def summarise(history: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: before (first validation), after (last), their difference run by run, and the intervals."""
+    """Returns one row per method: before (first validation), after (last), their difference by run, and intervals."""
     rows = []
     for method, runs in history.groupby("method"):
         ends = [run.sort_values("step").iloc[[0, -1]] for _, run in runs.groupby("run")]
@@ -53,25 +53,35 @@ def summarise(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_rows(history: pd.DataFrame) -> pd.DataFrame:
-    """The last validation of each run."""
+    """Returns the last validation of each run."""
     return history.sort_values("step").groupby("run", as_index=False).last()
 
 
 def compare_pairs(history: pd.DataFrame, problems: Problems, against: str | None = None) -> pd.DataFrame:
-    """One row a pair of methods: their difference in the metric over common seeds, in accuracy over common problems.
+    """Returns one row per pair of methods: the difference in the metric over common seeds, in accuracy over common
+    problems.
 
     Both are Student's paired t-tests (two-sided), the first of seeds, the second of problems. p is not corrected for
     the number of pairs. Where a method has several runs of one seed, they are averaged.
 
     Args:
-        history: what `read` gives.
-        problems: by run, the accuracy of each problem at the end.
-        against: compare all methods with this one; default: every pair, the better one first.
+        history: values as `read` gives them
+        problems: accuracy of each problem at the end, by run
+        against: method that all others are compared with, by its name or, where that is clear, by its preset; None
+            compares every pair, the better one first
+
+    Raises:
+        ValueError: no method is called `against`, or several are variants of it.
     """
     last = last_rows(history)
     order = list(last.groupby("method")["value"].mean().sort_values(ascending=False).index)
     if against is not None and against not in order:
-        raise ValueError(f"there is no method {against!r}; got {', '.join(order)}")
+        variants = [method for method in order if of_preset(method, against)]
+        if not variants:
+            raise ValueError(f"there is no method {against!r}; got {', '.join(order)}")
+        if len(variants) > 1:
+            raise ValueError(f"{against!r} is the preset of several methods; say which: {', '.join(variants)}")
+        (against,) = variants
     pairs = combinations(order, 2) if against is None else ((method, against) for method in order if method != against)
     rows = []
     for one, other in pairs:
@@ -99,7 +109,7 @@ def _paired(over: str, one: Mapping[str, float], other: Mapping[str, float]) -> 
 
 
 def _mean_by_problem(runs: pd.DataFrame, problems: Problems) -> dict[str, float]:
-    """Mean over seeds of each problem's accuracy, for problems that all of these runs were judged on."""
+    """Returns the mean over seeds of each problem's accuracy, for problems that all of these runs were judged on."""
     by_seed = [
         pd.DataFrame([problems.get(run, {}) for run in of_seed["run"]]).mean() for _, of_seed in runs.groupby("seed")
     ]
@@ -110,7 +120,7 @@ def _mean_by_problem(runs: pd.DataFrame, problems: Problems) -> dict[str, float]
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as GitHub shows it; a dash where one run gives no interval."""
+    """Returns the table as GitHub shows it; a dash where one run gives no interval."""
     cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     lines = [list(table.columns), ["---"] + ["---:"] * (len(table.columns) - 1), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -125,7 +135,7 @@ def _cell(value: object) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--metric", default="val/avg_at_4", help="default: %(default)s")
-    parser.add_argument("--against", metavar="METHOD", help="compare all methods with this one; default: all pairs")
+    parser.add_argument("--against", metavar="METHOD", help="name or preset to compare with; default: all pairs")
     parser.add_argument("--out", type=Path, default=Path("compare"), metavar="NAME", help="default: %(default)s")
     options = parser.parse_args(arguments)
     client = MlflowClient(options.tracking_uri)

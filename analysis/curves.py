@@ -1,10 +1,11 @@
-"""Curves by optimiser step from MLflow runs, one line a method: the figures of the papers.
+"""Curves by optimiser step from MLflow runs, one line per method: the figures of the papers.
 
-    python analysis/curves.py accuracy --methods ogls_sd opsd            (OGLS-SD, figure 4)
+    python analysis/curves.py accuracy --methods OGLS_SD OPSD            (OGLS-SD, figure 4)
     python analysis/curves.py ablation                                   (its ablations, and alpha = 0)
     python analysis/curves.py markers                                    (figure 5: words of reflection in the rollouts)
     python analysis/curves.py accuracy --metric train/kl_target_student --window 4
 
+--methods takes whole names, or presets such as OPSD for all of their variants, OPSD[...], each with a line of its own.
 Writes NAME.png and NAME.csv. Bands are 95 % over seeds (Student's t), or over problems where there is one seed and the
 run logged an interval. `--published` adds what OGLS-SD reports for Qwen3-1.7B on AIME24, one seed.
 """
@@ -12,13 +13,14 @@ run logged an interval. `--published` adds what OGLS-SD reports for Qwen3-1.7B o
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
-from runs import parser_of, read
+from runs import of_preset, parser_of, read
 from style import COLORS, GREY, MARKERS, panels, save
 
 from ogls.system.statistics import mean_interval
@@ -26,7 +28,7 @@ from ogls.system.statistics import mean_interval
 
 @dataclass(frozen=True)
 class Curves:
-    """What a figure shows: a metric, of which methods (all without any), and the published values every 25 steps."""
+    """A figure shows a metric of some methods (of all where none is named), and published values every 25 steps."""
 
     metric: str
     label: str
@@ -34,6 +36,8 @@ class Curves:
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
+TYPED = ("ogls_sd", "opsd", "positive_mean", "positive_only", "alpha_zero")
+"""Labels of runs that were made before names were derived."""
 FIGURES = {
     "accuracy": Curves(
         "val/avg_at_4",
@@ -46,7 +50,7 @@ FIGURES = {
     "ablation": Curves(
         "val/avg_at_4",
         "avg@4 on held-out problems",
-        ("ogls_sd", "opsd", "positive_mean", "positive_only", "alpha_zero"),
+        ("OGLS_SD", "OPSD", "PositiveMeanTeacher", "PositiveOnlySteering", *TYPED),
     ),
     "markers": Curves(
         "train/reflection_markers",
@@ -57,15 +61,17 @@ FIGURES = {
         },
     ),
 }
+LEGEND_WIDTH = 32
+"""Characters of a label that still fit a legend inside the axes."""
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval for the mean of independent values, t(n - 1) s / sqrt(n); nan for a single one."""
+    """Returns half of the 95 % interval for the mean of independent values, t(n - 1) s / sqrt(n); nan for one value."""
     return mean_interval(values).high - mean_interval(values).mean if len(values) > 1 else math.nan
 
 
 def by_step(history: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and step: runs, mean, low, high."""
+    """Returns one row per method and step: runs, mean, low, high."""
     rows = []
     for (method, step), here in history.groupby(["method", "step"]):
         mean, half = float(here["value"].mean()), half_width(list(here["value"]))
@@ -75,7 +81,7 @@ def by_step(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def smooth(history: pd.DataFrame, window: int) -> pd.DataFrame:
-    """Each run's values as centred means over up to `window` of them; intervals of single values no longer hold."""
+    """Returns each run's values as centred means over up to `window` of them, without the intervals of single ones."""
     if window == 1:
         return history
     history = history.sort_values(["run", "step"]).assign(low=math.nan, high=math.nan)
@@ -91,14 +97,17 @@ def draw(
     file: Path,
     published: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Mean by step, one line a method, the best at the end first, with its band."""
-    figure, (axes,) = panels()
+    """Writes the mean by step, one line per method, the best at the end first, with its band."""
     table = by_step(history)
+    longest = max(map(len, table["method"]))
+    below, width = longest > LEGEND_WIDTH, 90
+    lines = sum(1 + len(name) // width for name in table["method"].unique()) + len(published or {})
+    figure, (axes,) = panels(height=4.2 + (0.16 * lines if below else 0.0))
     order = table.sort_values("step").groupby("method")["mean"].last().sort_values(ascending=False).index
     for number, method in enumerate(order):
         line, color = table[table["method"] == method], COLORS[number % len(COLORS)]
         seeds = history[history["method"] == method]["run"].nunique()
-        name = f"{method} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
+        name = textwrap.fill(f"{method}, {seeds} {'seed' if seeds == 1 else 'seeds'}", width, break_long_words=False)
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(line["step"], line["mean"], color=color, linewidth=2, marker=marker, markersize=4, label=name)
         axes.fill_between(line["step"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
@@ -110,7 +119,10 @@ def draw(
     axes.set_ylabel(label)
     if history["value"].min() >= 0:  # bands end where values can
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]) if "@" in label else None)
-    axes.legend(frameon=False)
+    if below:  # derived names are as long as their changes are many
+        figure.legend(loc="outside lower left", frameon=False, fontsize=8)
+    else:
+        axes.legend(frameon=False)
     axes.set_title("bands: 95 % over seeds, or over problems where there is one seed", fontsize=9, color=GREY)
     save(figure, file)
 
@@ -119,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("figure", choices=FIGURES)
     parser.add_argument("--metric", help="another metric than the figure's own")
-    parser.add_argument("--methods", nargs="+", help="default: those of the figure")
+    parser.add_argument("--methods", nargs="+", help="names or presets; default: those of the figure")
     parser.add_argument("--window", type=int, default=1, help="steps of a moving mean; default: %(default)s")
     parser.add_argument("--published", action="store_true", help="add the published curves, where there are some")
     parser.add_argument("--out", type=Path, metavar="NAME", help="default: the figure's name")
@@ -131,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         history = read(MlflowClient(options.tracking_uri), options.experiment, options.runs, options.filter, metric)
         if methods:
-            history = history[history["method"].isin(methods)]
+            history = history[[any(of_preset(name, method) for method in methods) for name in history["method"]]]
         if history.empty:
             raise ValueError(f"no run of the methods {', '.join(methods)} has the metric {metric!r}")
     except ValueError as error:

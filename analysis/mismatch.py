@@ -26,12 +26,13 @@ BEGIN = "The digit is "
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """sum |p - q| / 2."""
+    """Returns sum |p - q| / 2."""
     return float(np.abs(p - q).sum() / 2)
 
 
 def nearest_mixture(p0: np.ndarray, hinted: np.ndarray) -> np.ndarray:
-    """Weights w >= 0 that sum to 1 and minimise the total variation of w @ hinted [hints, symbols] from p0 [symbols].
+    """Returns the weights w >= 0 with sum 1 that minimise the total variation of w @ hinted [hints, symbols] from p0
+    [symbols].
 
     A linear program in w and e >= |p0 - w @ hinted|.
     """
@@ -48,7 +49,7 @@ def nearest_mixture(p0: np.ndarray, hinted: np.ndarray) -> np.ndarray:
 
 
 def compare(p0: np.ndarray, hinted: np.ndarray) -> dict[str, np.ndarray]:
-    """The mixtures by name."""
+    """Returns the mixtures by name."""
     equal = np.full(len(hinted), 1 / len(hinted))
     return {
         "without privilege": p0,
@@ -59,7 +60,7 @@ def compare(p0: np.ndarray, hinted: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def ask(model: str, question: str, hint: str, begin: str, symbols: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """p0 [symbols] and p_s [hints, symbols], both given that a symbol is said; and the mass of symbols before that."""
+    """Returns p0 [symbols] and p_s [hints, symbols], given that a symbol is said, and the mass of all symbols in p0."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from states import Scored, distilled, logits_of, reaching, score
+from states import Scored, distilled, logits_of, reaching, score, steering_of
 
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import PromptEncoder
@@ -20,7 +20,7 @@ CHUNK_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """One sampled token.
+    """A token is shown as it was sampled.
 
     `piece` are its characters in the text, "" for an end token or the later bytes of a character; `name` is what the
     tokenizer calls it. `kl` is KL(target || student) in nats, None where no target was made. `chances` has, by column,
@@ -38,31 +38,31 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A rollout, token by token."""
+    """A reading shows a rollout token by token."""
 
     rollout: Rollout
     tokens: tuple[Token, ...]
 
     @property
     def kl(self) -> float:
-        """Sum over the learned tokens."""
+        """Returns the sum over the learned tokens."""
         return sum(token.kl or 0.0 for token in self.tokens if token.learned)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All groups of one step, and what they were made with."""
+    """A page shows all groups of one step; its title says which method on which weights."""
 
     title: str
     groups: tuple[tuple[RolloutGroup, tuple[Reading, ...]], ...]
 
 
 def read_step(model: SelfDistillation, data: RolloutDataModule, step: int | None, top: int) -> Page:
-    """Sample the problems of an optimiser step and score every token of the rollouts that are distilled.
+    """Samples the problems of an optimiser step, and scores every token of the rollouts that are distilled.
 
     `top` likeliest tokens are kept of each view; `step` None is the next step of the model.
     """
-    batch = data.make_batch(model.policy_version if step is None else step)
+    batch = data.make_batch(model.policy.version if step is None else step)
     lessons = distilled(batch)
     whole = [reaching(lesson, len(lesson.token_ids)) for lesson in lessons]
     waiting: dict[tuple[str, tuple[int, ...]], list[tuple[Lesson, Scored]]] = defaultdict(list)
@@ -76,8 +76,7 @@ def read_step(model: SelfDistillation, data: RolloutDataModule, step: int | None
             lesson, one = queue.pop(0) if queue else (None, None)
             readings.append(_read(model, data, group.problem, rollout, lesson, one, top))
         groups.append((group, tuple(readings)))
-    parts = (type(model.steering).__name__, type(data.privilege).__name__, type(data.selection).__name__)
-    title = f"{' · '.join(parts)} · weights after {model.policy_version} steps"
+    title = f"{model.method.name} · weights after {model.policy.version} steps"
     return Page(title=title, groups=tuple(groups))
 
 
@@ -93,7 +92,7 @@ def _read(
     ids = rollout.completion.token_ids
     text, offsets = data.encoder.decode_offsets(ids)
     span = None
-    if data.reflector is not None:
+    if data.method.reflector is not None:
         span = rollout.reflection.span if rollout.reflection else None
     elif data.locator is not None and not rollout.correct:
         span = data.locator.locate(problem, text)
@@ -106,7 +105,7 @@ def _read(
             Token(
                 name=name_of(data.encoder, token),
                 piece=text[done:end],
-                learned=lesson is not None and lesson.weights[t] != 0,
+                learned=lesson is not None and lesson.token_weights[t] != 0,
                 error=first <= t < last,
                 **(said or {}),
             )
@@ -117,9 +116,10 @@ def _read(
 
 @torch.no_grad()
 def distributions(model: SelfDistillation, one: Scored, encoder: PromptEncoder, top: int) -> list[dict]:
-    """`kl`, `chances` and `tops` of each scored token; columns student, the pools that there are, target."""
+    """Returns `kl`, `chances` and `tops` of each scored token; columns student, the pools that there are, target."""
     device = model.policy.head[0].device
-    alpha = model.steering.strength(one.anchor, one.direction, model.policy_version, model.policy.head)
+    steering = steering_of(model.method)
+    alpha = steering.strength(one.anchor, one.direction, model.policy.version, model.policy.head)
     states = {"student": one.student}
     states |= {name: one.pools[role] for role, name in COLUMNS.items() if role in one.pools}
     states["target"] = one.anchor + alpha * one.direction

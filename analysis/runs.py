@@ -15,19 +15,21 @@ from mlflow import MlflowClient
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """Options that say which runs."""
+    """Returns a parser with the options that say which runs."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
     parser.add_argument("--experiment", default="ogls", help="default: %(default)s")
     parser.add_argument("--runs", nargs="+", default=[], metavar="ID", help="these runs instead of an experiment's")
-    parser.add_argument("--filter", default="", help="as MLflow's search takes it: \"tags.method = 'opsd'\"")
+    parser.add_argument("--filter", default="", help="as MLflow's search takes it: \"tags.method LIKE 'OPSD%%'\"")
     return parser
 
 
 def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str, metric: str) -> pd.DataFrame:
-    """One row a value: method, seed, run, step, value, low, high (nan where no interval was logged).
+    """Returns one row per value: method, seed, run, step, value, low, high (nan where no interval was logged).
 
-    Of an experiment only runs that came to their end; others have to be named.
+    The method is what the run's tag of this name says: the name that follows from the method's choices, or what was
+    typed where the run was made before names were derived. Of an experiment only runs that came to their end count;
+    others have to be named.
 
     Raises:
         ValueError: no such experiment, or no run with this metric.
@@ -47,7 +49,7 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
                 print(f"left out: {run.info.run_name}, {run.info.status.lower()}", file=sys.stderr)
     rows = []
     for run in chosen:
-        named = {**run.data.tags, **run.data.params}
+        named = {**run.data.params, **run.data.tags}  # MLflow cuts parameters that are as long as some names
         values, lows, highs = (
             {m.step: m.value for m in client.get_metric_history(run.info.run_id, metric + end)}
             for end in ("", "_low", "_high")
@@ -69,8 +71,16 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
     return pd.DataFrame(rows)
 
 
+def of_preset(name: str, asked: str) -> bool:
+    """Returns whether a method of this name was asked for, by the name itself or by its preset: OPSD for OPSD[...]."""
+    return asked in (name, name.partition("[")[0])
+
+
 def accuracy_by_problem(client: MlflowClient, run: str, step: int) -> dict[str, float]:
-    """Share of right rollouts of each held-out problem at the validation after `step`; empty where none was logged."""
+    """Returns the share of right rollouts of each held-out problem at the validation after `step`.
+
+    It is empty where none was logged.
+    """
     file = f"problems/step-{step:06d}.json"
     if file not in {found.path for found in client.list_artifacts(run, "problems")}:
         return {}

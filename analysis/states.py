@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ogls.cli import build
 from ogls.data import RolloutDataModule
-from ogls.loss.steering import Coefficients, Head, Steering, mean_of
+from ogls.loss.alpha_bound import Head
+from ogls.loss.steering import Coefficients, Steering, mean_of
+from ogls.methods import Method
 from ogls.module import SelfDistillation
 from ogls.policy.microbatch import micro_batches
 from ogls.policy.states import student_states, view_states
@@ -23,17 +25,19 @@ from ogls.records import Batch, Lesson, Role
 
 @dataclass(frozen=True)
 class PoolMean(Steering):
-    """The mean of all views of one role, alone."""
+    """The target is the mean of all views of one role, alone."""
 
     role: Role
 
-    def mixture(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
+    def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return mean_of(roles, self.role), (0.0,) * len(roles)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """States [tokens, hidden] of a lesson's first `num_learned` tokens; target = head(anchor + alpha * direction).
+    """A scored lesson has the states [tokens, hidden] of its first `num_learned` tokens.
+
+        target = head(anchor + alpha * direction)
 
     `pools` has the mean state of each role's views, where it was asked for.
     """
@@ -46,7 +50,7 @@ class Scored:
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """Options of a script that samples; what it does not know goes to the configuration, as in ``run.py fit``."""
+    """Returns the options of a script that samples; all others belong to the configuration, as in ``run.py fit``."""
     parser = argparse.ArgumentParser(
         description=(doc or "").partition("\n")[0],
         epilog="All other options are those of experiments/run.py fit: --config, --data.problems_per_step ...",
@@ -60,12 +64,10 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 def opened(
     configuration: Sequence[str], checkpoint: Path | None
 ) -> Iterator[tuple[SelfDistillation, RolloutDataModule]]:
-    """Module and data of ``--config ...``, weights loaded and ready to sample, tied together without a training run."""
+    """Yields module and data of ``--config ...`` with their weights, ready to sample, without a training run."""
     sys.argv[1:] = configuration
     cli = build(run=False)
     model, data = cli.model, cli.datamodule
-    cli.trainer.strategy.connect(model)
-    data.trainer = cli.trainer
     try:
         model.configure_model()
         model.to(cli.trainer.strategy.root_device)
@@ -80,7 +82,7 @@ def opened(
 
 
 def distilled(batch: Batch) -> list[Lesson]:
-    """The lessons that have a teacher; others reinforce, or imitate a text."""
+    """Returns the lessons that have a teacher; others reinforce, or imitate a text."""
     lessons = [lesson for lesson in batch.lessons if lesson.views]
     if not lessons:
         raise ValueError(
@@ -89,27 +91,34 @@ def distilled(batch: Batch) -> list[Lesson]:
     return lessons
 
 
+def steering_of(method: Method) -> Steering:
+    """Returns the steering of the first term of the objective that a teacher teaches."""
+    return next(target.steering for target in method.targets if target.weights == "teacher")
+
+
 def reaching(lesson: Lesson, num_tokens: int) -> Lesson:
-    """The lesson with weights that make its first `num_tokens` tokens scored, learned or not."""
+    """Returns the lesson with weights that make its first `num_tokens` tokens scored, learned or not."""
     rest = len(lesson.token_ids) - num_tokens
-    return replace(lesson, weights=(1.0,) * num_tokens + (0.0,) * rest, advantage=0.0)
+    return replace(lesson, token_weights=(1.0,) * num_tokens + (0.0,) * rest, advantage=0.0)
 
 
 @torch.no_grad()
 def score(model: SelfDistillation, lessons: Sequence[Lesson], pools: bool = False) -> list[Scored]:
-    """States of all lessons, in their order; with `pools`, one more teacher pass over each view."""
-    budget = model.tokens_per_micro_batch
+    """Returns states of all lessons, in their order; with `pools`, by one more teacher pass over each view."""
+    policy, steering, budget = model.policy, steering_of(model.method), model.tokens_per_micro_batch
     found: dict[int, Scored] = {}
     for few in micro_batches(lessons, budget):
         lengths = [lesson.num_learned for lesson in few]
-        student = student_states(model.policy, few).float().split(lengths)
+        student = student_states(policy, few).float().split(lengths)
         means: list[dict[Role, Tensor]] = [{} for _ in few]
-        with model.teacher.weights(model.policy):
-            anchor, direction = (part.split(lengths) for part in view_states(model.policy, model.steering, few, budget))
+        with model.lent["teacher"]():
+            parts = view_states(policy, steering, few, lengths, budget)
+            anchor, direction = (part.split(lengths) for part in parts)
             for role in {view.role for lesson in few for view in lesson.views} if pools else ():
                 having = [i for i, lesson in enumerate(few) if any(view.role == role for view in lesson.views)]
-                mean, _ = view_states(model.policy, PoolMean(role), [few[i] for i in having], budget)
-                for i, part in zip(having, mean.split([lengths[i] for i in having]), strict=True):
+                own = [lengths[i] for i in having]
+                mean, _ = view_states(policy, PoolMean(role), [few[i] for i in having], own, budget)
+                for i, part in zip(having, mean.split(own), strict=True):
                     means[i][role] = part
         for i, lesson in enumerate(few):
             found[id(lesson)] = Scored(
@@ -119,7 +128,7 @@ def score(model: SelfDistillation, lessons: Sequence[Lesson], pools: bool = Fals
 
 
 def logits_of(head: Head, student: Tensor, *others: Tensor) -> list[Tensor]:
-    """fp32 logits [tokens, vocab] of the student's states and of others [tokens, hidden].
+    """Returns fp32 logits [tokens, vocab] of the student's states and of others [tokens, hidden].
 
     The others' are the student's and the product of the difference: two sets of logits, each rounded by itself, would
     be farther apart than small divergences are.

@@ -16,7 +16,7 @@ GREY = "#555555"
 
 
 def panels(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row; sizes in inches."""
+    """Returns a figure and its axes, row by row; sizes in inches."""
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), constrained_layout=True, squeeze=False)
     for one in axes.flat:
         one.grid(axis="y", color="#dddddd", linewidth=0.8)

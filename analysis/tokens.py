@@ -21,13 +21,13 @@ TEMPLATE = Path(__file__).with_name("tokens.html")
 
 
 def render(page: Page) -> str:
-    """The template with the page's data in it."""
+    """Returns the template with the page's data in it."""
     template = TEMPLATE.read_text(encoding="utf-8")
     return template.replace("{{title}}", html.escape(page.title)).replace("{{data}}", as_json(page))
 
 
 def as_json(page: Page) -> str:
-    """The page for a script element: no character of it can end that element or begin another."""
+    """Returns the page for a script element: no character of it can end that element or begin another."""
     groups = [
         {
             "id": group.problem.id,
@@ -50,7 +50,7 @@ def _row(reading: Reading) -> dict:
 
 
 def _cells(token: Token) -> dict:
-    """Short names and four digits: pages hold many tokens."""
+    """Returns a token under short names, probabilities to five digits: pages hold many tokens."""
     cells: dict = {"n": token.name, "s": token.piece, "l": int(token.learned), "e": int(token.error)}
     if token.kl is not None and token.chances is not None and token.tops is not None:
         cells["k"] = round(token.kl, 5)

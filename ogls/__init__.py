@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any
 
 _METHODS = """
-    BudgetedOGLS_SD GRPO GRPO_OGLS_SD GRPOWithKL Method OGLS_SD OGLS_SD_v2 OPSD PositiveMeanTeacher
-    PositiveOnlySteering RLCSD ROSD ROSDExact ROSDIdeaOnly ROSDPlaceOnly ROSDRandomPlace ROSDShifted ROSDShuffled
-    ROSDWithoutReflector SDPO SFT SRPO
+    BudgetedOGLS_SD GRPO GRPO_OGLS_SD GRPOWithKL HighEntropyOPSD Method OGLS_SD OGLS_SD_v2 OPSD OPSD_ECTR
+    PositiveMeanTeacher PositiveOnlySteering RLCSD ROSD ROSDExact ROSDIdeaOnly ROSDPlaceOnly ROSDRandomPlace ROSDShifted
+    ROSDShuffled ROSDWithoutReflector SampledTokenOPSD SDPO SDZero SFT SRPO SSOPD TIP U_OPSD
 """
 _PLACES = {
     "ogls.methods": _METHODS,

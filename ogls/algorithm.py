@@ -1,9 +1,11 @@
-"""The step of on-policy self-distillation, on one page: this is the code that runs.
+"""This page is one step of on-policy self-distillation, as it runs.
 
     problems ─engine─> rollouts ─verifier─> groups ─[reflector]─> privilege ─> lessons        collect(): text half
     lessons ─policy, teacher─> states ─steering─> target ─objective─> loss, gradient          gradient(): tensor half
 
-What happens around it stands elsewhere: the optimiser in `ogls.module`, the order of the problems in `ogls.data`.
+A *view* is what the teacher reads before the tokens of a rollout. *States* are the last hidden vectors of a model, one
+per token; the output head, which student and teacher share, makes logits of them. `ogls.records` has the records on the
+arrows, `ogls.methods` the methods, `ogls.module` the optimiser, and `ogls.data` the order of the problems.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ogls.lessons.build import LessonBuilder
@@ -32,13 +35,13 @@ from ogls.tasks.base import ErrorLocator
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How large the text half of a step is.
+    """Sizes say how large the text half of a step is.
 
     Args:
         group_size: rollouts per problem
-        max_tokens: tokens per rollout at most
-        context_length: tokens of prompt and rollout together at most
-        reflection: tokens of the reflector's prompts and replies at most
+        max_tokens: largest number of tokens per rollout
+        context_length: largest number of tokens of a prompt and its rollout together
+        reflection: largest numbers of tokens per prompt and per reply of the reflector
     """
 
     group_size: int
@@ -57,17 +60,17 @@ def collect(
     step: int,
     seed_of: Callable[[str], int],
 ) -> Batch:
-    """Returns the lessons that the student's present weights give on `problems`.
+    """Returns the lessons of one step: the student samples rollouts, they are graded, and the method chooses.
 
     Args:
-        method: what is learned, and what the teacher reads
-        problems: one group of rollouts each
-        encoder: text to token ids and back
-        sampler: what holds the student's weights, samples and grades; None for a method that samples nothing
-        locator: what finds the first error of a wrong rollout, or measures how well the reflector does
-        sizes: how many rollouts, how long
+        method: choice of rollouts and tokens that are learned, and of what the teacher reads about them
+        problems: problems of this step, each of which gets one group of rollouts
+        encoder: translation of text to token ids and back
+        sampler: source of graded rollouts from the student's weights; None for a method that samples nothing
+        locator: finder of the first error in a wrong rollout; with a reflector, the truth that it is measured against
+        sizes: numbers of rollouts and tokens
         step: number of updates before this one
-        seed_of: the seed of this step's rollouts and reflections, by purpose
+        seed_of: random seed of this step by purpose, ``rollouts`` or ``reflections``
     """
     prompts = [encoder.student(problem) for problem in problems]
     if sampler is None:
@@ -106,26 +109,26 @@ def collect(
 
 @dataclass(frozen=True, kw_only=True)
 class TermResult:
-    """What a term made of a micro-batch: its share of the step's mean is value / total."""
+    """A term result is what one term made of a micro-batch; its share of the step's mean is value / total."""
 
     value: float
     total: float
     states: States
-    per_token: Mapping[str, Tensor]
+    per_token: Mapping[str, Float[Tensor, " tokens"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """A micro-batch once its loss is there, for whoever measures it: one result per term of the objective."""
+    """A micro-batch holds what its loss was computed from, for diagnostics: one result per term of the objective."""
 
     lessons: Sequence[Lesson]
-    hidden_student: Tensor
+    hidden_student: Float[Tensor, "tokens hidden"]
     targets: Mapping[Target, Steered]
     results: Sequence[TermResult]
 
 
 def weight_totals(method: Method, lessons: Sequence[Lesson]) -> list[float]:
-    """Returns the sum of all token weights of the step, for each term of the objective."""
+    """Returns, for each term of the objective, the sum of its token weights over all `lessons`."""
     return [sum(sum(term.token_weights(lesson)) for lesson in lessons) for _, term in method.objective.terms]
 
 
@@ -138,30 +141,33 @@ def gradient(
     tokens_per_micro_batch: int,
     observe: Callable[[MicroBatch], None],
 ) -> float:
-    """Adds the gradient of the step's loss to the policy's weights, and returns the loss.
+    """Adds the gradient of the loss to the policy's weights, and returns this process's share of the loss.
 
         loss = sum over terms of factor * (sum_t w_t loss_t) / (sum_t w_t)
 
-    over all tokens of the step, whatever the micro-batches: `totals` are the second sums, of all processes.
+    Both sums run over all tokens t of the step, so that the cut into micro-batches and processes makes no difference.
 
     Args:
-        method: what is minimised, and how views become targets
-        policy: the student, at the version that is to be improved
-        lent: gives the policy the weights that make a target while it is entered, by `Target.weights`
-        lessons: what this process learns from
-        totals: `weight_totals`, summed over all processes
-        tokens_per_micro_batch: tokens of prompts and completions in one forward and backward pass
-        observe: called with every micro-batch before its backward pass
+        method: choice of what is minimised, and of how views become targets
+        policy: student whose weights are improved
+        lent: context manager for each value of `Target.weights`, inside which the policy has those weights
+        lessons: lessons of this process
+        totals: second sum of each term, over all processes (`weight_totals`)
+        tokens_per_micro_batch: budget of prompt and completion tokens in one forward and backward pass
+        observe: function that is called with every micro-batch before its backward pass
     """
     loss, terms = 0.0, method.objective.terms
     for some in micro_batches(lessons, tokens_per_micro_batch):
+        # The teacher reads every view, and the steering makes a target of what it says. There is no gradient yet.
         targets = {
             target: _steered(target, method, policy, lent[target.weights], some, 2 * tokens_per_micro_batch)
             for target in method.targets
         }
+        # The student reads its own prompt and the same tokens.
         hidden = student_states(policy, some)
         states = States.of(some, hidden, policy.head)
         part, results = hidden.new_zeros(()), []
+        # Each term takes the tokens that count for it, and adds its share of the step's mean.
         for (factor, term), total in zip(terms, totals, strict=True):
             steered = targets.get(term.target(method.steering))
             towards = states if steered is None else states.towards(steered)
@@ -184,7 +190,7 @@ def _steered(
     lessons: Sequence[Lesson],
     budget: int,
 ) -> Steered:
-    """The teacher reads every view of every lesson, and the steering adds up what it says."""
+    """Returns a target for every learned token: the states of all views, added up by the steering."""
     taught = [term for _, term in method.objective.terms if term.target(method.steering) == target]
     num_scored = [max(term.num_scored(lesson) for term in taught) for lesson in lessons]
     with lent():

@@ -1,4 +1,7 @@
-"""The command line: LightningCLI with interpolation, stacked configurations, and errors a user can read."""
+"""The command line is LightningCLI, with errors of one line.
+
+Configurations may be stacked (several ``--config``) and refer to their own values (``${...}``).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,6 +22,8 @@ import ogls.rollout.vllm
 import ogls.tasks.chains
 import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
+from ogls.callbacks import RunRecorder
+from ogls.callbacks.best import CHECKPOINTS, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import Prompts
@@ -29,7 +35,8 @@ from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.system.exits import RunEnded
 from ogls.system.suggestions import in_one_line
-from ogls.tracking import SaveConfig, Tracker
+from ogls.tracking import Tracker
+from ogls.tracking.config import parameters
 from ogls.training import SETTINGS, callbacks
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -40,16 +47,16 @@ _KEYS = {name for part in _PARTS for name in inspect.signature(part).parameters}
 
 
 def _forget_arguments(parser: Any, before: Any, now: Any) -> None:
-    """A class that replaces another takes nothing over from it: whoever names a method gets it whole."""
+    """Drops the arguments of a class that another one replaces, so that a named method is that method as published."""
     if before and "init_args" in before and before["class_path"] != now["class_path"]:
         before.pop("init_args")
 
 
-jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # which keeps what fits by name
+jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # jsonargparse's keeps what fits
 
 
 class _Parser(LightningArgumentParser):
-    """Says in one line what is wrong, and what may have been meant."""
+    """This parser says in one line what is wrong, and what may have been meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -58,38 +65,69 @@ class _Parser(LightningArgumentParser):
 
 
 class OglsCLI(LightningCLI):
-    """Makes one method and one policy, and hands both to module and data.
+    """The command line makes one method and one policy, and hands both to module and data.
 
     `fit` validates once before the first step, so that every run knows where it began.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--method", type=Method, required=True, help="what is learned, from whom")
+        """Adds the keys ``method`` and ``policy``."""
+        about = "choice of what is learned and from whom: a published method, or one with changed choices"
+        parser.add_argument("--method", type=Method, required=True, help=about)
         parser.add_class_arguments(Policy, "policy")
+        parser.add_argument(
+            "--allow_changes", action="store_true", help="let --ckpt_path go on with another configuration"
+        )
         for half in ("model", "data"):
             for shared in ("method", "policy"):
                 parser.link_arguments(shared, f"{half}.{shared}", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Returns the trainer, with sound checkpoints and a tracker that knows method and seed."""
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
-        if isinstance(trainer.logger, Tracker):  # before a checkpoint of the same method is looked for
+        if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
             trainer.logger.describe(self.model.method.name, self.datamodule.seed)
+            if self.subcommand is not None:
+                text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+                trainer.logger.configure(text, parameters(yaml.safe_load(text)))
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, RunRecorder) and self.subcommand == "fit":
+                callback.allow_changes = bool(self._get(self.config, "allow_changes"))
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Configuration comes from files and command line alone; a checkpoint never overrides it."""
+        """Does nothing: configuration comes from files and command line, and no checkpoint overrides it."""
 
     def before_fit(self) -> None:
+        """Validates the student before the first step of a new run."""
+        tracker, anew = self.trainer.logger, False
+        if self.config.fit.ckpt_path == "last" and isinstance(tracker, Tracker):
+            anew = self._begins_anew(tracker)
+        if self.config.fit.ckpt_path is None and isinstance(tracker, Tracker):
+            tracker.begin(anew)
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             self.datamodule.fit_follows = True
-            with self.trainer.logger.kept_open():  # pyright: ignore
+            with tracker.kept_open():  # pyright: ignore
                 self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def _begins_anew(self, tracker: Tracker) -> bool:
+        """A run that was killed before its first checkpoint has nothing to go on from but its folder."""
+        run = newest_run(tracker)
+        if run is None or any((run / CHECKPOINTS).glob("*.ckpt")):
+            return False
+        print(f"{run.name} has no checkpoint yet: it begins anew")
+        tracker.resume(None, run)
+        self.config.fit.ckpt_path = self.config_init.fit.ckpt_path = None
+        return True
 
 
 def find_configs(args: list[str]) -> list[str]:
-    """Let ``--config math.yaml`` mean the file in the working directory, else the one in the project's experiments."""
+    """Returns the arguments with the full path of every configuration.
+
+    ``--config math.yaml`` is the file in the working directory, or else the one in the project's experiments.
+    """
     found = list(args)
     for i, arg in enumerate(found):
         flag, equals, name = arg.partition("=")
@@ -116,8 +154,13 @@ def _complain(message: str) -> int:
 
 
 def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
-    """Parse `args` (default: the command line) and, with `run`, carry out the subcommand."""
-    sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # a variant of your own may lie beside you
+    """Parses arguments, makes all objects, and runs the subcommand.
+
+    Args:
+        args: arguments to parse; None takes those of the command line
+        run: whether the subcommand is run; if not, there is none among the arguments
+    """
+    sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # for classes of the user's own
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
@@ -129,7 +172,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        save_config_callback=SaveConfig,
+        save_config_callback=None,
         parser_class=_Parser,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
@@ -141,7 +184,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 
 
 def main() -> None:
-    """The entry of ``experiments/run.py``. Exit codes: see `ogls.system.exits`."""
+    """Runs the command line, as ``experiments/run.py`` does, and ends with an exit code of `ogls.system.exits`."""
     try:
         build()
     except RunEnded as ended:

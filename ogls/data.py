@@ -1,4 +1,4 @@
-"""The DataModule: problems in, fresh rollouts out, one batch per optimiser step."""
+"""The LightningDataModule turns problems into a batch of rollouts per step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CURES: dict[Need, str] = {
 
 
 class _Sized:
-    """An iterable with a length: without one, Lightning prefetches a batch, and rollouts are one update stale."""
+    """This iterable has a length: without one, Lightning fetches a batch too early, and rollouts are stale."""
 
     def __init__(self, length: int, batches: Callable[[], Iterator[Any]]) -> None:
         self._length, self._batches = length, batches
@@ -50,36 +50,37 @@ class _Sized:
 
 
 class RolloutDataModule(LightningDataModule):
-    """Owns problems, engine and verifier, and streams fresh on-policy rollouts.
+    """This data module has problems, engine and verifier, and streams fresh rollouts of the student.
 
     Args:
-        policy: the student, shared with the module that trains it
-        method: what is learned from the rollouts, shared with that module too
+        policy: student, shared with the module that trains it
+        method: choice of what is learned from the rollouts, shared with the module that trains
         train: problems to learn from
         val: held-out problems for validation
-        test: problems for `test` and `predict`; null takes `val`
-        prompts: templates
-        engine: what samples; null where nothing is sampled and nothing validated (likelihood on demonstrations)
-        locator: what finds the first error of a rollout, for selections that need it. With a reflector the error is
-            where that one says, and the locator is the truth that it is measured against.
-        verifier: what says which rollouts are right
-        max_tokens: tokens of a training rollout at most
-        evaluation: how the held-out problems are judged
-        reflection: how long prompts and replies of a reflector may be
-        group_size: G, rollouts per problem
+        test: problems for the commands `test` and `predict`; null takes `val`
+        prompts: templates of what student, teacher and reflector read
+        engine: engine that samples rollouts; null samples and validates nothing (likelihood of reference solutions)
+        locator: finder of the first error in a rollout, for token selections that need it. If there is a reflector, it
+            says where the error is, and the locator is the truth that it is measured against.
+        verifier: judge of whether a rollout's answer is right
+        max_tokens: largest number of tokens per training rollout
+        evaluation: number and sampling of rollouts of held-out problems
+        reflection: largest numbers of tokens per prompt and per reply of the reflector
+        group_size: rollouts per problem in training
         problems_per_step: problems per optimiser step
-        steps_per_epoch: optimiser steps per epoch; validation comes at its end
-        updates_per_rollout: optimiser steps on the same rollouts. Above 1 they are off-policy, and the objective needs
-            an importance cap.
-        one_step_off: sample the rollouts of the next step while a step trains, with the weights that it began with, by
-            an engine in a process of its own. They are one update stale, and the objective needs an importance cap.
-        context_length: tokens of prompt and rollout together
-        grading_workers: processes that verify answers
-        drop_unverifiable: leave out problems whose gold answer cannot be read or is not the only right one, instead of
-            refusing to start
-        drop_long: leave out problems whose prompt does not fit into the context, instead of refusing to start
-        seed: decides the order of the problems and the seeds of the rollouts
-        predict_file: where `predict` writes its rollouts, one JSON object per line
+        steps_per_epoch: optimiser steps per epoch; a validation follows each epoch
+        updates_per_rollout: optimiser steps on the same rollouts; above 1 they are off-policy, and the objective needs
+            an importance cap
+        one_step_off: whether the rollouts of the next step are sampled while a step trains, by an engine in a process
+            of its own. They are one update stale, and the objective needs an importance cap.
+        context_length: largest number of tokens of a prompt and its rollout together
+        grading_workers: number of processes that verify answers
+        drop_unverifiable: whether problems are left out whose gold answer cannot be read or is not the only right one;
+            otherwise they end the run before it begins
+        drop_long: whether problems are left out whose prompt does not fit into the context; otherwise they end the run
+            before it begins
+        seed: random seed of the order of the problems and of the rollouts
+        predict_file: file to which `predict` writes its rollouts, one JSON object per line
     """
 
     def __init__(
@@ -123,26 +124,26 @@ class RolloutDataModule(LightningDataModule):
         )
         self._check_settings()
         self.pool = GradingPool(verifier, workers=grading_workers)
-        self.fit_follows = False  # a validation that comes before training checks for both
+        self.fit_follows = False  # True for a validation before training, which checks the settings of both
         self._checked: set[str] = set()
         self._latest: Batch | None = None
-        self._sampler: Sampler | None = None  # from the first sampling on: that is when the engine starts
+        self._sampler: Sampler | None = None  # made at the first sampling, because that starts the engine
         self._ahead: OneStepOff | None = None
-        self._saved_weights: dict[str, Tensor] | None = None  # of a checkpoint
+        self._saved_weights: dict[str, Tensor] | None = None  # weights of a checkpoint for `OneStepOff`
 
     @property
     def group(self) -> ProcessGroup:
-        """The processes that make a step together."""
+        """Returns the processes that make a step together."""
         return (
             ProcessGroup() if self.trainer is None else ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
         )
 
     @property
     def max_staleness(self) -> int:
-        """Updates that may lie between the weights that sample rollouts and those that learn from them."""
+        """Returns how many updates may lie between the weights that sample a rollout and those that learn from it."""
         return 1 if self.one_step_off else self.updates_per_rollout - 1
 
-    # ---- set-up: everything that can be wrong is found here, before weights are loaded ----
+    # ---- set-up: settings and problems are checked here, before weights are loaded ----
 
     def _check_settings(self) -> None:
         counts = {"group_size": self.sizes.group_size, "max_tokens": self.sizes.max_tokens}
@@ -159,14 +160,14 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(
                 f"data.prompts.views: no view is worded by {unknown[0]!r}, expected one of {sorted(known)}"
             )
+        if self.one_step_off:
+            self._check_one_step_off()
         if self.max_staleness and self.method.uncorrected:
             cause = "one_step_off" if self.one_step_off else "updates_per_rollout"
             raise ValueError(
                 f"data.{cause} is {getattr(self, cause)}, so rollouts are off-policy for "
                 f"{' and '.join(self.method.uncorrected)}: set method.objective.importance_cap"
             )
-        if self.one_step_off:
-            self._check_one_step_off()
 
     def _check_one_step_off(self) -> None:
         if self.updates_per_rollout > 1:
@@ -181,6 +182,11 @@ class RolloutDataModule(LightningDataModule):
             )
 
     def setup(self, stage: str) -> None:
+        """Checks the problems that the command `stage` needs.
+
+        Raises:
+            ValueError: there are no problems, a prompt is too long, or a gold answer is not graded as right.
+        """
         if self.one_step_off and self.group.size > 1:
             raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
         if self.problems_per_step < self.group.size:
@@ -236,6 +242,7 @@ class RolloutDataModule(LightningDataModule):
     # ---- training ----
 
     def train_dataloader(self) -> _Sized:
+        """Returns the batches of an epoch, each of which is made when it is asked for."""
         return _Sized(self.steps_per_epoch, self._training_batches)
 
     def _training_batches(self) -> Iterator[Batch]:
@@ -250,11 +257,11 @@ class RolloutDataModule(LightningDataModule):
             yield self._latest
 
     def make_batch(self, step: int, sampler: Sampler | None = None) -> Batch:
-        """Returns the batch of an optimiser step: a function of (seed, step, weights), whatever was made before.
+        """Returns the batch of an optimiser step, a function of seed, step and weights alone.
 
         Args:
-            step: number of updates before it
-            sampler: what holds the weights to sample from; None takes the policy's present ones
+            step: number of updates before this step
+            sampler: source of graded rollouts; None samples from the policy's present weights
         """
         metrics = StepMetrics("rollouts", step + 1)
         with metrics.recording():
@@ -284,7 +291,11 @@ class RolloutDataModule(LightningDataModule):
         return derive(self.seed, purpose, step, *([self.group.rank] if self.group.rank else []))
 
     def sampler(self) -> Sampler:
-        """Returns what samples; the engine starts at the first call."""
+        """Returns the source of graded rollouts; the first call starts the engine.
+
+        Raises:
+            ValueError: there is no engine.
+        """
         if self._sampler is None:
             if self.engine is None:
                 raise ValueError("sampling needs an engine: set data.engine")
@@ -300,22 +311,27 @@ class RolloutDataModule(LightningDataModule):
         return self._ahead
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the weights that made a batch one step ahead; without such batches, nothing."""
         return {} if self._ahead is None else {"weights": self._ahead.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
         self._saved_weights = state_dict["weights"]
 
     # ---- evaluation: one call of the engine for the whole set ----
 
     def val_dataloader(self) -> list[_Sized]:
+        """Returns one batch with rollouts of all held-out problems, and a second one with solutions if asked for."""
         if self.engine is None:
             return []
         return self._evaluations("val", self.val_problems)
 
     def test_dataloader(self) -> list[_Sized]:
+        """Returns one batch with rollouts of all test problems, and a second one with solutions if asked for."""
         return self._evaluations("test", self.test_problems)
 
     def predict_dataloader(self) -> _Sized:
+        """Returns one batch with rollouts of all test problems."""
         return _Sized(1, lambda: self._evaluate("predict", self.test_problems, with_solution=False))
 
     def _evaluations(self, name: str, source: ProblemSource) -> list[_Sized]:
@@ -329,7 +345,7 @@ class RolloutDataModule(LightningDataModule):
             problems = [p for p in problems if p.solution is not None]
         else:
             prompts = [self.encoder.evaluated(problem) for problem in problems]
-        # The same seed at every validation: what differs between two of them is the policy.
+        # Every validation has the same seed, so that two of them differ by the policy alone.
         seed = derive(self.seed, name, int(with_solution))
         own, prompts = self.group.share(problems), self.group.share(prompts)
         if self._ahead is not None:

@@ -1,4 +1,4 @@
-"""The LightningModule: wraps student, teacher, steering and objective; one batch is one optimiser step."""
+"""The LightningModule trains the student: one batch is one optimiser step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -27,31 +27,31 @@ from ogls.system.process_group import ProcessGroup, combined
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics, timed
 
-_MAX_HALVINGS = 3  # of the micro-batches, in a run
+_MAX_HALVINGS = 3  # how often a run may halve its micro-batches
 FORMAT = 2
-"""Of checkpoints: 1 had its method in pieces, by the names of a layout that is gone."""
+"""Checkpoints have this format; those of format 1 have a method in pieces, by names that are gone."""
 
 
 class SelfDistillation(LightningModule):
-    """A language model that learns from itself.
+    """This module trains a language model that learns from itself.
 
-        loss = sum_t w_t D(softmax(W h_student,t), softmax(W h_target,t)) / sum_t w_t,   h_target = steering(views)
+        loss = sum_t w_t D(softmax(W h_target,t), softmax(W h_student,t)) / sum_t w_t,   h_target = steering(views)
 
-    over all tokens of one optimiser step, whatever the micro-batches; with another objective, a sum of such means.
-    What a step computes stands in `ogls.algorithm`.
+    The sums run over all tokens of one optimiser step, so that the cut into micro-batches makes no difference. Other
+    objectives are sums of such means. `ogls.algorithm` is what a step computes.
 
     Args:
-        policy: the student; data and engine share it
-        method: what is learned, from whom, and towards which target
+        policy: student, shared with the data module and its engine
+        method: choice of what is learned, from whom, and towards which target
         learning_rate: AdamW step size
-        weight_decay: AdamW decay per step, as a share of the learning rate
+        weight_decay: AdamW decay of the weights per step, as a multiple of the learning rate
         betas: AdamW decay rates of the mean gradient and of the mean squared gradient
         schedule: course of the learning rate after the warm-up; linear and cosine end at 0
-        warmup_steps: steps over which the learning rate rises linearly to `learning_rate`
-        max_grad_norm: gradient norm above which a step is scaled down to it; null never does
+        warmup_steps: optimiser steps over which the learning rate rises linearly to `learning_rate`
+        max_grad_norm: gradient norm above which a gradient is scaled down to it; null never scales
         tokens_per_micro_batch: budget of prompt and completion tokens in one forward and backward pass
-        kl_to_base: whether a validation measures how far the student has moved from its start, in nats per token: two
-            more passes over a rollout of each problem
+        kl_to_base: whether a validation measures how far the student has moved from its start, in nats per token; this
+            takes two more passes over one rollout per problem
     """
 
     def __init__(
@@ -78,37 +78,47 @@ class SelfDistillation(LightningModule):
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule, self.warmup_steps, self.max_grad_norm = schedule, warmup_steps, max_grad_norm
         self.tokens_per_micro_batch, self.kl_to_base = tokens_per_micro_batch, kl_to_base
-        self._kept: dict[str, Weights] = {}  # by the teachers, beside the student's weights
+        self._kept: dict[str, Weights] = {}  # weights that the teachers keep beside the student's
         self._halvings = 0
 
     @property
     def teacher(self) -> Teacher:
-        """The method's teacher."""
+        """Returns the method's teacher."""
         return self.method.teacher
 
     @property
     def steering(self) -> Any:
-        """The method's steering."""
+        """Returns the method's steering."""
         return self.method.steering
 
     @property
     def reflector(self) -> Any:
-        """The method's reflector; None where nobody reflects."""
+        """Returns the method's reflector; None for a method without one."""
         return self.method.reflector
 
     @property
     def teachers(self) -> dict[str, Teacher]:
-        """Whose weights make a target, by `Target.weights`."""
+        """Returns the teachers whose weights make targets, by `Target.weights`."""
         return {"teacher": self.teacher, "start": Frozen()}
 
     def configure_model(self) -> None:
-        """Reads the weights, once the trainer asks for them: whatever can be wrong is found before."""
+        """Reads the weights when the trainer asks for them, after all settings have been checked."""
         if not self._kept:
             self.policy.load()
             asked = {"teacher", *(target.weights for target in self.method.targets)}
             self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
 
+    def on_train_start(self) -> None:
+        """Has what the configuration says of the optimiser stand above what a checkpoint had."""
+        optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
+        for group in optimizer.param_groups:
+            group |= {"initial_lr": self.learning_rate, "weight_decay": self.weight_decay, "betas": tuple(self.betas)}
+            group["lr"] = self.learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        scheduler.base_lrs = [self.learning_rate]
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
     def configure_optimizers(self) -> Any:
+        """Returns AdamW over the trainable weights, and its schedule."""
         parameters = list(self.policy.trainable().values())
         optimizer = torch.optim.AdamW(
             parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
@@ -129,21 +139,21 @@ class SelfDistillation(LightningModule):
     # ---- one optimiser step ----
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are text and token ids; tensors are made micro-batch by micro-batch."""
+        """Returns the batch as it is: it holds token ids, and tensors are made micro-batch by micro-batch."""
         return batch
 
     @property
     def group(self) -> ProcessGroup:
-        """The processes that make a step together."""
+        """Returns the processes that make a step together."""
         return ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def lent(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-        """Gives the policy the weights of a teacher while it is entered, by `Target.weights`."""
+        """Returns a context manager per value of `Target.weights`, inside which the policy has those weights."""
         return {n: partial(self.teachers[n].applied_to, self.policy, kept) for n, kept in self._kept.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Makes one update, and returns the `phases` of its step."""
+        """Makes one update, and returns the phases of its step under the key ``phases``."""
         policy, group, step = self.policy, self.group, self.policy.version
         assert step == self.trainer.global_step, (step, self.trainer.global_step)
         assert batch.policy_version <= step, (batch.policy_version, step)
@@ -160,7 +170,7 @@ class SelfDistillation(LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")).item()
             finite = math.isfinite(loss) and math.isfinite(norm)
             if not finite:
-                optimizer.zero_grad()  # AdamW passes over weights without a gradient: not a bit of them changes
+                optimizer.zero_grad()  # AdamW leaves weights without a gradient exactly as they are
             optimizer.step()
             (learning_rate,) = scheduler.get_last_lr()
             scheduler.step()
@@ -182,7 +192,10 @@ class SelfDistillation(LightningModule):
         return {"phases": made_for_it + metrics.phases}
 
     def _gradient(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[StepMetrics, float]:
-        """Gradients and loss of the step. Where memory runs out, the same step in micro-batches of half the size."""
+        """Makes the gradients of the step, and returns its metrics and loss.
+
+        If memory runs out, the step is made again in micro-batches of half the size.
+        """
         while True:
             metrics = StepMetrics("training", self.policy.version + 1)
             self.zero_grad()
@@ -202,13 +215,14 @@ class SelfDistillation(LightningModule):
                     raise
             self._halvings += 1
             self.tokens_per_micro_batch = max(1, self.tokens_per_micro_batch // 2)
-            print(f"Out of memory: now {self.tokens_per_micro_batch} tokens a micro-batch", file=sys.stderr, flush=True)
+            message = f"Out of memory: now {self.tokens_per_micro_batch} tokens per micro-batch"
+            print(message, file=sys.stderr, flush=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     @timed("diagnostics")
     def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
-        """Adds what a micro-batch shows to the metrics of its step."""
+        """Adds the loss of every term and the diagnostics of a micro-batch to the metrics of its step."""
         drawn = self.method.sampling(max_tokens=1)
         for (_, term), result in zip(self.method.objective.terms, batch.results, strict=True):
             if len(batch.results) > 1:
@@ -233,13 +247,15 @@ class SelfDistillation(LightningModule):
     # ---- evaluation ----
 
     def validation_step(self, groups: list[RolloutGroup], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs the accuracy of held-out rollouts as ``val/...``, or ``val_with_solution/...``."""
         self._log_evaluation("val" if dataloader_idx == 0 else "val_with_solution", groups)
 
     def test_step(self, groups: list[RolloutGroup], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs the accuracy of test rollouts as ``test/...``, or ``test_with_solution/...``."""
         self._log_evaluation("test" if dataloader_idx == 0 else "test_with_solution", groups)
 
     def predict_step(self, groups: list[RolloutGroup], batch_idx: int) -> None:
-        """Computes nothing: the rollouts are the batch, and `RolloutWriter` keeps them."""
+        """Computes nothing: the batch is the rollouts, which `RolloutWriter` writes to a file."""
 
     def _log_evaluation(self, name: str, groups: list[RolloutGroup]) -> None:
         values = evaluate(groups)
@@ -251,12 +267,15 @@ class SelfDistillation(LightningModule):
     # ---- state ----
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the trainable weights alone."""
         return {f"policy.{name}": value.detach() for name, value in self.policy.trainable().items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Takes over the trainable weights of a checkpoint."""
         self.policy.load_trainable({name.removeprefix("policy."): value for name, value in state_dict.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the state that is not in the weights under the key ``ogls``."""
         checkpoint["ogls"] = {
             "format": FORMAT,
             "method": self.method.name,
@@ -266,6 +285,11 @@ class SelfDistillation(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the version and the teacher's weights.
+
+        Raises:
+            ValueError: the checkpoint has another format, or was made with another tokenizer.
+        """
         own = checkpoint["ogls"]
         if own.get("format") != FORMAT:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""The records that travel along the arrows of the framework.
+"""Records are the data that the parts of the framework hand to each other.
 
     problems -> rollouts -> groups -> lessons -> batch -> loss
 
-A worked example with one problem and G = 2::
+Here is an example with one problem and G = 2 rollouts::
 
     problem = Problem(id="chain-7", text="What is 12+8-9?", answer="11",
                       solution="12+8=20\\n20-9=11\\n\\\\boxed{11}")
@@ -13,7 +13,7 @@ A worked example with one problem and G = 2::
 
 OGLS-SD makes one `Lesson` of the wrong rollout: its token ids, one weight per token, and three views, which are what
 the teacher reads before those tokens: the plain prompt, the prompt with a right solution, the prompt with a wrong one.
-A `Batch` is all lessons of one optimiser step. Records hold text and token ids; tensors begin behind the batch.
+A `Batch` is all lessons of one optimiser step. Records hold text and token ids; only the training step makes tensors.
 """
 
 from __future__ import annotations
@@ -22,27 +22,37 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Span = tuple[int, int]
-"""Start and end, the end not included: of characters or of tokens."""
+"""A span is a range [start, end) of characters or of tokens."""
 
 Role = str
-"""The part that a view plays in the steering: ``plain``, or a name that a privilege gives, such as ``success``."""
+"""A role is the part that a view plays in the steering: ``plain``, or a name from the privilege such as ``success``."""
 
 Lane = Literal["rollouts", "training"]
-"""The half of a step that a phase belongs to: text becomes ``rollouts``, tensors are ``training``."""
+"""A lane is the half of a step that a phase belongs to: ``rollouts`` until the batch is made, then ``training``."""
 
 Need = Literal["rollouts", "peers", "reflections", "error", "advantages", "logprobs", "replies", "start"]
-"""What one choice of a method asks of the others or of the run.
+"""A need is what one choice of a method asks of the other choices or of the run.
 
-``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``reflections``: a reflector. ``error``: a
-place where a wrong rollout first goes wrong, by a reflector or an error locator. ``advantages``: a value of each
-rollout against its group. ``logprobs``: the sampler's probabilities are those of the loss (same temperature, nothing
-cut off). ``replies``: an engine that answers a reflector, ``start``: with the weights that training began with.
+``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``reflections``: a reflector. ``error``: the
+place where a wrong rollout first goes wrong, from a reflector or an error locator. ``advantages``: a value of each
+rollout relative to its group. ``logprobs``: sampling with the loss's own probabilities, that is at the same temperature
+and without top_k or top_p. ``replies``: an engine that answers a reflector. ``start``: the weights that training began
+with, for these replies.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A question with a verifiable answer. `kind` picks the verifier; `solution` is the reference s, if any."""
+    """A problem is a question with a verifiable answer.
+
+    Args:
+        id: name of the problem, which no other problem of the same source has
+        text: the question
+        answer: the gold answer
+        solution: the reference solution s; None where there is none
+        system: system message of this problem alone; None where it has none
+        kind: name that picks the verifier, such as ``math`` or ``mcq``
+    """
 
     id: str
     text: str
@@ -54,7 +64,13 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """What the engine sampled: ids including the end token, and log pi(token) under the sampling distribution."""
+    """A completion is what the engine sampled after a prompt.
+
+    Args:
+        token_ids: sampled ids, with the end token where it was sampled
+        logprobs: log pi(token) of each id under the sampling distribution
+        finish_reason: ``stop`` after the end token, ``length`` at the length limit
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -63,7 +79,13 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """A verifier's judgement. `answer` is what was extracted; None where nothing could be."""
+    """A verdict is what a verifier says about a text.
+
+    Args:
+        correct: whether the answer is right
+        status: ``graded``, or why there was nothing to grade
+        answer: the answer found in the text; None where none was found
+    """
 
     correct: bool
     status: Literal["graded", "unparsable", "timeout", "crash"]
@@ -72,10 +94,12 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reflection:
-    """What a reflector says of a rollout: the idea that a wrong one lacks, or that carries a right one.
+    """A reflection is what a reflector says about a rollout.
 
-    `quote` is where a wrong rollout first goes wrong, and `span` its characters [start, end) in the rollout's text;
-    None where it could not be found there, and of a right rollout.
+    Args:
+        idea: the idea that a wrong rollout lacks, or that makes a right one work
+        quote: the passage where a wrong rollout first goes wrong; None for a right rollout
+        span: characters [start, end) of the quote in the rollout's text; None where it is not found there
     """
 
     idea: str
@@ -85,7 +109,7 @@ class Reflection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A completion, its text, and its verdict. A rollout cut by the length limit is wrong by definition."""
+    """A rollout is a completion with its text and its verdict."""
 
     completion: Completion
     text: str
@@ -94,16 +118,18 @@ class Rollout:
 
     @property
     def truncated(self) -> bool:
+        """Returns whether the length limit cut the rollout off."""
         return self.completion.finish_reason == "length"
 
     @property
     def correct(self) -> bool:
+        """Returns whether the rollout is right; one that is cut off is wrong by definition."""
         return self.verdict.correct and not self.truncated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutGroup:
-    """G rollouts of one problem, sampled by the policy that had made `policy_version` updates."""
+    """A group is G rollouts of one problem, sampled by the policy that had made `policy_version` updates."""
 
     problem: Problem
     prompt_ids: tuple[int, ...]
@@ -112,20 +138,23 @@ class RolloutGroup:
 
     @property
     def successes(self) -> tuple[Rollout, ...]:
+        """Returns the right rollouts in their order."""
         return tuple(r for r in self.rollouts if r.correct)
 
     @property
     def failures(self) -> tuple[Rollout, ...]:
+        """Returns the wrong rollouts in their order."""
         return tuple(r for r in self.rollouts if not r.correct)
 
     @property
     def mixed(self) -> bool:
+        """Returns whether the group has both right and wrong rollouts."""
         return 0 < len(self.successes) < len(self.rollouts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What the teacher reads before the rollout's tokens, and the part it plays in the steering."""
+    """A view is a prompt that the teacher reads before the rollout's tokens, with its part in the steering."""
 
     role: Role
     prefix_ids: tuple[int, ...]
@@ -135,17 +164,20 @@ class View:
 class Lesson:
     """A lesson is one sequence to learn from.
 
-    Its tokens can be learned in three ways, of which the objective uses some: towards what a teacher says who has read
-    the `views`, by their likelihood where there are no views, and by the rollout's `advantage` in its group.
+    Its tokens can be learned in three ways, and the objective uses some of them: distillation from a teacher that reads
+    the `views`, likelihood where there are no views, and reinforcement by the rollout's `advantage`.
 
     Args:
-        problem_id: the problem that the sequence answers
-        prompt_ids: what the student reads before it
-        token_ids: the sequence itself
-        token_weights: one number per token for the first two ways; 0 leaves the token out
-        logprobs: the sampler's log-probabilities of the tokens; None for text that was not sampled
-        views: what the teacher reads instead of the prompt, the plain prompt first; empty where nobody teaches
-        advantage: one number for all tokens; 0 where the rollout is not reinforced
+        problem_id: id of the problem that the sequence answers
+        prompt_ids: prompt that the student reads before the sequence
+        token_ids: tokens of the sequence
+        token_weights: one weight per token for distillation and likelihood; 0 leaves the token out
+        logprobs: the sampler's log-probability of each token; None for text that was not sampled
+        views: prompts that the teacher reads before the sequence, the plain one first; empty where nobody teaches
+        advantage: one value for all tokens; 0 where the rollout is not reinforced
+
+    Raises:
+        ValueError: there is not exactly one weight per token.
     """
 
     problem_id: str
@@ -164,20 +196,25 @@ class Lesson:
 
     @property
     def num_weighted(self) -> int:
-        """Tokens up to and including the last one with a weight: all that a teacher has to score."""
+        """Returns the number of tokens that a teacher has to score: those up to the last one with a weight."""
         return max((t + 1 for t, w in enumerate(self.token_weights) if w), default=0)
 
     @property
     def num_learned(self) -> int:
-        """Tokens up to and including the last one that counts in any way: all that the student has to score."""
+        """Returns the number of tokens that the student has to score: those up to the last one that counts."""
         return len(self.token_ids) if self.advantage else self.num_weighted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A phase is a stretch of time within optimiser step `step` (1 is the first), in seconds since the epoch.
+    """A phase is a stretch of time within one optimiser step. Phases of the same lane do not overlap.
 
-    Phases of one lane do not overlap.
+    Args:
+        lane: half of the step that the phase belongs to
+        name: what is done, such as ``generate``
+        step: number of the optimiser step, from 1
+        start: beginning, in seconds since 1970
+        end: end, in seconds since 1970
     """
 
     lane: Lane
@@ -189,7 +226,15 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Everything one optimiser step learns from, and what was measured while it was made: counts (int) and rates."""
+    """A batch is everything that one optimiser step learns from.
+
+    Args:
+        lessons: sequences to learn from
+        policy_version: number of updates that the sampling weights had seen
+        groups: rollout groups that the lessons come from
+        metrics: counts (int) and rates that were measured while the batch was made
+        phases: stretches of time in which it was made
+    """
 
     lessons: tuple[Lesson, ...]
     policy_version: int
@@ -200,9 +245,18 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn: softmax(logits / temperature), cut to the `top_k` likeliest and then to the mass `top_p`.
+    """Sampling says how tokens are drawn.
 
-    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 cut nothing. `max_tokens` counts the end token.
+        p = softmax(logits / temperature), cut to the `top_k` likeliest tokens and then to the probability mass `top_p`
+
+    Args:
+        max_tokens: largest number of tokens per completion, the end token included
+        temperature: divisor of the logits; 0 takes the likeliest token
+        top_p: probability mass of the likeliest tokens that are drawn from; 1 cuts nothing
+        top_k: number of the likeliest tokens that are drawn from; 0 cuts nothing
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     max_tokens: int
@@ -221,5 +275,5 @@ class Sampling:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
 
     def is_softmax_at(self, temperature: float) -> bool:
-        """Whether log-probs of what is drawn are log softmax(logits / temperature)."""
+        """Returns whether the log-probabilities of drawn tokens are log softmax(logits / temperature)."""
         return (self.temperature, self.top_p, self.top_k) == (temperature, 1.0, 0)

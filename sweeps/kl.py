@@ -1,6 +1,6 @@
 """Which divergence, clipped where, at which temperature and rate?
 
-python sweeps/kl.py --n-trials 24 -- --config opsd.yaml
+python sweeps/kl.py --n-trials 24 -- --config opsd.yaml --config plain_kl.yaml --config up_to_error.yaml
 python sweeps/kl.py --study clip --grid clip=0,0.02,0.05,0.2 --seeds 3
 """
 
@@ -19,10 +19,13 @@ def space(trial: Trial) -> dict[str, object]:
     beta = {"beta": trial.suggest_float("beta", 0.1, 0.9)} if divergence == "JensenShannon" else {}
     clip = trial.suggest_categorical("clip", [0.0, 0.02, 0.05, 0.2])  # 0: none
     temperature = trial.suggest_float("temperature", 0.5, 2.0, log=True)
-    d = override(f"ogls.loss.divergence.{divergence}", **beta)
     return {
-        "model.objective": override(
-            "ogls.loss.objective.Distillation", divergence=d, clip=clip or None, temperature=temperature
+        "method.objective": override(
+            "Distillation",
+            divergence=override(f"{divergence}", **beta),
+            clip=clip or None,
+            one_sided=False,  # which presets have otherwise, and no clip forbids
+            temperature=temperature,
         ),
         "model.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True),
     }

@@ -20,10 +20,8 @@ def space(trial: Trial) -> dict[str, object]:
     max_peers = trial.suggest_int("max_peers", 1, 4)
     exclude_self = trial.suggest_categorical("exclude_self", [False, True])
     return {
-        "model.steering": override("ogls.loss.steering.OutcomeSteering", alpha=alpha, ramp_steps=ramp_steps),
-        "data.privilege": override(
-            "ogls.lessons.privilege.PeerOutcomes", max_peers=max_peers, exclude_self=exclude_self
-        ),
+        "method.steering": override("OutcomeSteering", alpha=alpha, ramp_steps=ramp_steps),
+        "method.privilege": override("PeerOutcomes", max_peers=max_peers, exclude_self=exclude_self),
     }
 
 

@@ -35,6 +35,7 @@ class ScriptedEngine(RolloutEngine):
         self.script, self.faults = script, dict(faults or {})
         self.loads: list[int] = []
         self.starts = self.calls = 0
+        self.sampled: list[Sampling] = []
 
     def load(self, policy: Any, version: int) -> None:
         super().load(policy, version)
@@ -53,6 +54,7 @@ class ScriptedEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         fault = self.faults.get(self.calls)
         self.calls += 1
+        self.sampled.append(sampling)
         if fault == "die":
             raise RuntimeError("the engine died, as it was told to")
         if fault == "hang":

@@ -36,7 +36,7 @@ ROOMS = {
 }
 LIBRARIES = {  # and the rooms that may use them
     "lightning": {"module", "data", "callbacks", "tracking", "training", "cli"},
-    "torch": {"system", "loss", "policy", "rollout", "algorithm", "module", "data", "callbacks", "testing"},
+    "torch": {"system", "loss", "policy", "rollout", "methods", "algorithm", "module", "data", "callbacks", "testing"},
     "vllm": {"rollout"},
     "triton": {"loss"},
     "mlflow": {"tracking"},

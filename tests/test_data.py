@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +10,19 @@ import pytest
 from ogls.data import RolloutDataModule
 from ogls.lessons.privilege import Demonstration, PeerOutcomes, ReferenceSolution
 from ogls.lessons.prompts import Prompts
+from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
 from ogls.lessons.selection import UpToError
+from ogls.loss.objective import Distillation, Likelihood
+from ogls.loss.steering import OutcomeSteering, Unsteered
+from ogls.methods import Method
+from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Problem, Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.tasks.base import ProblemSource
 from ogls.tasks.chains import Chain, ChainErrors, Chains
+from tests.pair import taken
 from tests.scripted import ScriptedEngine
 
 
@@ -43,20 +48,22 @@ def make(tiny_model: Path) -> Iterator[Any]:
 
     def make(**arguments: Any) -> RolloutDataModule:
         settings: dict[str, Any] = {
+            "privilege": PeerOutcomes(),
+            "steering": OutcomeSteering(),
             "train": Chains(size=40),
             "val": Chains(size=10, split="heldout"),
             "prompts": Prompts(system="", student="{problem}"),
             "engine": ScriptedEngine(work),
-            "sampling": Sampling(max_tokens=60),
+            "max_tokens": 60,
             "evaluation": Evaluation(samples=3, sampling=Sampling(max_tokens=60)),
             "group_size": 4,
             "problems_per_step": 6,
             "steps_per_epoch": 3,
             "context_length": 400,
         }
-        data = RolloutDataModule(**(settings | arguments))
-        module = SimpleNamespace(policy_version=0, policy=None, tokenizer=tokenizer, folder=tiny_model)
-        data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
+        given = settings | arguments
+        method = Method(**taken(Method, given))
+        data = RolloutDataModule(Policy(str(tiny_model)), method, **taken(RolloutDataModule, given))
         made.append(data)
         return data
 
@@ -66,12 +73,12 @@ def make(tiny_model: Path) -> Iterator[Any]:
 
 
 def train(data: RolloutDataModule, epochs: int = 1) -> list[Any]:
-    """What a trainer would be given, one update a batch."""
+    """What a trainer would be given, one update per batch."""
     batches = []
     for _ in range(epochs):
         for batch in data.train_dataloader():
             batches.append(batch)
-            data.trainer.lightning_module.policy_version += 1
+            data.policy.version += 1
     return batches
 
 
@@ -90,7 +97,7 @@ def test_a_resumed_stream_makes_the_same_batches(make: Any):
     whole.setup("fit")
     resumed.setup("fit")
     expected = train(whole, epochs=2)[4:]
-    resumed.trainer.lightning_module.policy_version = 4
+    resumed.policy.version = 4
     for a, b in zip(train(resumed), expected, strict=True):
         assert a.lessons == b.lessons
         assert [g.problem.id for g in a.groups] == [g.problem.id for g in b.groups]
@@ -105,7 +112,7 @@ def test_one_pass_shows_every_problem_once_and_the_next_in_another_order(make: A
 
 
 def test_several_updates_share_their_rollouts(make: Any):
-    data = make(updates_per_rollout=2, steps_per_epoch=4)
+    data = make(updates_per_rollout=2, steps_per_epoch=4, objective=Distillation(importance_cap=2.0))
     data.setup("fit")
     batches = train(data)
     assert [batch.policy_version for batch in batches] == [0, 0, 2, 2]
@@ -114,7 +121,7 @@ def test_several_updates_share_their_rollouts(make: Any):
 
 
 def test_metrics_of_a_batch_are_those_of_its_rollouts(make: Any):
-    data = make(selection=UpToError(), locator=ChainErrors())
+    data = make(selection=UpToError(), locator=ChainErrors(), top_k=20)
     data.setup("fit")
     (batch, *_) = train(data)
     rollouts = [r for g in batch.groups for r in g.rollouts]
@@ -123,6 +130,7 @@ def test_metrics_of_a_batch_are_those_of_its_rollouts(make: Any):
     assert batch.metrics["train/lessons"] == sum(not r.correct for r in rollouts)
     assert batch.metrics["train/dropped_unlocated"] == 0
     assert 0 < batch.metrics["train/accuracy"] < 1
+    assert data.engine.sampled[0] == Sampling(max_tokens=60, top_k=20), "the method's, and the length is the data's"
 
 
 def test_validation_samples_every_problem_from_the_same_seed(make: Any):
@@ -137,14 +145,23 @@ def test_validation_samples_every_problem_from_the_same_seed(make: Any):
     )
 
 
+IDEA = {"privilege": CorrectiveIdea(), "steering": Unsteered()}
+SOLUTION = {"privilege": ReferenceSolution(), "steering": Unsteered()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"group_size": 1}, r"PeerOutcomes contrasts rollouts of one group: data.group_size must be at least 2, got 1"),
-        ({"selection": UpToError()}, "UpToError needs an error locator: set data.locator"),
-        ({"privilege": CorrectiveIdea()}, "CorrectiveIdea reads reflections: set data.reflector"),
-        ({"engine": None, "privilege": ReferenceSolution()}, "ReferenceSolution learns from rollouts: set data.engine"),
+        ({"group_size": 1}, r"compares rollouts of one group: data.group_size must be at least 2, got 1"),
+        ({"selection": UpToError()}, r"\[.*UpToError.*\] needs an error locator: set data.locator"),
+        (IDEA, "CorrectiveIdea reads reflections: set method.reflector"),
+        (SOLUTION | {"engine": None}, r"\[.*ReferenceSolution.*\] learns from rollouts: set data.engine"),
         ({"steps_per_epoch": 0}, "data.steps_per_epoch must be at least 1, got 0"),
+        ({"max_tokens": 0}, "data.max_tokens must be at least 1, got 0"),
+        (
+            {"prompts": Prompts(views={"atempt": "{problem} {text}"})},
+            r"data.prompts.views: no view is worded by 'atempt', expected one of \['attempt', 'idea'\]",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(make: Any, arguments: dict[str, Any], message: str):
@@ -171,12 +188,23 @@ def test_data_that_cannot_work_is_refused_before_anything_is_sampled(
 
 
 def test_demonstrations_need_no_engine(make: Any):
-    data = make(engine=None, privilege=Demonstration())
+    data = make(engine=None, privilege=Demonstration(), objective=Likelihood())
     data.setup("fit")
     (batch, *_) = train(data)
     assert len(batch.lessons) == 6
     assert "time/generate" not in batch.metrics
     assert data.val_dataloader() == []
+
+
+def test_a_frozen_reflector_takes_the_engine_back_to_the_start_and_the_rollouts_stay_whose_they_are(make: Any):
+    data = make(**IDEA, reflector=ModelReflector(weights="frozen", retries=0), context_length=2400)
+    data.policy.load()
+    data.setup("fit")
+    batches = train(data)
+    assert [batch.policy_version for batch in batches] == [0, 1, 2]
+    assert [{group.policy_version for group in batch.groups} for batch in batches] == [{0}, {1}, {2}]
+    assert data.engine.loads == [0, 1, 0, 2, 0]
+    assert data.policy.version == 3
 
 
 def test_no_pool_of_one_gets_by(make: Any):

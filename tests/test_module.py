@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ from ogls.policy.teacher import EMA, Live
 from ogls.records import Batch, Phase, Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.tasks.chains import Chain, ChainErrors, Chains
+from tests.pair import make_pair
 from tests.scripted import ScriptedEngine
 
 
-def data_module(folder: Path, **arguments: Any) -> RolloutDataModule:
+def pair(folder: Path, **arguments: Any) -> tuple[SelfDistillation, RolloutDataModule]:
+    """A module and its data, in seconds a run; `arguments` go to policy, method, module and data by their names."""
     tokenizer = load_tokenizer(folder)
 
     def work(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
@@ -41,29 +43,25 @@ def data_module(folder: Path, **arguments: Any) -> RolloutDataModule:
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     settings: dict[str, Any] = {
+        "lora": Lora(rank=4, alpha=8),
+        "dtype": "float32",
+        "privilege": PeerOutcomes(max_peers=2),
+        "steering": OutcomeSteering(),
+        "selection": UpToError(),
+        "learning_rate": 1e-3,
         "train": Chains(size=30),
         "val": Chains(size=6, split="heldout"),
-        "prompts": Prompts(system="", student="{problem}", attempt="{problem} Not {attempt}?"),
+        "prompts": Prompts(system="", student="{problem}", views={"attempt": "{problem} Not {text}?"}),
         "engine": ScriptedEngine(work),
-        "privilege": PeerOutcomes(max_peers=2),
-        "selection": UpToError(),
         "locator": ChainErrors(),
-        "sampling": Sampling(max_tokens=60),
+        "max_tokens": 60,
         "evaluation": Evaluation(samples=2, sampling=Sampling(max_tokens=60)),
         "group_size": 3,
         "problems_per_step": 3,
         "steps_per_epoch": 2,
         "context_length": 300,
     }
-    return RolloutDataModule(**(settings | arguments))
-
-
-def module(folder: Path, **arguments: Any) -> SelfDistillation:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {"lora": Lora(rank=4, alpha=8), "learning_rate": 1e-3}
-    made = SelfDistillation(model=str(folder), dtype="float32", **(settings | arguments))
-    made.configure_model()  # now, so that the same seed makes the same adapter
-    return made
+    return make_pair(folder, **(settings | arguments))
 
 
 def trainer(tmp_path: Path, epochs: int = 1, **arguments: Any) -> Trainer:
@@ -82,13 +80,12 @@ def trainer(tmp_path: Path, epochs: int = 1, **arguments: Any) -> Trainer:
 
 
 def fit(
-    folder: Path,
     tmp_path: Path,
     model: SelfDistillation,
+    data: RolloutDataModule,
     epochs: int = 1,
     callbacks: Sequence[Callback] = (),
     ckpt_path: Path | None = None,
-    **data: Any,
 ) -> list[float]:
     """Losses of the steps."""
     losses: list[float] = []
@@ -99,11 +96,10 @@ def fit(
         log_dict(values, **options)
 
     model.log_dict = keep  # pyright: ignore[reportAttributeAccessIssue]
-    made = data_module(folder, **data)
     try:
-        trainer(tmp_path, epochs, callbacks=list(callbacks)).fit(model, made, ckpt_path=ckpt_path, weights_only=True)
+        trainer(tmp_path, epochs, callbacks=list(callbacks)).fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     finally:
-        made.close()
+        data.close()
     return losses
 
 
@@ -112,7 +108,7 @@ def weights(model: SelfDistillation) -> dict[str, torch.Tensor]:
 
 
 def dense_loss(folder: Path, batch: Batch, alpha: float) -> float:
-    """OGLS-SD from full logits, one forward pass a view, by the printed formulas."""
+    """OGLS-SD from full logits, one forward pass per view, by the printed formulas."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     def logits(prefix: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
@@ -128,19 +124,18 @@ def dense_loss(folder: Path, batch: Batch, alpha: float) -> float:
         target = (by_role["plain"] + alpha * (by_role["success"] - by_role["failure"])).softmax(-1)
         student = logits(lesson.prompt_ids, lesson.token_ids).softmax(-1)
         kl = (target * (target / student).log()).sum(-1)
-        total += float((kl * torch.tensor(lesson.weights)).sum())
-        count += sum(lesson.weights)
+        total += float((kl * torch.tensor(lesson.token_weights)).sum())
+        count += sum(lesson.token_weights)
     return total / count
 
 
 def test_the_loss_of_the_first_step_is_the_papers(tiny_model: Path, tmp_path: Path):
-    data = data_module(tiny_model)
-    model = module(tiny_model, steering=OutcomeSteering(alpha=0.7))
+    model, data = pair(tiny_model, steering=OutcomeSteering(alpha=0.7))
     seen: list[Batch] = []
     make = data.make_batch
 
-    def keep(version: int) -> Batch:
-        seen.append(make(version))
+    def keep(step: int) -> Batch:
+        seen.append(make(step))
         return seen[-1]
 
     data.make_batch = keep  # pyright: ignore[reportAttributeAccessIssue]
@@ -168,18 +163,20 @@ def dense_grpo(folder: Path, batch: Batch) -> float:
 
 
 def test_a_mixture_is_the_sum_of_both_formulas_on_one_batch(tiny_model: Path, tmp_path: Path):
-    data = data_module(tiny_model, advantage=GroupRelative(), steps_per_epoch=1, problems_per_step=6)
-    model = module(
+    model, data = pair(
         tiny_model,
         steering=OutcomeSteering(alpha=0.7),
-        objective=Mixture((GRPO(), Distillation()), (0.5, 2.0)),
+        objective=Mixture([GRPO(), Distillation()], [0.5, 2.0]),
+        advantage=GroupRelative(),
+        steps_per_epoch=1,
+        problems_per_step=6,
         tokens_per_micro_batch=200,
     )
     seen: list[Batch] = []
     make = data.make_batch
 
-    def keep(version: int) -> Batch:
-        seen.append(make(version))
+    def keep(step: int) -> Batch:
+        seen.append(make(step))
         return seen[-1]
 
     data.make_batch = keep  # pyright: ignore[reportAttributeAccessIssue]
@@ -202,37 +199,37 @@ def test_a_mixture_is_the_sum_of_both_formulas_on_one_batch(tiny_model: Path, tm
 @pytest.mark.parametrize("budget", [1, 60, 100_000])
 def test_micro_batches_change_nothing(tiny_model: Path, tmp_path: Path, budget: int, mixed: bool):
     advantage = GroupRelative() if mixed else None
-    objective = Mixture((GRPO(), Distillation()), (1.0, 1.0)) if mixed else Distillation()
-    whole = module(tiny_model, objective=objective)
-    cut = module(tiny_model, objective=objective, tokens_per_micro_batch=budget)
-    data = {"steps_per_epoch": 1, "problems_per_step": 4, "advantage": advantage}
-    expected, got = (fit(tiny_model, tmp_path, m, **data) for m in (whole, cut))
+    objective = Mixture([GRPO(), Distillation()], [1.0, 1.0]) if mixed else Distillation()
+    step = {"objective": objective, "advantage": advantage, "steps_per_epoch": 1, "problems_per_step": 4}
+    whole, its_data = pair(tiny_model, **step)
+    cut, own_data = pair(tiny_model, **step, tokens_per_micro_batch=budget)
+    expected, got = (fit(tmp_path, *made) for made in ((whole, its_data), (cut, own_data)))
     assert got == pytest.approx(expected, rel=1e-6)
     for name, p in whole.policy.trainable().items():
         torch.testing.assert_close(cut.policy.trainable()[name].grad, p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_alpha_zero_has_no_loss_and_moves_nothing(tiny_model: Path, tmp_path: Path):
-    model = module(tiny_model, steering=OutcomeSteering(alpha=0.0))
+    model, data = pair(tiny_model, steering=OutcomeSteering(alpha=0.0))
     before = weights(model)
-    losses = fit(tiny_model, tmp_path, model)
+    losses = fit(tmp_path, model, data)
     assert losses == [0.0, 0.0]
     for name, value in weights(model).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_training_moves_the_student_and_neither_the_base_nor_the_frozen_teacher(tiny_model: Path, tmp_path: Path):
-    model = module(tiny_model)
+    model, data = pair(tiny_model)
     before, base = weights(model), {n: p.detach().clone() for n, p in model.policy.model.named_parameters()}
-    fit(tiny_model, tmp_path, model)
+    fit(tmp_path, model, data)
     assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
     for name, p in model.policy.model.named_parameters():
         assert p.requires_grad or torch.equal(p, base[name])
 
 
 def test_distillation_brings_the_student_to_its_teacher(tiny_model: Path, tmp_path: Path):
-    model = module(tiny_model, steering=Unsteered(), learning_rate=1e-2)
-    losses = fit(tiny_model, tmp_path, model, epochs=20, privilege=ReferenceSolution())
+    made = pair(tiny_model, privilege=ReferenceSolution(), steering=Unsteered(), learning_rate=1e-2)
+    losses = fit(tmp_path, *made, epochs=20)
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
@@ -245,81 +242,88 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.file)
 
 
-class Intervals(Callback):
+class Phases(Callback):
     def __init__(self) -> None:
         self.steps: list[list[Phase]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
-        self.steps.append(outputs["intervals"])
+        self.steps.append(outputs["phases"])
 
 
 def test_the_phases_of_a_step_follow_one_another(tiny_model: Path, tmp_path: Path):
-    seen = Intervals()
-    model = module(tiny_model, objective=Distillation(importance_cap=2.0))
-    fit(tiny_model, tmp_path, model, callbacks=[seen], updates_per_rollout=2)
-    first, second = seen.steps
+    seen = Phases()
+    made = pair(tiny_model, objective=Distillation(importance_cap=2.0), updates_per_rollout=2)
+    fit(tmp_path, *made, callbacks=[seen])
     rollouts, training = (
         ["sync", "generate", "grade", "lessons"],
-        ["teacher", "student", "diagnostics", "student", "optimizer"],
+        ["student", "teacher", "student", "diagnostics", "student", "optimizer"],
     )
-    assert [interval.phase for interval in first] == rollouts + training
-    assert [interval.phase for interval in second] == training  # on the same rollouts
+    first, second = ([name for name, _ in groupby(phase.name for phase in step)] for step in seen.steps)
+    assert first == rollouts + training
+    assert second == training  # on the same rollouts
     for number, step in enumerate(seen.steps, 1):
-        assert all(interval.step == number for interval in step)
-        assert all((interval.lane == "rollouts") == (interval.phase in rollouts) for interval in step)
+        assert all(phase.step == number for phase in step)
+        assert all((phase.lane == "rollouts") == (phase.name in rollouts) for phase in step)
         assert all(a.start <= a.end <= b.start for a, b in pairwise(step))
 
 
 def test_a_run_goes_on_bitwise_from_the_middle_of_an_epoch(tiny_model: Path, tmp_path: Path):
     file = tmp_path / "step3.ckpt"
-    whole = module(tiny_model, teacher=EMA(0.5), schedule="linear")
-    expected = fit(tiny_model, tmp_path, whole, epochs=3, callbacks=[SaveAt(3, file)])
-    resumed = module(tiny_model, teacher=EMA(0.5), schedule="linear")
-    assert fit(tiny_model, tmp_path, resumed, epochs=3, ckpt_path=file) == expected[3:]
+    whole, data = pair(tiny_model, teacher=EMA(0.5), schedule="linear")
+    expected = fit(tmp_path, whole, data, epochs=3, callbacks=[SaveAt(3, file)])
+    resumed, data = pair(tiny_model, teacher=EMA(0.5), schedule="linear")
+    assert fit(tmp_path, resumed, data, epochs=3, ckpt_path=file) == expected[3:]
+    assert resumed.policy.version == whole.policy.version == 6
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
-    saved = torch.load(file, weights_only=True)["ogls"]["teacher"]
-    assert any(not torch.equal(saved[name], value) for name, value in whole.teacher.state_dict().items())
-    for name, value in whole.teacher.state_dict().items():
-        assert torch.equal(resumed.teacher.state_dict()[name], value), name
+    saved = torch.load(file, weights_only=True)["ogls"]
+    assert (saved["policy_version"], saved["method"]) == (3, whole.method.name)
+    average, again = (model.teacher.state_dict(model._kept["teacher"]) for model in (whole, resumed))
+    assert average.keys() == saved["teacher"].keys() == weights(whole).keys()
+    assert any(not torch.equal(saved["teacher"][name], value) for name, value in average.items())
+    for name, value in average.items():
+        assert torch.equal(again[name], value), name
 
 
 def test_two_updates_on_the_same_rollouts_need_the_importance_ratio(tiny_model: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"rollouts are off-policy: set model.objective.importance_cap"):
-        fit(tiny_model, tmp_path, module(tiny_model), updates_per_rollout=2)
-    model = module(tiny_model, objective=Distillation(importance_cap=2.0))
-    losses = fit(tiny_model, tmp_path, model, epochs=2, updates_per_rollout=2)
+    message = (
+        "data.updates_per_rollout is 2, so rollouts are off-policy for Distillation: set method.objective.importance"
+    )
+    with pytest.raises(ValueError, match=message):
+        pair(tiny_model, updates_per_rollout=2)
+    made = pair(tiny_model, objective=Distillation(importance_cap=2.0), updates_per_rollout=2)
+    losses = fit(tmp_path, *made, epochs=2)
     assert len(losses) == 4
 
 
-def test_steering_and_privilege_have_to_fit(tiny_model: Path, tmp_path: Path):
+def test_steering_and_privilege_have_to_fit(tiny_model: Path):
     with pytest.raises(ValueError, match=r"OutcomeSteering and ReferenceSolution: .* role 'failure'"):
-        fit(tiny_model, tmp_path, module(tiny_model), privilege=ReferenceSolution())
+        pair(tiny_model, privilege=ReferenceSolution())
 
 
 @pytest.mark.parametrize(
     ("objective", "advantage", "complaint"),
     [
-        (GRPO(), GroupRelative(), "'success'., but GRPO needs no teacher: set data.privilege"),
-        (Mixture((GRPO(), Distillation()), (1.0, 1.0)), None, "Mixture needs advantages: set data.advantage"),
-        (Distillation(), GroupRelative(), "Distillation makes no use of advantages: set data.advantage"),
+        (GRPO(), GroupRelative(), "'success'., but GRPO has no teacher: change one of them"),
+        (Mixture([GRPO(), Distillation()], [1.0, 1.0]), None, "GRPO needs advantages: set method.advantage"),
+        (Distillation(), GroupRelative(), "Distillation makes no use of GroupRelative: set method.advantage to null"),
         (
             Distillation(temperature=1.1, importance_cap=2.0),
             None,
-            "at temperature 1.1: .* got temperature 1.0, top_p 1.0",
+            "at temperature 1.1: .* got 1.0, 1.0 and 0",
         ),
     ],
 )
 def test_what_an_objective_needs_has_to_be_there_and_nothing_more(
-    tiny_model: Path, tmp_path: Path, objective: Objective, advantage: Advantage | None, complaint: str
+    tiny_model: Path, objective: Objective, advantage: Advantage | None, complaint: str
 ):
     with pytest.raises(ValueError, match=complaint):
-        fit(tiny_model, tmp_path, module(tiny_model, objective=objective), advantage=advantage)
+        pair(tiny_model, objective=objective, advantage=advantage)
 
 
 def test_likelihood_learns_demonstrations_without_an_engine(tiny_model: Path, tmp_path: Path):
-    model = module(tiny_model, objective=Likelihood(), learning_rate=1e-2)
-    losses = fit(tiny_model, tmp_path, model, epochs=8, privilege=Demonstration(), engine=None)
+    made = pair(tiny_model, objective=Likelihood(), privilege=Demonstration(), engine=None, learning_rate=1e-2)
+    losses = fit(tmp_path, *made, epochs=8)
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -328,7 +332,7 @@ def test_likelihood_learns_demonstrations_without_an_engine(tiny_model: Path, tm
 )
 def test_other_weights_teach_and_learn(tiny_model: Path, tmp_path: Path, arguments: dict[str, Any]):
     objective = Distillation(divergence=JensenShannon(0.5))
-    losses = fit(tiny_model, tmp_path, module(tiny_model, objective=objective, **arguments))
+    losses = fit(tmp_path, *pair(tiny_model, objective=objective, **arguments))
     assert all(0 < loss < 0.7 for loss in losses)
 
 
@@ -339,4 +343,16 @@ def test_a_step_without_lessons_has_a_loss_of_zero(tiny_model: Path, tmp_path: P
         text = Chain.parse(tokenizer.decode(prompt)).work()
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    assert fit(tiny_model, tmp_path, module(tiny_model), engine=ScriptedEngine(right)) == [0.0, 0.0]
+    assert fit(tmp_path, *pair(tiny_model, engine=ScriptedEngine(right))) == [0.0, 0.0]
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_and_says_what_reads_it(tiny_model: Path, tmp_path: Path):
+    file = tmp_path / "older.ckpt"
+    fit(tmp_path, *pair(tiny_model), callbacks=[SaveAt(1, file)])
+    saved = torch.load(file, weights_only=True)
+    assert saved["ogls"].pop("format") == 2
+    torch.save(saved, file)
+    model, data = pair(tiny_model)
+    with pytest.raises(ValueError, match=r"was written by ogls 0\.1, .* under version 0\.1; this is version 0\.2"):
+        fit(tmp_path, model, data, ckpt_path=file)
+    assert model.policy.version == 0

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import ogls
+from ogls import methods
 from ogls.cli import build
 from tests.faults.nursery import Nursery
 from tests.test_cli import run_in, small
@@ -61,6 +63,14 @@ def test_the_variant_of_ten_lines_trains(nursery: Nursery, tiny_model: Path, tmp
 
 def test_the_tree_is_what_the_files_say_of_themselves():
     assert tree() in README, "python tests/test_readme.py writes it"
+
+
+def test_the_package_gives_every_method_and_loads_none_of_it_at_once():
+    code = "import sys, ogls; assert 'torch' not in sys.modules; print(*ogls.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(methods.__all__) <= set(done.stdout.split())
+    assert all(hasattr(ogls, name) for name in ogls.__all__)
+    assert all(f"`{name}`" in README for name in methods.__all__ if name != "Method")
 
 
 def test_the_example_in_python_trains(tmp_path: Path):

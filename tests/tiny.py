@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader
 from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.records import Completion, Phase, Problem, Rollout, RolloutGroup, Verdict
+from ogls.rollout.accuracy import Evaluation
 from ogls.tasks.base import ProblemSource
 from ogls.tracking import Tracker
 
-STEPS = 4  # an epoch
+STEPS = 4  # per epoch
 
 
 def group(i: int, correct: bool) -> RolloutGroup:
@@ -54,10 +56,13 @@ class Steps:
 
 
 class TinyData(LightningDataModule):
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
+        self.seed = seed
         self.train_problems = Problems(3)
         self.val_problems = Problems(2)
+        self.evaluation = Evaluation(samples=4)
+        self.fit_follows = False
 
     def train_dataloader(self) -> Any:
         return Steps(self)
@@ -84,6 +89,7 @@ class Tiny(LightningModule):
         super().__init__()
         self.during = during or {}  # what happens in the course of a step
         self.automatic_optimization = False
+        self.method = SimpleNamespace(name="tiny")
         self.policy = TinyPolicy(1, 1, bias=False)
         torch.nn.init.zeros_(self.policy.weight)
         self.rises = rises
@@ -97,7 +103,7 @@ class Tiny(LightningModule):
         self.during.get(self.trainer.global_step, lambda: None)()
         self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
         at = float(self.trainer.global_step)
-        return {"intervals": [Phase(lane="training", phase="student", step=int(at), start=at, end=at + 0.5)]}
+        return {"phases": [Phase(lane="training", name="student", step=int(at), start=at, end=at + 0.5)]}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         accuracy = 0.1 * (1 + self.trainer.global_step) if self.rises else 1.0 - 0.1 * self.trainer.global_step

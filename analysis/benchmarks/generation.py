@@ -1,4 +1,4 @@
-"""Generation: tokens a second and the cost of taking over weights, by engine and way of handing them over.
+"""Generation: tokens per second and the cost of taking over weights, by engine and way of handing them over.
 
     python analysis/benchmarks/generation.py                               # 32 prompts x 4 rollouts of 48 tokens
     python analysis/benchmarks/generation.py --prompts 8 --n 8 --max-tokens 1024 --engines adapter merged
@@ -24,22 +24,21 @@ ENGINES = ("merged", "adapter", "transformers")
 
 
 def measure(args: argparse.Namespace, kind: str) -> dict[str, float]:
-    """Seconds of start, median seconds of a load, median and range of tokens a second."""
+    """Returns seconds of the start, median seconds of a load, median and range of tokens per second."""
     from ogls.lessons.prompts import PromptEncoder, Prompts
     from ogls.policy.lora import Lora
     from ogls.policy.policy import Policy
-    from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+    from ogls.policy.pretrained import EMBEDDED
     from ogls.records import Sampling
     from ogls.rollout.engine import RolloutEngine
     from ogls.tasks.chains import Chains
 
-    folder = resolve_model(args.model or EMBEDDED, args.adapter or None)
-    policy = Policy(folder, lora=Lora())
+    policy = Policy(args.model or EMBEDDED, args.adapter or None, lora=Lora()).load()
     with torch.no_grad():
         for name, p in policy.trainable().items():
             if "lora_B" in name:
                 p.normal_(std=1e-4)
-    encoder = PromptEncoder(Prompts(system=""), load_tokenizer(folder))
+    encoder = PromptEncoder(Prompts(system=""), policy.tokenizer)
     chains = Chains(size=args.prompts, seed=1)
     prompts = [encoder.student(chains[i]) for i in range(args.prompts)]
     engine: RolloutEngine
@@ -52,7 +51,7 @@ def measure(args: argparse.Namespace, kind: str) -> dict[str, float]:
 
         engine = VllmEngine(sync=kind)  # pyright: ignore[reportArgumentType]
     start = time.perf_counter()
-    engine.start(folder, max(map(len, prompts)) + args.max_tokens)
+    engine.start(policy.folder, max(map(len, prompts)) + args.max_tokens)
     found: dict[str, list[float]] = {"start_s": [time.perf_counter() - start], "load_s": [], "tokens_per_s": []}
     for number in range(args.rounds + 1):
         start = time.perf_counter()

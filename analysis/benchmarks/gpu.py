@@ -9,7 +9,8 @@ Needs torch, transformers, peft and lightning; weights are random, in the shapes
               held before; by the Triton kernel, by torch.compile and by torch's operations, KL and JSD, 4,096 tokens,
               and 16,384 for flatness of the peak; agreement of the three, with blocks of three sizes
     trunk     teacher scoring, shared and unshared, K = 2 and 8; the student's pass with and without checkpointing
-    step      the train phase of OPSD (one privileged view) and OGLS-SD (K = 2, 8): teacher, student, optimiser
+    step      the train phase of OPSD (one privileged view) and of OGLS-SD (K = 2, 8) at alpha 3, otherwise as
+              published: teacher, student, optimiser
 
 No section begins after --budget seconds; what was left out is named.
 """
@@ -32,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rows import lessons
 
+from ogls.algorithm import gradient, weight_totals
 from ogls.loss.chunked import chunked_divergence
 from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon
-from ogls.loss.steering import OutcomeSteering, PositiveMean, Steering
+from ogls.loss.steering import OutcomeSteering
+from ogls.methods import OGLS_SD, OPSD, Method
 from ogls.policy.lora import Lora
-from ogls.policy.microbatch import micro_batches
 from ogls.policy.policy import Policy
-from ogls.policy.states import student_states, view_states
 from ogls.records import Lesson
 
 QWEN3_1_7B = {
@@ -63,7 +64,7 @@ TINY = QWEN3_1_7B | {
 
 
 class Bench:
-    """Times functions on one device, and keeps what was found."""
+    """A bench times functions on one device, and keeps what was found."""
 
     def __init__(self, device: str, budget: float) -> None:
         self.device, self.budget, self.began = torch.device(device), budget, time.perf_counter()
@@ -75,7 +76,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def measure(self, name: str, sides: dict[str, Callable[[], object]], rounds: int = 7) -> None:
-        """ABBA rounds of all sides after two that warm up; ratios to the first side, within a round."""
+        """Times ABBA rounds of all sides after two that warm up; ratios are to the first side, within a round."""
         if time.perf_counter() - self.began > self.budget:
             self.left_out.append(name)
             return
@@ -159,15 +160,15 @@ def kernel(bench: Bench, vocab: int, hidden: int, tokens: int) -> None:
 
 
 class OwnKL(ForwardKL):
-    """Not a class that the Triton kernel knows, so torch's operations do it one by one."""
+    """This class is none that the Triton kernel knows, so torch's operations do its passes one by one."""
 
 
 class OwnJSD(JensenShannon):
-    """Likewise."""
+    """This class is none that the kernel knows either."""
 
 
 def block_sizes(bench: Bench, vocab: int) -> None:
-    """The row passes alone, by blocks of several sizes and numbers of warps."""
+    """Times the row passes alone, by blocks of several sizes and numbers of warps."""
     from ogls.loss import triton_rows
 
     logits, gaps = torch.randn(2, 512, vocab, dtype=torch.bfloat16, device=bench.device)
@@ -198,7 +199,8 @@ def random_policy(shape: dict[str, int], device: torch.device, checkpointing: bo
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(folder)
         del model
-        return Policy(folder, lora=Lora(rank=64, alpha=128), gradient_checkpointing=checkpointing).to(device)
+        policy = Policy(folder, lora=Lora(rank=64, alpha=128), gradient_checkpointing=checkpointing)
+        return policy.load().to(device)
 
 
 def trunk(bench: Bench, policy: Policy, length: int) -> None:
@@ -221,16 +223,10 @@ def trunk(bench: Bench, policy: Policy, length: int) -> None:
         bench.measure(f"teacher, G=8 K={views} length={length}", sides, rounds=3)
 
 
-def train_phase(policy: Policy, optimizer: torch.optim.Optimizer, steering: Steering, batch: list[Lesson]) -> None:
-    """Teacher, student and optimiser of one step, as the trainer does it."""
-    weight, bias = policy.head
-    tokens = sum(lesson.num_learned for lesson in batch)
-    for some in micro_batches(batch, 16_384):
-        with torch.no_grad(), policy.without_adapter():
-            anchor, direction = view_states(policy, steering, some, 32_768)
-            target = anchor + steering.strength(anchor, direction, 0, policy.head) * direction
-        values, _ = chunked_divergence(student_states(policy, some), target, weight, bias, ForwardKL())
-        (values.sum() / tokens).backward()
+def train_phase(policy: Policy, optimizer: torch.optim.Optimizer, method: Method, batch: list[Lesson]) -> None:
+    """Runs teacher, student and optimiser of one step, as the trainer does."""
+    lent = {"teacher": policy.without_adapter}
+    gradient(method, policy, lent, batch, weight_totals(method, batch), 16_384, observe=lambda micro_batch: None)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -238,15 +234,15 @@ def train_phase(policy: Policy, optimizer: torch.optim.Optimizer, steering: Stee
 def steps(bench: Bench, policy: Policy, length: int) -> None:
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6)
     vocab = len(policy.head[0])
-    methods: dict[str, tuple[Steering, int]] = {
-        "OPSD": (PositiveMean(), 1),
-        "OGLS-SD, K=2": (OutcomeSteering(), 2),
-        "OGLS-SD, K=8": (OutcomeSteering(), 8),
+    methods: dict[str, tuple[Method, int]] = {
+        "OPSD": (OPSD(), 1),
+        "OGLS-SD, K=2": (OGLS_SD(steering=OutcomeSteering(3.0)), 2),
+        "OGLS-SD, K=8": (OGLS_SD(steering=OutcomeSteering(3.0)), 8),
     }
     sides: dict[str, Callable[[], object]] = {}
-    for name, (steering, views) in methods.items():
+    for name, (method, views) in methods.items():
         batch = lessons(2, 8, 200, length, views, vocab)
-        sides[name] = lambda steering=steering, batch=batch: train_phase(policy, optimizer, steering, batch)
+        sides[name] = lambda method=method, batch=batch: train_phase(policy, optimizer, method, batch)
     bench.measure(f"train phase, 2 x G=8 length={length}", sides, rounds=3)
 
 

@@ -19,25 +19,25 @@ import torch
 from harness import announce, log, parser
 from torch import Tensor
 
-from ogls.lessons.prompts import PromptEncoder, Prompts
+from ogls.lessons.prompts import ATTEMPT, PromptEncoder, Prompts
 from ogls.loss.chunked import chunked_divergence
 from ogls.loss.divergence import ForwardKL, JensenShannon, ReverseKL
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+from ogls.policy.pretrained import EMBEDDED
 from ogls.tasks.chains import Chains
 
 DIVERGENCES = {"forward KL": ForwardKL(), "reverse KL": ReverseKL(), "JSD(0.5)": JensenShannon()}
 
 
 def states(policy: Policy, encoder: PromptEncoder, num_problems: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Student and target states [tokens, d] and the tokens that they predict [tokens], by case."""
+    """Returns student and target states [tokens, d] and the tokens that they predict [tokens], by case."""
     chains = Chains(size=num_problems, split="heldout", seed=1)
     problems = [chains[i] for i in range(num_problems)]
     solutions = [problem.solution or "" for problem in problems]
     suffixes = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in solutions]
     plain = [encoder.student(problem) for problem in problems]
-    told = [encoder.attempt(problem, text) for problem, text in zip(problems, solutions, strict=True)]
+    told = [encoder.view(problem, ATTEMPT, text) for problem, text in zip(problems, solutions, strict=True)]
     owners = list(range(num_problems))
     with torch.no_grad():
         start = policy.hidden(plain, suffixes, owners)
@@ -58,7 +58,7 @@ def exact(student: Tensor, target: Tensor, weight: Tensor, divergence: object) -
 def gradient(
     student: Tensor, target: Tensor, weight: Tensor, divergence: object, ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Value and gradient by the product's kernel."""
+    """Returns value and gradient by the product's kernel."""
     student = student.detach().requires_grad_()
     values, _ = chunked_divergence(student, target, weight, None, divergence, token_ids=ids)  # pyright: ignore
     (found,) = torch.autograd.grad(values.sum(), student)
@@ -66,7 +66,7 @@ def gradient(
 
 
 def apart(student: Tensor, target: Tensor, weight: Tensor, divergence: object, rounded: bool) -> Tensor:
-    """The gradient when each side has logits of its own, in bf16 (`rounded`) or as fp32 sums of bf16 products."""
+    """Returns the gradient where each side has its own logits, in bf16 (`rounded`) or as fp32 sums of bf16 products."""
     logits = [(h @ weight.T).float() if rounded else h.float() @ weight.float().T for h in (student, target)]
     z = logits[0].requires_grad_()
     log_p, log_q = z.log_softmax(-1), logits[1].log_softmax(-1)
@@ -83,9 +83,8 @@ def main() -> None:
     options.add_argument("--problems", type=int, default=8)
     args = options.parse_args()
     announce(args)
-    folder = resolve_model(args.model, args.adapter or None)
-    policy = Policy(folder, lora=Lora())
-    encoder = PromptEncoder(Prompts(system=""), load_tokenizer(folder))
+    policy = Policy(args.model, args.adapter or None, lora=Lora()).load()
+    encoder = PromptEncoder(Prompts(system=""), policy.tokenizer)
     weight, bias = policy.head
     assert bias is None
     figures: dict[str, float] = {}

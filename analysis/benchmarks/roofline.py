@@ -36,7 +36,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder: layers, hidden, MLP and attention widths, vocabulary."""
+    """A model is a decoder: layers, hidden, MLP and attention widths, vocabulary."""
 
     layers: int
     hidden: int
@@ -48,12 +48,12 @@ class Model:
 
     @property
     def trunk(self) -> int:
-        """Weights of all layers."""
+        """Returns the number of weights of all layers."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.projections)
 
     @property
     def projections(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of a layer's products: queries, keys, values, output, gate, up, down."""
+        """Returns inputs and outputs of a layer's products: queries, keys, values, output, gate, up, down."""
         wide, narrow = self.heads * self.head_size, self.kv_heads * self.head_size
         attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
         return [*attention, (self.hidden, self.mlp), (self.hidden, self.mlp), (self.mlp, self.hidden)]
@@ -63,26 +63,34 @@ class Model:
         return self.vocab * self.hidden
 
     def forward(self, context: float) -> float:
-        """FLOP of one token that attends to `context` tokens."""
+        """Returns the FLOP of one token that attends to `context` tokens."""
         return 2 * self.trunk + 4 * self.layers * self.heads * self.head_size * context
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token, in two bytes."""
+        """Returns the bytes of one token's keys and values, two per number."""
         return 2 * self.layers * 2 * self.kv_heads * self.head_size
 
     @property
     def activation_bytes(self) -> int:
-        """Kept for the backward pass by one token, in two bytes: per layer the inputs of norms, projections, products
-        and the MLP's three wide rows; attention's own probabilities are left out (they are recomputed on a GPU)."""
+        """Returns the bytes that one token keeps for the backward pass, two per number: per layer the inputs of norms,
+        projections, products and the MLP's three wide rows, without attention's probabilities (a GPU recomputes them).
+        """
         width = self.heads * self.head_size
         return 2 * self.layers * (6 * self.hidden + 3 * width + 2 * self.kv_heads * self.head_size + 4 * self.mlp)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """FLOP/s of bf16 products as they are reached, bytes/s of memory, and seconds: of the loss's elementwise work on a
-    value, of a layer's on a token, and of a layer's adapter on a token with its gradients."""
+    """A machine has rates as they are reached.
+
+    Args:
+        flops: FLOP/s of bf16 products
+        bandwidth: bytes/s of memory
+        row_value: seconds of the loss's elementwise work on one value
+        layer_token: seconds of a layer's elementwise work on one token
+        adapter_token: seconds of a layer's adapter on one token, gradients included
+    """
 
     flops: float
     bandwidth: float
@@ -93,7 +101,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """Rollouts of one step, all of the same length; `views` K beside the plain one, each read by a whole group."""
+    """A step has rollouts of one length; `views` is K beside the plain one, each read by a whole group."""
 
     prompts: int = 8
     group_size: int = 8
@@ -114,7 +122,7 @@ MACHINES = {"h100": Machine(flops=5.5e14, bandwidth=2.7e12), "h200": Machine(flo
 
 
 def trunk(model: Model, machine: Machine, tokens: float, context: float, passes: float = 1.0) -> float:
-    """Seconds; `passes` 1 forward, 2 with the gradient, 3 with checkpointing, too."""
+    """Returns seconds; `passes` is 1 forward, 2 with the gradient, 3 with checkpointing, too."""
     elementwise = passes + (passes > 1.0)  # a derivative touches two values where the function touches one
     beside = elementwise * machine.layer_token + (passes > 1.0) * machine.adapter_token
     return tokens * (passes * model.forward(context) / machine.flops + model.layers * beside)
@@ -132,7 +140,7 @@ def decode(model: Model, machine: Machine, sequences: int, prompt: int, length: 
 
 
 def predict(model: Model, machine: Machine, step: Step) -> dict[str, float]:
-    """Seconds of the phases and GiB of memory."""
+    """Returns seconds of the phases and GiB of memory."""
     rollouts = step.prompts * step.group_size
     tokens = rollouts * step.length * step.distilled
     attempt = step.prompt + step.length  # a view: the problem and another rollout
@@ -176,8 +184,11 @@ def best(function, repeats: int = 5) -> float:
 
 
 def this_machine(model: Model, tokens: int) -> Machine:
-    """The rates of the model's own largest product, of a copy, of the loss's row passes, of what a layer does beside
-    its products (two norms, the gate, two sums, the rotation), and of its adapter of rank 16 in fp32."""
+    """Returns the rates of this machine, measured on the model's shapes.
+
+    They are those of its largest product, of a copy, of the loss's row passes, of what a layer does beside its products
+    (two norms, the gate, two sums, the rotation), and of its adapter of rank 16 in fp32.
+    """
     from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
     from ogls.loss.tiles import for_each_tile
@@ -232,15 +243,15 @@ def this_machine(model: Model, tokens: int) -> Machine:
 
 
 def check(args: argparse.Namespace) -> dict[str, float]:
-    """Predicted and measured seconds of the phases that the trainer has, on the embedded model's shape."""
+    """Prints predicted and measured seconds of the trainer's phases on the embedded model, and returns the ratios."""
     from ogls.loss.chunked import chunked_divergence
     from ogls.loss.divergence import ForwardKL
     from ogls.policy.lora import Lora
     from ogls.policy.policy import Policy
-    from ogls.policy.pretrained import EMBEDDED, resolve_model
+    from ogls.policy.pretrained import EMBEDDED
 
     model = MODELS["smollm2"]
-    policy = Policy(resolve_model(EMBEDDED), lora=Lora())
+    policy = Policy(EMBEDDED, lora=Lora()).load()
     weight, _ = policy.head
     figures: dict[str, float] = {}
     print(f"\n{'tokens':>8}{'phase':>12}{'predicted s':>13}{'measured s':>12}{'measured / predicted':>23}")

@@ -13,8 +13,11 @@ from ogls.records import Lesson, View
 def lessons(
     groups: int, group_size: int, prompt: int, length: int, views: int, vocab: int, seed: int = 0
 ) -> list[Lesson]:
-    """`groups` x `group_size` lessons of about `length` learned tokens (a third more or less), with a plain view and
-    `views` privileged ones, half of them failures: the prompt and an attempt of another rollout of the group."""
+    """Returns `groups` x `group_size` lessons of about `length` learned tokens (a third more or less).
+
+    Each has a plain view and `views` privileged ones, half of them failures: the prompt and an attempt of another
+    rollout of the group.
+    """
     rng = random.Random(seed)
 
     def ids(mean: int) -> tuple[int, ...]:
@@ -34,7 +37,7 @@ def lessons(
                     problem_id=str(group),
                     prompt_ids=asked,
                     token_ids=tokens,
-                    weights=(1.0,) * len(tokens),
+                    token_weights=(1.0,) * len(tokens),
                     views=(View(role="plain", prefix_ids=asked), *read),
                 )
             )
@@ -42,7 +45,7 @@ def lessons(
 
 
 def random_model(folder: Path, **shape: int) -> Path:
-    """A Llama of this shape with random weights, written to `folder`."""
+    """Writes a Llama of this shape with random weights to `folder`, which it returns."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=0, **shape)

@@ -45,10 +45,11 @@ def of_loss(tokens: int = 256, vocab: int = 49152, views: int = 8) -> Callable[[
 
 def of_teacher(policy: Policy, views: int = 4, group_size: int = 8, length: int = 64) -> Callable[[], object]:
     batch = lessons(1, group_size, 48, length, views, SHAPE["vocab_size"])
+    num_scored = [lesson.num_learned for lesson in batch]
 
     def score() -> None:
         with policy.without_adapter():
-            view_states(policy, OutcomeSteering(), batch, 8192)
+            view_states(policy, OutcomeSteering(), batch, num_scored, 8192)
 
     return score
 
@@ -74,7 +75,7 @@ def main() -> None:
     announce(args)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        policy = Policy(random_model(Path(folder), **SHAPE), lora=Lora())
+        policy = Policy(str(random_model(Path(folder), **SHAPE)), lora=Lora()).load()
     for name in args.curves:
         title, sizes, side_of = curves(policy)[name]
         seconds = time_sides({str(size): side_of(size) for size in sizes}, args)

@@ -24,7 +24,7 @@ from ogls.loss.chunked import chunked_divergence
 from ogls.loss.divergence import ForwardKL
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import EMBEDDED, resolve_model
+from ogls.policy.pretrained import EMBEDDED
 from ogls.records import Lesson
 
 
@@ -76,15 +76,14 @@ def main() -> None:
     options.add_argument("--length", type=int, default=120)
     args = options.parse_args()
     announce(args)
-    folder = resolve_model(args.model)
-    policy = Policy(folder, lora=Lora())
+    policy = Policy(args.model, lora=Lora()).load()
     batch = lessons(args.groups, args.group_size, args.prompt, args.length, 0, len(policy.head[0]))
     tokens = sum(len(lesson.token_ids) for lesson in batch)
     with torch.no_grad():
         owners = list(range(len(batch)))
         states = policy.hidden([x.prompt_ids for x in batch], [x.token_ids for x in batch], owners).float()
         target = states + 0.1 * states.std() * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-    checkpointing = Policy(folder, lora=Lora(), gradient_checkpointing=True)
+    checkpointing = Policy(args.model, lora=Lora(), gradient_checkpointing=True).load()
     table: dict[str, Callable[[], float]] = {
         "ours": functools.partial(ours, policy, batch, target, True),
         "ours, compiled loss": functools.partial(ours, policy, batch, target, True, True),

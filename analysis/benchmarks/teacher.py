@@ -23,7 +23,7 @@ from torch import Tensor
 from ogls.loss.steering import OutcomeSteering, Steering
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import EMBEDDED, resolve_model
+from ogls.policy.pretrained import EMBEDDED
 from ogls.policy.states import view_states
 from ogls.records import Lesson
 
@@ -36,25 +36,26 @@ Read = Callable[[Policy, list[Pair]], list[Tensor]]
 
 def shared(policy: Policy, steering: Steering, batch: list[Lesson]) -> Tensor:
     with policy.without_adapter():
-        anchor, direction = view_states(policy, steering, batch, BUDGET)
+        num_scored = [lesson.num_learned for lesson in batch]
+        anchor, direction = view_states(policy, steering, batch, num_scored, BUDGET)
     return anchor + direction
 
 
 def one_by_one(policy: Policy, steering: Steering, batch: list[Lesson], padded: bool) -> Tensor:
-    """Every pair of a view and a rollout is read from its beginning."""
+    """Reads every pair of a view and a rollout from its beginning."""
     states = padded_states if padded else packed_states
     return added(policy, steering, batch, states, policy.head[0].shape[1])
 
 
 def trls_way(policy: Policy, steering: Steering, batch: list[Lesson]) -> None:
-    """Without the sum of the views' logits, which TRL has no need of and which would add to its time."""
+    """Makes TRL's calls without summing the views' logits, which TRL has no need of and which would add to its time."""
     with torch.no_grad(), policy.without_adapter():
         for some in batches(steering, batch):
             padded_logits(policy, some)
 
 
 def added(policy: Policy, steering: Steering, batch: list[Lesson], read: Read, width: int) -> Tensor:
-    """What `read` finds for each pair of a view and a rollout, times its coefficient, summed over views."""
+    """Returns what `read` finds for each pair of a view and a rollout, times its coefficient, summed over views."""
     lengths = [len(lesson.token_ids) for lesson in batch]
     total = torch.zeros(sum(lengths), width)
     pieces = total.split(lengths)
@@ -66,10 +67,10 @@ def added(policy: Policy, steering: Steering, batch: list[Lesson], read: Read, w
 
 
 def batches(steering: Steering, batch: list[Lesson]) -> Iterator[list[Pair]]:
-    """All pairs, by length, so many at once as fit the budget when padded."""
+    """Yields all pairs by length, so many at once as fit the budget when padded."""
     pairs: list[Pair] = []
     for row, lesson in enumerate(batch):
-        coefficients = steering.mixture([view.role for view in lesson.views])
+        coefficients = steering.coefficients([view.role for view in lesson.views])
         for view, a, d in zip(lesson.views, *coefficients, strict=True):
             if a or d:
                 pairs.append((row, view.prefix_ids, lesson.token_ids, a + d))
@@ -117,7 +118,7 @@ def main() -> None:
     options.add_argument("--views", type=int, default=2)
     args = options.parse_args()
     announce(args)
-    policy = Policy(resolve_model(args.model), lora=Lora())
+    policy = Policy(args.model, lora=Lora()).load()
     vocab = len(policy.head[0])
     batch = lessons(args.groups, args.group_size, args.prompt, args.length, args.views, vocab)
     steering = OutcomeSteering(alpha=1.0)

@@ -20,54 +20,57 @@ import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from harness import announce, installed, log, parser, report, time_sides
 from torch import Tensor
 
-from ogls.lessons.prompts import PromptEncoder, Prompts
-from ogls.loss.chunked import chunked_divergence
+from ogls import algorithm
+from ogls.lessons.prompts import ATTEMPT, PromptEncoder, Prompts
 from ogls.loss.divergence import ForwardKL
-from ogls.loss.steering import OutcomeSteering, PositiveMean, Steering
+from ogls.loss.objective import Distillation
+from ogls.loss.steering import OutcomeSteering
+from ogls.methods import OGLS_SD, OPSD, Method
 from ogls.policy.lora import PROJECTIONS, Lora
-from ogls.policy.microbatch import micro_batches
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
-from ogls.policy.states import student_states, view_states
-from ogls.records import Lesson, Sampling, View
+from ogls.policy.pretrained import EMBEDDED
+from ogls.records import Lesson, Problem, Role, Sampling, View
 from ogls.rollout.transformers import TransformersEngine
 from ogls.tasks.chains import Chains
 
 BUDGET = 8192
 CLIP = 1.0
+PLAIN_KL = Distillation(ForwardKL())  # what TRL computes too
+READING = OPSD(objective=PLAIN_KL)
+STEERING = OGLS_SD(objective=PLAIN_KL, steering=OutcomeSteering())
 
 
 def record(policy: Policy, encoder: PromptEncoder, groups: int, group_size: int, length: int) -> list[list[Lesson]]:
-    """The same rollouts with OPSD's view and with those of OGLS-SD, whose first half is taken for right."""
+    """Returns the same rollouts with OPSD's view and with those of OGLS-SD, whose first half is taken for right."""
     chains = Chains(size=groups, split="heldout", seed=1)
     problems = [chains[i] for i in range(groups)]
     prompts = [encoder.student(problem) for problem in problems]
     engine = TransformersEngine()
-    engine.start(policy.path, 2048)
+    engine.start(policy.folder, 2048)
     engine.load(policy, 0)
     sampled = engine.generate(prompts, Sampling(max_tokens=length), group_size, 0)
     opsd, steered = [], []
     for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
         texts = [str(encoder.tokenizer.decode(list(c.token_ids), skip_special_tokens=True)) for c in completions]
-        solution = View(role="success", prefix_ids=encoder.attempt(problem, problem.solution or ""))
-        peers = [
-            View(role="success" if row < group_size // 2 else "failure", prefix_ids=encoder.attempt(problem, text))
-            for row, text in enumerate(texts)
-        ]
+
+        def reading(role: Role, text: str, problem: Problem = problem) -> View:
+            return View(role=role, prefix_ids=encoder.view(problem, ATTEMPT, text))
+
+        solution = reading("success", problem.solution or "")
+        peers = [reading("success" if row < group_size // 2 else "failure", text) for row, text in enumerate(texts)]
         for completion in completions:
             tokens = completion.token_ids
             lesson = Lesson(
                 problem_id=problem.id,
                 prompt_ids=prompt,
                 token_ids=tokens,
-                weights=(1.0 / len(tokens),) * len(tokens),
+                token_weights=(1.0 / len(tokens),) * len(tokens),
                 views=(View(role="plain", prefix_ids=prompt), solution),
             )
             opsd.append(lesson)
@@ -75,20 +78,10 @@ def record(policy: Policy, encoder: PromptEncoder, groups: int, group_size: int,
     return [opsd, steered]
 
 
-def gradient(policy: Policy, steering: Steering, lessons: Sequence[Lesson]) -> float:
-    """The loss, and its gradient in the adapter."""
-    weight, bias = policy.head
-    total = 0.0
-    for some in micro_batches(lessons, BUDGET):
-        with torch.no_grad(), policy.without_adapter():
-            anchor, direction = view_states(policy, steering, some, 2 * BUDGET)
-            target = anchor + steering.strength(anchor, direction, 0, policy.head) * direction
-        values, _ = chunked_divergence(student_states(policy, some), target, weight, bias, ForwardKL())
-        weights = torch.tensor([w for lesson in some for w in lesson.weights]) / len(lessons)
-        loss = (weights * values).sum()
-        loss.backward()
-        total += loss.item()
-    return total
+def gradient(policy: Policy, method: Method, lessons: Sequence[Lesson]) -> float:
+    """Returns the loss, and adds its gradient to the adapter: the product's own step."""
+    lent, totals = {"teacher": policy.without_adapter}, algorithm.weight_totals(method, lessons)
+    return algorithm.gradient(method, policy, lent, lessons, totals, BUDGET, observe=lambda micro_batch: None)
 
 
 def step(compute: Callable[[], float], parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> float:
@@ -99,8 +92,8 @@ def step(compute: Callable[[], float], parameters: list[Tensor], optimizer: torc
     return loss
 
 
-def trl_trainer(folder: Path, lessons: Sequence[Lesson], batch: int, autocast: bool, dtype: torch.dtype) -> Any:
-    """TRL's trainer with the recorded batch, padded as `SDPOTrainer.sample_rollouts` and its teacher's context are."""
+def trl_trainer(policy: Policy, lessons: Sequence[Lesson], batch: int, autocast: bool, dtype: torch.dtype) -> Any:
+    """Returns TRL's trainer with the recorded batch, padded as its `sample_rollouts` and its teacher's context are."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -154,11 +147,11 @@ def trl_trainer(folder: Path, lessons: Sequence[Lesson], batch: int, autocast: b
         report_to="none",
     )
     trainer = Recorded(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
+        model=AutoModelForCausalLM.from_pretrained(policy.folder, dtype=dtype),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": ["-"] * len(lessons)}),
-        processing_class=load_tokenizer(folder),
+        processing_class=policy.tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"),
     )
     trainer.create_optimizer()
@@ -170,10 +163,10 @@ def trl_gradient(trainer: Any) -> float:
     return sum(trainer.training_step(trainer.model, part, None).item() for part in trainer.parts)
 
 
-def assert_agreement(folder: Path, lessons: Sequence[Lesson]) -> None:
-    """In fp32 TRL's loss and gradient are ours, with a copy of our adapter, a random one."""
-    policy = Policy(folder, lora=Lora(), dtype="float32")
-    trainer = trl_trainer(folder, lessons, len(lessons), False, torch.float32)
+def assert_agreement(model: str, adapter: str | None, lessons: Sequence[Lesson]) -> None:
+    """Checks that TRL's loss and gradient are ours in fp32, with a copy of our adapter, a random one."""
+    policy = Policy(model, adapter, lora=Lora(), dtype="float32").load()
+    trainer = trl_trainer(policy, lessons, len(lessons), False, torch.float32)
     theirs = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     mine = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
     pairs = [(p, next(q for n, q in theirs.items() if n.endswith(name))) for name, p in mine.items()]
@@ -182,7 +175,7 @@ def assert_agreement(folder: Path, lessons: Sequence[Lesson]) -> None:
     with torch.no_grad():
         for p, q in pairs:
             q.copy_(p.normal_(std=0.01, generator=generator))
-    losses = gradient(policy, PositiveMean(), lessons), trl_gradient(trainer)
+    losses = gradient(policy, READING, lessons), trl_gradient(trainer)
     ours = torch.cat([p.grad.flatten() for p, _ in pairs if p.grad is not None])
     other = torch.cat([q.grad.flatten() for _, q in pairs if q.grad is not None])
     off = float((ours - other).norm() / ours.norm())
@@ -204,9 +197,8 @@ def main() -> None:
     options.add_argument("--trl-autocast", action="store_true")
     args = options.parse_args()
     announce(args)
-    folder = resolve_model(args.model, args.adapter or None)
-    policy = Policy(folder, lora=Lora())
-    encoder = PromptEncoder(Prompts(system=""), load_tokenizer(folder))
+    policy = Policy(args.model, args.adapter or None, lora=Lora()).load()
+    encoder = PromptEncoder(Prompts(system=""), policy.tokenizer)
     opsd, steered = record(policy, encoder, args.groups, args.group_size, args.length)
     tokens = [len(lesson.token_ids) for lesson in opsd]
     print(f"{len(opsd)} rollouts of {min(tokens)} to {max(tokens)} tokens, {sum(tokens)} in all; prompt ", end="")
@@ -217,13 +209,14 @@ def main() -> None:
 
     trainable = list(policy.trainable().values())
     name = f"ours, OGLS-SD, K={args.group_size}"
+    print(f"OPSD is {READING.name}, OGLS-SD {STEERING.name}; rollouts and token weights are the recorded ones")
     table = {
-        "ours, OPSD": side(lambda: gradient(policy, PositiveMean(), opsd), trainable),
-        name: side(lambda: gradient(policy, OutcomeSteering(), steered), trainable),
+        "ours, OPSD": side(lambda: gradient(policy, READING, opsd), trainable),
+        name: side(lambda: gradient(policy, STEERING, steered), trainable),
     }
     if installed("trl"):
-        assert_agreement(folder, opsd[: args.group_size])
-        trainer = trl_trainer(folder, opsd, args.trl_batch, args.trl_autocast, torch.bfloat16)
+        assert_agreement(args.model, args.adapter or None, opsd[: args.group_size])
+        trainer = trl_trainer(policy, opsd, args.trl_batch, args.trl_autocast, torch.bfloat16)
         theirs = [p for p in trainer.model.parameters() if p.requires_grad]
         table["TRL, SDPOTrainer, OPSD"] = side(lambda: trl_gradient(trainer), theirs)
     losses = {name: f"{run():.5f}" for name, run in table.items()}

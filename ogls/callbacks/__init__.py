@@ -1,4 +1,4 @@
-"""What happens around a run: its record, its checkpoints, how it is shown and how it stops."""
+"""Callbacks act around a run: its record, checkpoints, display and end."""
 
 from ogls.callbacks.best import BestCheckpoint
 from ogls.callbacks.progress import RichProgress

@@ -1,4 +1,4 @@
-"""Which checkpoints are written."""
+"""BestCheckpoint writes a run's checkpoints and finds the one to go on from."""
 
 from __future__ import annotations
 
@@ -18,18 +18,30 @@ from ogls.tracking import Tracker
 
 ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact
 CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+def described(tracker: Tracker, trainer: Any) -> Tracker:
+    """Returns the tracker, after telling it method and seed where the command line has not done so."""
+    if tracker.method is None:
+        tracker.describe(trainer.lightning_module.method.name, trainer.datamodule.seed)
+    return tracker
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt` by a validation metric, `last.ckpt` for going on, and the adapter of the best where one is trained.
+    """BestCheckpoint writes `best.ckpt` by a validation metric, and `last.ckpt` to go on from.
 
-    `fit --ckpt_path last` takes the newest sound `last.ckpt` of the same method and seed or, where that is damaged, the
-    one before it, which is kept as `previous.ckpt`.
+    Where an adapter is trained, the best one is saved, too. `last.ckpt` is written before the first step, every
+    `save_every` steps, after each validation and at the end; what had the name before stays as `previous.ckpt`. `fit
+    --ckpt_path last` goes on with the newest run of the same method and seed, or with `run_name` where one is given,
+    from the sound checkpoint that is furthest on.
 
     Args:
-        monitor: metric whose highest value is the best.
-        save_every: optimiser steps between two `last.ckpt`.
+        monitor: validation metric whose highest value is the best
+        save_every: number of optimiser steps from one `last.ckpt` to the next within an epoch
+
+    Raises:
+        ValueError: `save_every` is below 1.
     """
 
     def __init__(self, monitor: str = "val/avg_at_4", save_every: int = 5) -> None:
@@ -47,7 +59,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.save_every = save_every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a metric that the validation does not give, before any weights are loaded."""
+        """Raises ValueError where the validation will not give the metric, before any weights are loaded."""
         data = cast(Any, trainer).datamodule
         asked = re.fullmatch(r"val\w*/(avg|pass|maj)_at_(\d+)", self.monitor or "")
         if data.fit_follows or stage == "fit":
@@ -60,7 +72,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def save_last_now(self, trainer: Trainer) -> Path:
-        """Writes `last.ckpt`; what had that name stays as `previous.ckpt`."""
+        """Writes `last.ckpt` and returns its path; the file that had this name stays as `previous.ckpt`."""
         assert self.dirpath is not None
         path = Path(self.dirpath) / LAST
         if trainer.is_global_zero and path.exists():
@@ -75,22 +87,28 @@ class BestCheckpoint(ModelCheckpoint):
         return path
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The best so far, unless it lies in another run's folder."""
+        """Takes over which checkpoint is the best so far, unless it lies in another run's folder."""
         assert self.dirpath is not None
         if Path(state_dict["dirpath"]).resolve() == Path(self.dirpath).resolve():
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            self.save_last_now(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Saves after every `save_every` steps; the last step of an epoch has to wait for the epoch's end."""
         if trainer.global_step % self.save_every == 0 and not trainer.is_last_batch:
             self.save_last_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An epoch's last step is saved here: from before the epoch's end, Lightning would go on in the same epoch."""
+        """Saves the last step of an epoch: from an earlier checkpoint, Lightning would go on in the same epoch."""
         super().on_train_epoch_end(trainer, pl_module)
-        if trainer.global_step % self.save_every == 0:
-            self.save_last_now(trainer)
+        self.save_last_now(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the adapter beside `best.ckpt` where the validation is the best so far."""
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
         if self.best_model_score is not before and trainer.is_global_zero:
@@ -106,10 +124,11 @@ class BestCheckpoint(ModelCheckpoint):
             for file in draft.iterdir():
                 file.replace(self._adapter / file.name)
             draft.rmdir()
-        except (OSError, SafetensorError) as error:  # it can be made from best.ckpt, and the run can go on
+        except (OSError, SafetensorError) as error:  # best.ckpt holds the adapter, too, so the run goes on
             print(f"{self._adapter} keeps what it had: {error}", file=sys.stderr)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last step, and hands the best adapter to the tracker."""
         self.save_last_now(trainer)
         if isinstance(trainer.logger, Tracker) and self._adapter.exists():
             trainer.logger.log_folder(self._adapter, ADAPTER)
@@ -120,14 +139,25 @@ class BestCheckpoint(ModelCheckpoint):
         return Path(self.dirpath).parent / ADAPTER
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """What `ckpt_path="last"` chooses the newest of: the one that is to be taken."""
+        """Returns the one checkpoint to go on from; Lightning takes the newest of those returned."""
         if not isinstance(trainer.logger, Tracker):
             return super()._find_last_checkpoints(trainer)
-        tracker = trainer.logger
-        runs = (f"{tracker.label}-*", tracker.run_name)
-        patterns = [f"{run}/{CHECKPOINTS}/{file}" for run in runs for file in (LAST, PREVIOUS)]
-        found = {path for pattern in patterns for path in tracker.folder.glob(pattern)}
-        newest = newest_sound(found)
+        tracker = described(trainer.logger, trainer)
+        run = newest_run(tracker)
+        if run is None:
+            wanted = tracker.run_folder if tracker.named else f"{tracker.folder / tracker.label}-*"
+            raise ValueError(
+                f"--ckpt_path last: there is no run {wanted}; a run of another method or seed is named by "
+                "--trainer.logger.init_args.run_name"
+            )
+        newest = newest_sound([path for name in (LAST, PREVIOUS, BEST) if (path := run / CHECKPOINTS / name).exists()])
         if newest is None:
-            raise ValueError(f"--ckpt_path last: there is no {'sound ' if found else ''}{tracker.folder / patterns[0]}")
+            raise ValueError(f"--ckpt_path last: there is no sound checkpoint in {run / CHECKPOINTS}")
         return {str(newest)}
+
+
+def newest_run(tracker: Tracker) -> Path | None:
+    """Returns the folder of the run that is meant: `run_name`, or else the last that began of the method and seed."""
+    if tracker.named:
+        return tracker.run_folder if tracker.run_folder.is_dir() else None
+    return max(tracker.folder.glob(f"{tracker.label}-*"), key=lambda run: run.name[len(tracker.label) :], default=None)

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent, and that say themselves whether they are sound.
+"""Checkpoints are whole or absent, and each says itself whether it is sound.
 
 A checkpoint is the zip archive that `torch.save` writes. The archive's comment holds a sha256 and, after a line feed, a
-manifest in JSON (`unzip -z last.ckpt` shows both); the sha256 is that of the archive without the comment followed by
-the manifest. One file means one rename: a kill can never leave a file and a manifest that do not belong together.
+manifest in JSON (`unzip -z last.ckpt` shows both). The sha256 is that of the archive without its comment, followed by
+the manifest. One file takes one rename, so a kill never leaves a file and a manifest that do not belong together.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _BLOCK = 1 << 20
 
 
 class SoundCheckpoints(CheckpointIO):
-    """Writes to a file beside the target, syncs, renames. Reads nothing that is damaged, and no code.
+    """SoundCheckpoints writes a file beside the target, syncs it and renames it. It reads nothing damaged and no code.
 
-    A save that the disk refuses leaves the previous checkpoint as it was and the run going: `failed` counts such saves
-    in a row, and the third ends the run.
+    Where the disk refuses a save, the previous checkpoint stays as it was and the run goes on. `failed` counts such
+    saves in a row. The third one raises DiskFailed, which ends the run.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,11 @@ class SoundCheckpoints(CheckpointIO):
             self.failed = 0
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """ValueError where the checkpoint is not sound. Tensors and plain values only, whatever `weights_only` says."""
+        """Returns tensors and plain values only, whatever `weights_only` says.
+
+        Raises:
+            ValueError: the checkpoint is not sound.
+        """
         read_manifest(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
 
@@ -59,7 +63,11 @@ class SoundCheckpoints(CheckpointIO):
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Under the name `path` there is the previous file or this one, whole and on the disk. OSError if it stays."""
+    """Writes a checkpoint to the disk. At any time, `path` is the previous file or this one, and whole.
+
+    Raises:
+        OSError: the disk refuses, and the previous file stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     try:
@@ -88,14 +96,14 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def manifest(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds, and of its entries those that are text or numbers, such as step, seed and hashes."""
+    """Returns the names of a checkpoint's entries, and the values that are text or numbers, such as step and hashes."""
     values = {**checkpoint, **checkpoint.get("ogls", {})}
     plain = {name: value for name, value in values.items() if value is None or isinstance(value, str | int | float)}
     return {**plain, "holds": sorted(values)}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a sound checkpoint; ValueError that says what is wrong with another."""
+    """Returns the manifest of a sound checkpoint. Raises ValueError that says what is wrong with any other file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -124,19 +132,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def newest_sound(paths: Iterable[Path]) -> Path | None:
-    """The sound checkpoint that was written last; says which newer ones are passed over, and why."""
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+    """Returns the sound checkpoint that is furthest on, of equals the last written; says which are passed over."""
+    sound: list[tuple[int, float, Path]] = []
+    for path in paths:
         try:
-            read_manifest(path)
+            sound.append((int(read_manifest(path).get("global_step") or 0), path.stat().st_mtime, path))
         except ValueError as error:
             print(f"Passed over: {error}", file=sys.stderr, flush=True)
-        else:
-            return path
-    return None
+    return max(sound, default=(0, 0.0, None))[2]
 
 
 class _Archive:
-    """What torch.save writes to: a file and a hash of all of it. An exception may not pass through torch's C++."""
+    """torch.save writes to this file and hash. `error` keeps an exception, since none may pass through torch's C++."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, sha256()
@@ -152,4 +159,4 @@ class _Archive:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """`write` closes the file, which flushes it."""
+        """Does nothing, since the file is flushed when it is complete."""

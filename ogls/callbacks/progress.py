@@ -1,4 +1,4 @@
-"""What a person sees while it trains: one bar in a terminal, one line a step elsewhere."""
+"""Progress is shown as a bar in a terminal, and as one line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
 
 class RichProgress(ProgressBar):
-    """Step, loss, accuracy of the rollouts, last validation, and where the step's seconds went."""
+    """RichProgress shows step, loss, accuracy of the rollouts, the last validation, and the seconds of each phase."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,20 +80,23 @@ class RichProgress(ProgressBar):
 
 
 def describe(values: dict[str, float]) -> str:
-    """Loss and accuracy, of which a step may have neither."""
+    """Returns loss and accuracy as text; a step may lack either."""
     shown = {"loss": values.get("train/loss"), "accuracy": values.get("train/accuracy")}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
 
 
 def phases(values: dict[str, float]) -> str:
-    """Seconds of each phase that was measured."""
+    """Returns the seconds of each measured phase as text."""
     measured = ((name, values.get(f"time/{name}")) for name in _PHASES)
     return " ".join(f"{name} {seconds:.1f}" for name, seconds in measured if seconds is not None)
 
 
 def _quieten_lightning() -> None:
-    """Absent accelerators and products to install are no news of a run; advice on loaders of fixed data does not apply
-    to a stream of rollouts, whose order and seeds follow from the step."""
+    """Silences notes of Lightning that do not concern a run.
+
+    They are about absent accelerators, products, and loaders of fixed data, whereas rollouts are a stream whose order
+    and seeds follow from the step.
+    """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.* is deprecated",

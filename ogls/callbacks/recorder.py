@@ -1,39 +1,53 @@
-"""What a run is made of, for the tracker."""
+"""RunRecorder tells the tracker what a run is made of."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint
+from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker
+from ogls.tracking.config import differences
+from ogls.tracking.tracker import problems_told
 
 
 class RunRecorder(Callback):
-    """Ties the run to the `Tracker`: data, timeline, what each validation showed, going on in the same MLflow run.
+    """RunRecorder hands the tracker the run's data, timeline and validations, and continues the MLflow run.
 
-    Lightning moves the checkpoint callbacks to the end, so this one decides on the run's folder before they look at it.
+    A run that goes on does so as what it was (configuration, problems), unless `allow_changes`. Lightning calls
+    checkpoint callbacks last, so this one decides on the run's folder before they look at it.
     """
 
+    def __init__(self, allow_changes: bool = False) -> None:
+        self.allow_changes = allow_changes
+        self._data: dict[str, str] = {}
+        self._goes_on_at = 0
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tells the tracker the method and seed, and how many updates there were."""
         if isinstance(trainer.logger, Tracker):
             trainer.logger.updates = lambda: trainer.global_step
-            if trainer.logger.method is None:
-                method, data = cast(Any, pl_module).method, cast(Any, trainer).datamodule
-                trainer.logger.describe(method.name, data.seed)
+            described(trainer.logger, trainer)
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 trainer.logger.hold_folder()
+            if stage == "fit":
+                data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+                told = problems_told({"train": data.train_problems, "val": data.val_problems})
+                self._data = {f"problems of data.{name}": str(split["digest"]) for name, split in told.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on keeps its MLflow run, and its folder where the checkpoint lies in one."""
+        """Continues the checkpoint's MLflow run, and its folder where the checkpoint lies in a run's folder."""
         if trainer.state.fn != TrainerFn.FITTING or not isinstance(trainer.logger, Tracker):
             return
+        self._compare(trainer.logger, checkpoint)
+        self._goes_on_at = checkpoint["global_step"]
         folder = Path(str(trainer.ckpt_path)).parent
         if folder.name != CHECKPOINTS:
             trainer.logger.resume(checkpoint.get("mlflow_run_id"))
@@ -45,16 +59,37 @@ class RunRecorder(Callback):
         if isinstance(trainer.checkpoint_callback, BestCheckpoint):
             trainer.checkpoint_callback.dirpath = str(folder)
 
+    def _compare(self, tracker: Tracker, checkpoint: dict[str, Any]) -> None:
+        """A run goes on as what it was: another configuration, other data or other weights are refused by name."""
+        saved, now = json.loads(checkpoint.get("identity", "{}")), self._identity(tracker)
+        found = differences(saved, now) if saved and tracker.configuration else []
+        told = "; ".join(found)
+        if found and not self.allow_changes:
+            raise ValueError(
+                f"{checkpoint['run']} was something else: {told}. Give the same, or --allow_changes to go on as this"
+            )
+        print(f"Going on with {checkpoint['run']} at step {checkpoint['global_step']}" + (f": {told}" if told else ""))
+
+    def _identity(self, tracker: Tracker) -> dict[str, str]:
+        return tracker.configuration | self._data
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds to the checkpoint which run it belongs to, and the metrics of its step."""
         if isinstance(trainer.logger, Tracker):
             checkpoint["mlflow_run_id"] = trainer.logger.run_id
+            checkpoint["seed"] = trainer.logger.seed
+            checkpoint["identity"] = json.dumps(self._identity(trainer.logger))
             checkpoint["run"], checkpoint["config_sha256"] = trainer.logger.run_name, trainer.logger.config_sha256
             # Lightning logs a step after its callbacks, and a kill may come between the two.
             checkpoint["row"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Claims the run's folder, and logs the problems."""
         if isinstance(trainer.logger, Tracker):
+            if trainer.ckpt_path is None:
+                trainer.logger.begin()
             trainer.logger.hold_folder()  # not earlier: a checkpoint may say which it is
+            trainer.logger.log_config(self._goes_on_at)
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
 
@@ -64,6 +99,12 @@ class RunRecorder(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.time()
+        if isinstance(trainer.logger, Tracker):
+            trainer.logger.log_config(self._goes_on_at)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.logger, Tracker):
+            trainer.logger.log_config()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
@@ -95,7 +136,7 @@ class RunRecorder(Callback):
 
 
 def _row(group: RolloutGroup) -> dict[str, Any]:
-    """A problem and its first rollout."""
+    """Returns a row of the table of completions: a problem and its first rollout."""
     rollout = group.rollouts[0]
     return {
         "problem": group.problem.text,

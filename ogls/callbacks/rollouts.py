@@ -1,4 +1,4 @@
-"""What `predict` leaves behind."""
+"""RolloutWriter writes the rollouts of `predict` to a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from ogls.records import RolloutGroup
 
 
 class RolloutWriter(Callback):
-    """Writes one JSON object a rollout to `data.predict_file`: problem, prompt ids, completion, text, verdict."""
+    """RolloutWriter writes one JSON object per rollout to `data.predict_file`.
+
+    It holds the problem, the prompt's ids, the completion, the text and the verdict.
+    """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -31,7 +34,7 @@ class RolloutWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.is_global_zero:  # all have all
+        if not trainer.is_global_zero:  # every process has all rollouts
             return
         with self._file.open("a", encoding="utf-8", errors="backslashreplace") as out:
             for group in batch:

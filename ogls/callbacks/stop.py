@@ -1,4 +1,4 @@
-"""How a run ends before its time."""
+"""GracefulStop ends a run early without losing the step under way."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from ogls.tracking import Tracker
 
 
 class GracefulStop(Callback):
-    """The first SIGTERM or Ctrl-C ends training after the step under way, with a checkpoint; a second at once.
+    """GracefulStop ends training after the step under way at the first SIGTERM or Ctrl-C, and at once at a second.
 
-    Exit codes: 143 after SIGTERM, 130 after Ctrl-C; MLflow's state is KILLED. A validation that is due is made first.
-    Lightning's loops raise between two steps once it has noted a SIGTERM, and that does the stopping: this callback
-    makes the note at the right time, writes the checkpoint and sets the exit code. Outside of training there is nothing
-    to save, and the first signal ends the stage.
+    At the first signal, a validation that is due is made and a checkpoint written. The exit code is 143 after SIGTERM
+    and 130 after Ctrl-C, and MLflow's state is KILLED. Outside of training there is nothing to save, so the first
+    signal ends the stage at once.
 
-    Of several processes all stop after the same step, whichever had the signal. All but the first then end with 0:
-    Lightning kills the first when another fails, and it may still be telling MLflow.
+    Lightning's loops raise between two steps once Lightning has noted a SIGTERM. This callback makes that note at the
+    right time, writes the checkpoint and sets the exit code.
 
-    A checkpoint is also written when the engine fails between two steps. In a validation it would make the run go on
-    without that validation, so there the last one stands.
+    Of several processes, all stop after the same step, whichever received the signal. All but the first then end with
+    code 0: Lightning kills the first when another fails, and the first may still be writing to MLflow.
+
+    A checkpoint is also written when the engine fails between two steps. When it fails in a validation, none is
+    written, because a run that goes on from it would skip that validation.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,7 @@ class GracefulStop(Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes over the handling of SIGTERM and Ctrl-C."""
         self._received, self._agreed, self._running = None, False, _in_main_thread()
         if _in_main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,6 +90,7 @@ class GracefulStop(Callback):
             signal.raise_signal(number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Sets the exit code, and writes the checkpoint where the run can go on from the step before."""
         self._running = False
         if (self._received is not None or self._agreed) and isinstance(exception, SystemExit):
             exception.code = 128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0
@@ -104,5 +108,5 @@ class GracefulStop(Callback):
 
 
 def _in_main_thread() -> bool:
-    """Only there can handlers be set."""
+    """Returns whether this is the main thread, the only one that may set signal handlers."""
     return threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""Steps that teach nothing: written down, and stopped when they go on."""
+"""StopWithoutSignal ends a run whose steps teach nothing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from ogls.tracking import Tracker
 
 
 class StopWithoutSignal(Callback):
-    """Ends a run that learns nothing.
+    """StopWithoutSignal ends a run that learns nothing.
 
-    A step whose loss or gradient is not finite leaves the weights as they are (`train/skipped` is 1) and its batch goes
-    to the run's folder. A step without a lesson is what groups that are all right or all wrong give.
+    A step whose loss or gradient is not finite is skipped: the weights stay as they are (`train/skipped` is 1), and the
+    batch is written to the run's folder. A step has no lesson where all groups are right or wrong as a whole.
 
     Args:
-        max_skipped: skipped steps in a row that end the run.
-        max_silent: steps without a lesson, in a row, that end it.
+        max_skipped: number of skipped steps in a row that ends the run
+        max_silent: number of steps in a row without a lesson that ends the run
+
+    Raises:
+        ValueError: a number is below 1.
     """
 
     def __init__(self, max_skipped: int = 3, max_silent: int = 20) -> None:
@@ -41,12 +44,12 @@ class StopWithoutSignal(Callback):
             raise RunEnded(f"loss or gradient was not finite in {self._skipped} steps in a row{written}")
         if self._silent == self.max_silent:
             raise RunEnded(
-                f"no step had a lesson since {self._silent} steps: the groups are all right or all wrong "
+                f"no step had a lesson for {self._silent} steps: the groups are all right or all wrong "
                 f"(train/accuracy {metrics.get('train/accuracy', 0):.3f}); take easier or harder problems"
             )
 
     def _write(self, trainer: Trainer, batch: Batch) -> str:
-        """The batch as JSON; where to find it."""
+        """Writes the batch as JSON, and returns a hint where it is."""
         if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
             return ""
         file = trainer.logger.run_folder / f"skipped-step-{trainer.global_step:06d}.json"

@@ -1,1 +1,4 @@
-"""What is taught: who is learned from, what the teacher reads, which tokens count. No torch."""
+"""Lessons say who is learned from, what a teacher reads, which tokens count.
+
+This package handles text and token ids, and does without torch.
+"""

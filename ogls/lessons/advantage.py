@@ -1,4 +1,4 @@
-"""Advantages of rollouts: how much better each did than its group, for objectives that reinforce."""
+"""Advantages say how much better each rollout did than its group."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from ogls.records import RolloutGroup
 
 
 class Advantage(ABC):
-    """Groups in, one number a rollout out.
+    """An advantage gives every rollout of a group the number by which it is reinforced.
 
-    `routed` says what becomes of a rollout that also has privileged views: it keeps its advantage beside them, or,
-    routed, it is left to distillation and only the others are reinforced (SRPO, arXiv 2604.02288).
+    A rollout that also has privileged views keeps its advantage beside them. If `routed` is true, it is left to
+    distillation instead, and only the other rollouts are reinforced (SRPO, arXiv 2604.02288).
     """
 
     routed: bool
 
     @abstractmethod
     def of(self, group: RolloutGroup) -> tuple[float, ...]:
-        """Advantages of the group's rollouts; 0 for one that is not reinforced."""
+        """Returns one advantage per rollout of the group; 0 for a rollout that is not reinforced."""
 
 
 @dataclass(frozen=True)
 class GroupRelative(Advantage):
-    """GRPO (arXiv 2402.03300, section 4.1.2): A_i = (r_i - mean r) / std r, with r_i = 1 for a right rollout, else 0.
+    """Each rollout is compared with the mean of its group, as in GRPO (arXiv 2402.03300, section 4.1.2).
 
-    std is the population's, never 0 in a mixed group. Other groups give no advantage, and so cost no pass.
+        A_i = (r_i - mean r) / std r        with r_i = 1 for a right rollout, else 0
+
+    std is the standard deviation of the group itself, which is never 0 where both outcomes occur. In all other groups
+    every advantage is 0, and the model does not have to read their rollouts.
 
     Args:
-        std: divide by it, as published. Without, easy and hard problems weigh less than those solved half of the time
-            (Dr. GRPO, arXiv 2503.20783).
-        routed: leave rollouts with privileged views to distillation.
+        std: whether to divide by the group's standard deviation, as published. Without it, easy and hard problems weigh
+            less than those that are solved half of the time (Dr. GRPO, arXiv 2503.20783).
+        routed: whether rollouts with privileged views are left to distillation instead
     """
 
     std: bool = True

@@ -1,4 +1,7 @@
-"""Drafts become lessons: strings to ids, a located error to token weights, and a count of everything left out."""
+"""Drafts become lessons: text becomes token ids, errors become token weights.
+
+Whatever is left out on the way is counted.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ class LessonBuilder:
     """A lesson builder turns rollout groups into the lessons of one batch.
 
     Args:
-        encoder: templates bound to the tokenizer
-        privilege: which rollouts are learned, and what the teacher reads
-        selection: which tokens count
-        locator: what finds the first error, for selections that start or end at it; None where nothing does
-        context_length: tokens of prompt and rollout together; a longer view is dropped and counted, never cut
-        advantage: how much better a rollout did than its group; None where nothing is reinforced
-        reflected: whether the first error is where the rollout's reflection says, and not where the locator does
+        encoder: prompt templates, bound to the tokenizer
+        privilege: choice of the rollouts that are learned from and of what the teacher reads
+        selection: choice of the tokens that count
+        locator: finder of first errors, for selections that start or end at one; None where none is needed
+        context_length: largest number of tokens of prompt and rollout together; a longer view is dropped, never cut
+        advantage: value of each rollout against its group; None where nothing is reinforced
+        reflected: whether the rollout's reflection says where the first error is, instead of the locator
     """
 
     encoder: PromptEncoder
@@ -39,7 +42,7 @@ class LessonBuilder:
 
     @timed("lessons")
     def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
-        """Returns the lessons, and how many of what: lessons, learned tokens, and drafts dropped for which reason."""
+        """Returns the lessons, and counts by name: lessons, learned tokens, and drafts dropped for each reason."""
         counts: Counter[str] = Counter(
             lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0
         )
@@ -82,7 +85,10 @@ class LessonBuilder:
         return self._with_views(group, draft, lesson, counts)
 
     def _reinforced(self, group: RolloutGroup, made: Sequence[tuple[Rollout | None, Lesson]]) -> list[Lesson]:
-        """The group's lessons with the advantages of their rollouts; a rollout without a lesson gets one for it."""
+        """Returns the group's lessons with the advantages of their rollouts.
+
+        A rollout that has an advantage but no lesson gets a lesson for it.
+        """
         lessons = [lesson for _, lesson in made]
         if self.advantage is None:
             return lessons

@@ -1,7 +1,7 @@
-"""What the teacher reads: from groups of rollouts to drafts of lessons.
+"""A privilege says which rollouts are learned from, and what the teacher reads.
 
-A privilege decides which rollouts are learned from and which views the teacher takes of each. Here are strings only;
-`ogls.lessons.build` turns a draft into token ids and weights.
+A privilege turns a group of rollouts into drafts of lessons. Drafts hold text only; `ogls.lessons.build` turns them
+into token ids and weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ogls.records import Need, Role, Rollout, RolloutGroup
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivilegedText:
-    """A privileged text is what only the teacher reads, and the part that it plays in the steering."""
+    """A privileged text is read by the teacher alone; its role is the part that it plays in the steering."""
 
     role: Role
     text: str
@@ -27,7 +27,13 @@ class PrivilegedText:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReflectionTask:
-    """A reflection task asks where a wrong attempt goes wrong, or why a right one is right."""
+    """A reflection task asks where a wrong attempt goes wrong, or why a right one is right.
+
+    Args:
+        attempt: text of the attempt
+        correct: whether the attempt's answer is right
+        solution: text of a right solution to compare a wrong attempt with
+    """
 
     attempt: str
     correct: bool
@@ -39,11 +45,11 @@ class LessonDraft:
     """A draft is a lesson that has no token ids yet.
 
     Args:
-        rollout: sampled text that is learned; exactly one of `rollout` and `demonstration` is given
-        demonstration: written text that is learned
-        texts: what the teacher reads, one view each, beside the plain one
+        rollout: sampled rollout to learn from; exactly one of `rollout` and `demonstration` is given
+        demonstration: written text to learn from
+        texts: texts that the teacher reads, one view per text, in addition to the plain view
         prompt: what the student itself reads instead of the plain problem (cold start only)
-        selection: which tokens count, where it is not for the method to say
+        selection: choice of the tokens that count; None takes the method's
         weight: factor of all token weights of this lesson
     """
 
@@ -58,21 +64,21 @@ class LessonDraft:
 class Privilege(ABC):
     """A privilege says which rollouts of a group are learned from, and what the teacher reads about each.
 
-    A group without a signal gives no draft, so that nothing is ever averaged over nothing.
+    A group from which nothing can be learned gives no draft, so that no mean over an empty set is ever taken.
     """
 
     views: ClassVar[Mapping[Role, Wording]] = {}
-    """The roles of the texts that a draft gives the teacher, each with the words around it; all of them or none."""
+    """The roles of the texts that the teacher reads, each with the words around it. A draft has all roles or none."""
     needs: ClassVar[frozenset[Need]] = frozenset({"rollouts"})
 
     @abstractmethod
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
-        """Yields what is learned from this group."""
+        """Yields one draft for every sequence that is learned from this group."""
 
 
 @dataclass(frozen=True)
 class Demonstration(Privilege):
-    """SFT: likelihood of the reference solution; nothing is sampled."""
+    """The reference solution is learned by its likelihood (SFT); nothing is sampled."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -83,10 +89,10 @@ class Demonstration(Privilege):
 
 @dataclass(frozen=True)
 class ReferenceSolution(Privilege):
-    """OPSD (arXiv 2601.18734): the teacher reads the reference solution s.
+    """The teacher reads the reference solution (OPSD, arXiv 2601.18734). A problem without one gives nothing.
 
     Args:
-        rollouts: ``all`` as published, or only the ``wrong`` ones.
+        rollouts: rollouts to learn from: ``all``, as published, or only the ``wrong`` ones
     """
 
     rollouts: Literal["all", "wrong"] = "all"
@@ -102,7 +108,7 @@ class ReferenceSolution(Privilege):
 
 @dataclass(frozen=True)
 class Unprivileged(Privilege):
-    """Nobody reads anything: rollouts are learned by their advantages alone (GRPO)."""
+    """The teacher reads no privileged text; rollouts are learned by their advantages alone (GRPO)."""
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         return iter(())
@@ -110,14 +116,15 @@ class Unprivileged(Privilege):
 
 @dataclass(frozen=True)
 class SuccessfulPeer(Privilege):
-    """SDPO (arXiv 2601.20802) where the environment says no more than right or wrong: the teacher reads a right peer.
+    """The teacher reads a right peer of the rollout (SDPO, arXiv 2601.20802).
 
-    A peer is another rollout of the group, never the rollout itself, even if the texts are the same. Right rollouts
-    take turns as peers. A rollout without a right peer gives nothing.
+    This is SDPO for environments that say no more than right or wrong. A peer is another rollout of the same group,
+    never the rollout itself, though its text may be the same. Right rollouts take turns as peers. A rollout without a
+    right peer gives nothing.
 
     Args:
-        rollouts: ``all`` as published, or only the ``wrong`` ones.
-        solution_as_peer: a rollout without a right peer reads the reference solution, if there is one.
+        rollouts: rollouts to learn from: ``all``, as published, or only the ``wrong`` ones
+        solution_as_peer: whether the reference solution stands in where a rollout has no right peer
     """
 
     rollouts: Literal["all", "wrong"] = "all"
@@ -136,13 +143,14 @@ class SuccessfulPeer(Privilege):
 
 @dataclass(frozen=True)
 class ShortSuccesses(Privilege):
-    """OGLS-SD v2 (arXiv 2605.12400): likelihood on the last tokens of short right rollouts, against growing length.
+    """The last tokens of short right rollouts are learned by likelihood (OGLS-SD v2, arXiv 2605.12400).
 
-    Short is shorter than the median of the group. The paper gives neither the median nor the weight. For use beside
-    another privilege, in `Several`, with an objective that has a `Likelihood` in its mixture.
+    This keeps rollouts from growing longer. Short means shorter than the median of the group; the paper gives neither
+    this threshold nor a weight. The privilege belongs beside another one, in `Several`, with an objective that has a
+    `Likelihood` in its mixture.
 
     Args:
-        count: tokens at the end of a rollout that are learned.
+        count: number of tokens at the end of a rollout that are learned
     """
 
     count: int = 128
@@ -157,19 +165,21 @@ class ShortSuccesses(Privilege):
 
 @dataclass(frozen=True)
 class PeerOutcomes(Privilege):
-    """OGLS-SD (arXiv 2605.12400, algorithm 1): success pool P+ and failure pool P- for every wrong rollout.
+    """The teacher reads right and wrong attempts for every wrong rollout (OGLS-SD, arXiv 2605.12400, algorithm 1).
 
         P+ = {reference solution, if there is one} + {right rollouts}        P- = {wrong rollouts}
 
-    All-right groups and groups with an empty pool give nothing; an all-wrong group still trains when s exists.
+    A group gives nothing if all its rollouts are right or one of its pools is empty. A group whose rollouts are all
+    wrong still gives lessons if there is a reference solution.
 
     Args:
-        max_peers: views a pool at most; null takes all, as published. A limited pool is rotated: the rollout's own
-            place in it comes first, so that all members are used evenly.
-        exclude_self: leave the rollout itself out of its own pool (published: it is in).
-        use_solution: put the reference solution into P+.
-        truncated_failures: keep unfinished rollouts in P-.
-        learn_successes: learn right rollouts too, of groups that have a wrong one (published: only wrong ones).
+        max_peers: largest number of views per pool; null takes all, as published. A limited pool is rotated to begin at
+            the rollout's own place in it, so that all members are used evenly.
+        exclude_self: whether a rollout is left out of its own pool; the paper has it in
+        use_solution: whether the reference solution is in the pool of right attempts
+        truncated_failures: whether rollouts that the length limit cut off are in the pool of wrong attempts
+        learn_successes: whether right rollouts of groups with a wrong one are learned from, too; the paper learns from
+            wrong ones only
     """
 
     max_peers: int | None = None
@@ -199,9 +209,9 @@ class PeerOutcomes(Privilege):
                     yield LessonDraft(rollout=rollout, texts=tuple(texts))
 
     def _pool(self, pool: Sequence[Rollout | str], own: Rollout, index: int) -> list[str]:
-        """The pool from the rollout's own place in it on, or from `index` if it has none."""
+        """Returns up to `max_peers` texts of the pool, from the rollout's own place on, or from `index` without one."""
         start = next((i for i, member in enumerate(pool) if member is own), index)
-        # Without itself, the next one is at the same place.
+        # When the rollout is left out, the member after it takes its place.
         members = [m for m in pool if not (self.exclude_self and m is own)]
         texts = [member if isinstance(member, str) else member.text for member in _rotated(members, start)]
         return texts[: self.max_peers]
@@ -209,12 +219,19 @@ class PeerOutcomes(Privilege):
 
 @dataclass(frozen=True)
 class Several(Privilege):
-    """All drafts of several privileges. Those that have views need the same roles, for one steering serves them all."""
+    """Several privileges stand side by side, and a group gives the drafts of all of them.
+
+    Args:
+        privileges: list of privileges; those with views have the same roles, since one steering serves them all
+
+    Raises:
+        ValueError: the list is empty, or the roles differ.
+    """
 
     privileges: list[Privilege]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "privileges", list(self.privileges))  # a tuple is as good
+        object.__setattr__(self, "privileges", list(self.privileges))  # a tuple is accepted, too
         if not self.privileges:
             raise ValueError("Several needs at least one privilege, got none")
         different = sorted({tuple(sorted(privilege.views)) for privilege in self.privileges if privilege.views})

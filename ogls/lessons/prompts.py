@@ -1,4 +1,4 @@
-"""Text becomes token ids here and nowhere else."""
+"""Text becomes token ids in this module and in no other."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SLOTS = {
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """A wording is the words around a privileged text in the teacher's prompt.
+    """A wording is the template of the teacher's prompt around a privileged text.
 
     Args:
-        name: the key under which `Prompts.views` replaces the template
-        template: the teacher's prompt, with the slots ``{problem}`` and ``{text}``
+        name: key under which `Prompts.views` replaces the template
+        template: prompt of the teacher, with the slots ``{problem}`` and ``{text}``
     """
 
     name: str
@@ -50,14 +50,17 @@ ATTEMPT = Wording(
     "{problem}\n\nFor your information, here is one attempt at this problem:\n{text}\n\n"
     "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}.",
 )
-"""Shows one attempt. Right and wrong ones share it, so that what the words do to the logits cancels in a contrast."""
+"""ATTEMPT shows the teacher one attempt.
+
+Right and wrong attempts share it, so that the effect of its words on the logits cancels in a contrast of the two.
+"""
 
 IDEA = Wording(
     "idea",
     "{problem}\n\nKeep this in mind:\n{text}\n\n"
     "Now write your own solution. Reason step by step, and put your final answer in \\boxed{}.",
 )
-"""Shows a corrective idea and no solution."""
+"""IDEA shows the teacher a corrective idea and no solution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +68,24 @@ class Prompts:
     """Prompts are templates. A slot is a name in braces; all other braces are plain text.
 
     Args:
-        student: what the student reads, and the teacher in its plain view. Slot ``{problem}``.
-        views: templates of the teacher's privileged views by the name of their wording (``attempt``, ``idea``, or what
-            a privilege brings along), in place of those that come with the privilege. Slots ``{problem}``, ``{text}``.
-        reflect_wrong: what the reflector reads about a wrong rollout, to answer with JSON that has a ``quote`` and an
-            ``idea``. Slots ``{problem}``, ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
-        reflect_right: the same for a right rollout; the JSON has an ``idea``.
-        system: system message; null leaves the chat template's own. A problem's own system message comes before it.
-        chat: apply the tokenizer's chat template; false sends the bare text, for base models without one. Either way
-            the names of special tokens in a text are text.
-        student_options: further arguments of the student's chat template, e.g. ``{enable_thinking: false}``.
-        teacher_options: the same for privileged views.
-        evaluation_options: the same for the student's prompt at evaluation; null takes `student_options`.
-        reflection_options: the same for the reflector; null takes `student_options`.
+        student: prompt of the student, and of the teacher in its plain view. Slot ``{problem}``.
+        views: prompts of the teacher's privileged views by name of their wording: ``attempt``, ``idea``, or one that a
+            privilege brings along. They replace the privilege's own words. Slots ``{problem}`` and ``{text}``.
+        reflect_wrong: prompt of the reflector about a wrong rollout, which asks for JSON with a ``quote`` and an
+            ``idea``. Slots ``{problem}`` and ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
+        reflect_right: prompt of the reflector about a right rollout, which asks for JSON with an ``idea``. Slots
+            ``{problem}`` and ``{attempt}``; ``{answer}`` where wanted.
+        system: system message of every prompt; null leaves the chat template's own. A problem's own system message
+            comes before it.
+        chat: whether the tokenizer's chat template is applied; false sends the bare text, for base models without one.
+            Either way, the name of a special token inside a text stays text.
+        student_options: further arguments of the chat template for the student's prompts in training, such as
+            ``{enable_thinking: false}``
+        teacher_options: further arguments of the chat template for the teacher's privileged views
+        evaluation_options: further arguments of the chat template for the student's prompts at evaluation; null takes
+            `student_options`
+        reflection_options: further arguments of the chat template for the reflector's prompts; null takes
+            `student_options`
     """
 
     student: str = "{problem}\n\nReason step by step, and put your final answer in \\boxed{}."
@@ -109,7 +117,7 @@ class Prompts:
 
 
 KEPT = 200
-"""Characters that shortening leaves of a text."""
+"""Shortening leaves at least this number of characters of a text."""
 
 _GAP = " [...] "
 _STAND_IN = "\u241f text \u241f"
@@ -120,12 +128,20 @@ def _without_middle(text: str, keep: int) -> str:
 
 
 def _fill(template: str, **slots: str) -> str:
-    """Fill all slots in one pass, so that braces inside the filled text stay as they are."""
+    """Fills all slots in one pass, so that braces inside the filled text stay as they are."""
     return re.sub("|".join(rf"\{{{name}\}}" for name in slots), lambda found: slots[found[0][1:-1]], template)
 
 
 class PromptEncoder:
-    """Templates bound to a tokenizer: problems to prompt ids, sampled ids to text."""
+    """A prompt encoder turns problems into prompt ids, and sampled ids into text.
+
+    Args:
+        prompts: templates of all prompts
+        tokenizer: tokenizer of the model
+
+    Raises:
+        ValueError: a chat template is asked for, but the tokenizer has none.
+    """
 
     def __init__(self, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> None:
         if prompts.chat and tokenizer.chat_template is None:
@@ -134,11 +150,11 @@ class PromptEncoder:
         self._special = tuple(tokenizer.all_special_tokens)
 
     def student(self, problem: Problem) -> tuple[int, ...]:
-        """The student's prompt, which is the teacher's plain view too."""
+        """Returns the student's prompt, which is the teacher's plain view, too."""
         return self._encode(problem, _fill(self.prompts.student, problem=problem.text), self.prompts.student_options)
 
     def evaluated(self, problem: Problem) -> tuple[int, ...]:
-        """The student's prompt at evaluation."""
+        """Returns the student's prompt at evaluation."""
         options = self.prompts.evaluation_options
         text = _fill(self.prompts.student, problem=problem.text)
         return self._encode(problem, text, self.prompts.student_options if options is None else options)
@@ -149,7 +165,7 @@ class PromptEncoder:
         return self._encode(problem, _fill(template, problem=problem.text, text=text), self.prompts.teacher_options)
 
     def reflect(self, problem: Problem, attempt: str, correct: bool, solution: str = "") -> tuple[int, ...]:
-        """What the reflector reads about an attempt."""
+        """Returns the reflector's prompt about an attempt, with a right `solution` to compare it with."""
         template = self.prompts.reflect_right if correct else self.prompts.reflect_wrong
         slots = {"problem": problem.text, "attempt": attempt, "solution": solution, "answer": problem.answer}
         options = self.prompts.reflection_options
@@ -160,10 +176,10 @@ class PromptEncoder:
     def reflect_within(
         self, room: int, problem: Problem, attempt: str, correct: bool, solution: str = ""
     ) -> tuple[tuple[int, ...], bool] | None:
-        """`reflect` in at most `room` tokens, and whether something had to go for it.
+        """Returns `reflect` in at most `room` tokens, and whether a text was shortened; None where it cannot fit.
 
-        First the solution loses its middle, then the attempt its end. Either keeps `KEPT` characters, and all else
-        stays whole. None where that does not do.
+        First the solution loses its middle, then the attempt its end. Each keeps at least `KEPT` characters, and all
+        other text stays whole.
         """
         whole = self.reflect(problem, attempt, correct, solution)
         if len(whole) <= room:
@@ -183,23 +199,26 @@ class PromptEncoder:
         return None
 
     def completion(self, text: str) -> tuple[int, ...]:
-        """Ids of a text that was written, not sampled, with the end token (likelihood on demonstrations)."""
+        """Returns the ids of a text that was written, not sampled, with the end token at its end."""
         return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
 
     @property
     def end_id(self) -> int:
+        """Returns the id of the end-of-sequence token. Raises ValueError where the tokenizer has none."""
         end = self.tokenizer.eos_token_id
         if not isinstance(end, int):
             raise ValueError("the tokenizer has no end-of-sequence token")
         return end
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of the ids without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def decode_offsets(self, token_ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """Text and each token's (start, end) characters in it; tokens that share a character share its span.
+        """Returns the text, and the characters [start, end) of every token in it.
 
-        Works on the sampled ids, window by window, because encoding the text again may cut it elsewhere.
+        Tokens that share a character have the same span. The sampled ids are decoded window by window, because encoding
+        the text again could give other tokens.
         """
         spans: list[tuple[int, int]] = []
         text, start, done = "", 0, 0  # ids[start:done] is decoded context; spans up to `done` are final
@@ -207,14 +226,17 @@ class PromptEncoder:
             context = self.decode(token_ids[start:done])
             piece = self.decode(token_ids[start:end])[len(context) :]
             if piece.endswith("\ufffd") and end < len(token_ids) and end - done < 8:
-                continue  # the middle of a character of several tokens
+                continue  # a character of several tokens is not complete yet
             spans += [(len(text), len(text) + len(piece))] * (end - done)
             text += piece
             start, done = done, end
         return text, spans
 
     def _encode(self, problem: Problem, text: str, options: dict[str, Any]) -> tuple[int, ...]:
-        """Ids of the conversation. What looks like a special token in `text`, which models write too, stays text."""
+        """Returns the ids of the conversation.
+
+        The name of a special token inside `text` stays text, since models write such names, too.
+        """
         system = "\n\n".join(s for s in (problem.system, self.prompts.system) if s is not None)
         has_system = problem.system is not None or self.prompts.system is not None
         plain = any(token in text for token in self._special)

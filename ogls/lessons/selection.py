@@ -1,7 +1,7 @@
-"""Which tokens of a rollout are learned from, and how much each of them counts.
+"""A selection says which tokens of a rollout are learned, and by how much.
 
 A privileged teacher contradicts a prefix that it would not have written, so tokens after the first error can carry a
-harmful signal. The choice is therefore independent of everything else.
+harmful signal. Which tokens count is therefore a choice of its own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from ogls.system.seeds import derive
 
 
 def token_span(offsets: Sequence[Span], span: Span) -> Span:
-    """Tokens [first, last) that contain the characters [start, end) of `span`.
+    """Returns the tokens [first, last) that contain the characters [start, end) of `span`.
 
-    `offsets` come from decoding the sampled ids. An empty span stands for the token that begins there, and
-    a span past the text for the last token: the rollout ended too early.
+    An empty span stands for the token that begins there. A span past the text stands for the last token, since the
+    rollout ended too early.
+
+    Args:
+        offsets: characters [start, end) of every token, from decoding the sampled ids
+        span: characters to find
     """
     start, end = span[0], max(span[1], span[0] + 1)
     inside = [t for t, (low, high) in enumerate(offsets) if low < end and high > start]
@@ -39,8 +43,8 @@ class TokenSelection(ABC):
         """Returns one number per token of `rollout`; 0 leaves the token out.
 
         Args:
-            rollout: token ids, the sampler's log-probabilities, text and verdict
-            error: the first error as tokens [first, last); None for a right rollout, or where nothing was located
+            rollout: rollout with its token ids, the sampler's log-probabilities, text and verdict
+            error: tokens [first, last) of the first error; None for a right rollout, or where nothing was located
         """
 
 
@@ -54,7 +58,7 @@ def _length(rollout: Rollout) -> int:
 
 @dataclass(frozen=True)
 class AllTokens(TokenSelection):
-    """Every token."""
+    """Every token counts."""
 
     def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
         return _window(rollout, 0, _length(rollout))
@@ -62,7 +66,11 @@ class AllTokens(TokenSelection):
 
 @dataclass(frozen=True)
 class FirstTokens(TokenSelection):
-    """The first `count` tokens; OPSD and OGLS-SD use 1,024 of up to 8,192."""
+    """The first tokens of a rollout count; OPSD and OGLS-SD use 1,024 of up to 8,192.
+
+    Args:
+        count: number of tokens at the beginning of a rollout that count
+    """
 
     count: int = 1024
 
@@ -75,7 +83,11 @@ class FirstTokens(TokenSelection):
 
 @dataclass(frozen=True)
 class LastTokens(TokenSelection):
-    """The last `count` tokens."""
+    """The last tokens of a rollout count.
+
+    Args:
+        count: number of tokens at the end of a rollout that count
+    """
 
     count: int = 128
 
@@ -88,7 +100,7 @@ class LastTokens(TokenSelection):
 
 @dataclass(frozen=True)
 class UpToError(TokenSelection):
-    """Everything up to and including the located error; all of a right rollout."""
+    """The tokens up to the end of the located error count; in a right rollout all tokens do."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
@@ -98,7 +110,7 @@ class UpToError(TokenSelection):
 
 @dataclass(frozen=True)
 class FromError(TokenSelection):
-    """Everything from the located error on (ROSD, the mask of its loss); all of a right rollout."""
+    """The tokens from the located error on count, as in the loss of ROSD; in a right rollout all tokens do."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"error"})
 
@@ -108,7 +120,12 @@ class FromError(TokenSelection):
 
 @dataclass(frozen=True)
 class ErrorSpan(TokenSelection):
-    """The located error with `before` tokens before it and `after` tokens after it; all of a right rollout."""
+    """The tokens of the located error count; in a right rollout all tokens do.
+
+    Args:
+        before: number of tokens in front of the error that count, too
+        after: number of tokens behind the error that count, too
+    """
 
     before: int = 0
     after: int = 0
@@ -122,7 +139,13 @@ class ErrorSpan(TokenSelection):
 
 @dataclass(frozen=True)
 class DecayFromError(TokenSelection):
-    """From the located error on, halved every `half_life` tokens; all of a right rollout."""
+    """The tokens from the located error on count less and less; in a right rollout all tokens count in full.
+
+        weight_t = 2 ** (-(t - first) / half_life)        for t >= first, the first token of the error; 0 before it
+
+    Args:
+        half_life: number of tokens over which the weight halves
+    """
 
     half_life: float = 32.0
     needs: ClassVar[frozenset[Need]] = frozenset({"error"})
@@ -139,9 +162,14 @@ class DecayFromError(TokenSelection):
 
 @dataclass(frozen=True)
 class ShiftedError(TokenSelection):
-    """Control: what `selection` takes of an error that was located `tokens` further on (negative: before it).
+    """This control moves the located error before another selection is applied; the rollout's ends stop the move.
 
-    Where the rollout ends, the shift ends.
+    Args:
+        selection: selection that starts or ends at an error
+        tokens: number of tokens by which the error is moved on; a negative number moves it back
+
+    Raises:
+        ValueError: the selection does not start or end at an error.
     """
 
     selection: TokenSelection
@@ -160,10 +188,17 @@ class ShiftedError(TokenSelection):
 
 @dataclass(frozen=True)
 class RandomPlace(TokenSelection):
-    """Control: the tokens that `selection` takes of a wrong rollout, as many in a row, at a random place.
+    """This control moves the tokens that another selection takes of a wrong rollout to a random place, as one block.
 
-    Another suffix of equal size does not exist, so this is a block of equal size. Each place is as likely as any other,
-    and a function of the rollout's tokens and `seed`.
+    The tokens are usually a suffix. No other suffix has the same size, so the control is a block of that size. All
+    places are equally likely, and the place follows from the rollout's tokens and the seed alone.
+
+    Args:
+        selection: selection that starts or ends at an error
+        seed: seed of the random place
+
+    Raises:
+        ValueError: the selection does not start or end at an error.
     """
 
     selection: TokenSelection

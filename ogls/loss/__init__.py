@@ -1,1 +1,4 @@
-"""From views to a target, from target and student to a loss and its gradient. Tensors only: knows no policy."""
+"""The loss turns the teacher's views into a target for the student.
+
+This package handles tensors; it knows neither text nor the model that the tensors come from.
+"""

@@ -1,11 +1,11 @@
-"""How far a target may be steered: the largest alpha within a KL budget, token by token.
+"""Every token gets the largest alpha whose target stays within a KL budget.
 
 pi_alpha ∝ p0 exp(alpha Delta) is an exponential family with log-normaliser L(alpha) = log E_p0[exp(alpha Delta)]:
 
     KL(pi_alpha || p0) = alpha E_alpha[Delta] - L(alpha)        d/dalpha KL = alpha Var_alpha(Delta) >= 0
     KL(pi_alpha || p0) <= alpha² (max Delta - min Delta)² / 8   since Var <= range² / 4 (Hoeffding's lemma)
 
-so alpha = sqrt(8 epsilon) / range is always within the budget, and bisection goes on from there.
+So alpha = sqrt(8 epsilon) / range is always within the budget, and bisection goes on from there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ogls.loss.chunked import accumulation_dtype, apply_head
@@ -22,14 +23,28 @@ Head = tuple[Tensor, Tensor | None]
 """Weight [vocab, hidden] and bias [vocab] of the output head."""
 
 HALVINGS = 20
+"""The bisection halves its interval this many times."""
 
 
 @torch.no_grad()
-def largest_alpha(anchor: Tensor, direction: Tensor, head: Head, alpha_max: float, epsilon: float) -> Tensor:
-    """Largest alpha in [0, alpha_max] with KL(pi_alpha || p0) <= epsilon, for each token [tokens].
+def largest_alpha(
+    anchor: Float[Tensor, "tokens hidden"],
+    direction: Float[Tensor, "tokens hidden"],
+    head: Head,
+    alpha_max: float,
+    epsilon: float,
+) -> Float[Tensor, " tokens"]:
+    """Returns for each token the largest alpha in [0, alpha_max] with KL(pi_alpha || p0) <= epsilon.
 
-    anchor, direction [tokens, hidden]: p0 = softmax(W anchor + b), Delta = W direction. Where the budget binds, what is
-    returned is below the root by at most alpha_max / 2^20.
+    p0 = softmax(W anchor + b) and Delta = W direction. Where the budget binds, the result is below the exact root by at
+    most alpha_max / 2^20.
+
+    Args:
+        anchor: states before steering
+        direction: states to steer along
+        head: weight and bias of the output head
+        alpha_max: upper bound of alpha
+        epsilon: KL budget per token, in nats
     """
     weight, bias = head
     alphas = torch.full((len(anchor),), alpha_max, dtype=accumulation_dtype(weight), device=weight.device)
@@ -44,7 +59,7 @@ def largest_alpha(anchor: Tensor, direction: Tensor, head: Head, alpha_max: floa
 
 
 def bisect_tile(logits: Tensor, deltas: Tensor, alphas: Tensor, *, alpha_max: float, epsilon: float) -> None:
-    """Fills `alphas` [rows] from the logits of p0 and Delta, both [rows, vocab]."""
+    """Fills `alphas` [rows] with the largest alphas, from the logits of p0 and Delta, both [rows, vocab]."""
     log_p0, delta = logits.to(alphas.dtype).log_softmax(-1), deltas.to(alphas.dtype)
     spread = delta.amax(-1) - delta.amin(-1)
     high = torch.full_like(alphas, alpha_max)
@@ -59,7 +74,9 @@ def bisect_tile(logits: Tensor, deltas: Tensor, alphas: Tensor, *, alpha_max: fl
     alphas.copy_(low)
 
 
-def tilted_kl(log_p0: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
-    """KL(pi_alpha || p0) [rows], for one alpha a row; log_p0 normalised and delta [rows, vocab]."""
+def tilted_kl(
+    log_p0: Float[Tensor, "rows vocab"], delta: Float[Tensor, "rows vocab"], alpha: Float[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """Returns KL(pi_alpha || p0) in nats, with one alpha per row; `log_p0` is normalised."""
     tilted = log_p0 + alpha[:, None] * delta
     return alpha * (tilted.softmax(-1) * delta).sum(-1) - tilted.logsumexp(-1)

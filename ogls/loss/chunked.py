@@ -1,15 +1,15 @@
-"""The chunked loss: hidden states in, weighted sums out, the logits of all tokens never in memory at once.
+"""The chunked loss compares states without holding the logits of all tokens.
 
-Student and target share the frozen head W, so z_T - z_S = W (h_T - h_S): the second GEMM is applied to the *difference*
-of the hidden states. Rounding of low-precision logits then is common to both sides and a small divergence keeps its
-gradient. That gradient with respect to the student's states is taken in the forward pass, while the logits are there:
+Student and target share the frozen head W, so z_T - z_S = W (h_T - h_S): the second product takes the *difference* of
+the hidden states. Rounding of low-precision logits is then common to both sides, and a small divergence keeps its
+gradient. The gradient with respect to the student's states is taken in the forward pass, while the logits are there:
 
-    z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three GEMMs a chunk
+    z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three matrix products per chunk
 
-The first two are one product of twice as many rows. The GEMMs run on chunks of tokens, the row passes (softmax,
-divergence, gradient) on tiles of a few rows that stay in the cache (see `blocking`), one by one or compiled into few,
-on a GPU by one kernel for all (`ogls.loss.triton_rows`); the gradient overwrites the logits. Row statistics are fp32
-(fp64 under a fp64 head).
+The first two are one product of twice as many rows. The products run on chunks of tokens. The row passes (softmax,
+divergence, gradient) run on tiles of a few rows that stay in the cache (`ogls.loss.tiles`), one by one or compiled into
+few; on a GPU one kernel makes all of them (`ogls.loss.triton_rows`). The gradient overwrites the logits. Row statistics
+are fp32, or fp64 under a fp64 head.
 """
 
 from __future__ import annotations
@@ -41,16 +41,31 @@ def chunked_divergence(
     chunk_rows: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """D(softmax(z_T / temperature), softmax(z_S / temperature)) of every token, differentiable in `hidden_student`.
+    """Returns D(softmax(z_T / temperature), softmax(z_S / temperature)) of every token, in nats.
 
-    hidden_student, hidden_target [tokens, hidden]; weight [vocab, hidden] and bias [vocab] of the frozen head. No
-    gradient flows to the target. `clip` bounds each vocabulary summand (see `clip_terms`). `chunk_rows` overrides the
-    byte budget. `compiled` fuses the row passes by torch.compile: the same results to rounding in two thirds of their
-    time on a CPU, after 18 s of building once a machine and 6 s of loading once a process. On a GPU it is for
-    divergences of one's own.
+    It is differentiable in `hidden_student` alone: no gradient flows to the target or to the head.
 
-    Returns the divergences [tokens] and, when `token_ids` [tokens] are given, the student's detached log-probs of those
-    tokens at the same temperature.
+    Args:
+        hidden_student: states of the student [tokens, hidden]
+        hidden_target: states of the target [tokens, hidden]
+        weight: weight of the frozen output head [vocab, hidden]
+        bias: bias of the frozen output head [vocab]; None where it has none
+        divergence: divergence D
+        temperature: divisor of the logits of both sides
+        clip: bound of each vocabulary summand of D (`clip_terms`); None leaves them free
+        one_sided: whether the bound is from above alone
+        token_ids: tokens [tokens] whose log-probabilities are returned too; None returns none
+        chunk_rows: tokens per chunk; None follows the byte budget of `ogls.loss.tiles`
+        compiled: whether torch.compile fuses the row passes. On a CPU they then take two thirds of their time and give
+            the same results to rounding, after 18 s of building once per machine and 6 s of loading once per process.
+            On a GPU this is for divergences that `ogls.loss.triton_rows` does not know.
+
+    Returns:
+        The divergences [tokens], and the student's detached log-probabilities [tokens] of `token_ids` at the same
+        temperature, or None.
+
+    Raises:
+        ValueError: shapes do not fit, or the head requires a gradient.
     """
     check_states(hidden_student, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden_student.requires_grad
@@ -86,7 +101,7 @@ def chunked_divergence(
 def passes(
     divergence: Divergence, device: torch.device, compiled: bool, **options: float | bool | None
 ) -> Callable[..., None]:
-    """`divergence_rows` for all rows of a chunk, by the quickest way that `device` and `divergence` have."""
+    """Returns `divergence_rows` for all rows of a chunk, by the quickest way for `device` and `divergence`."""
     if device.type == "cuda" and not compiled:
         from ogls.loss import triton_rows  # a module that comes with torch for GPUs only
 
@@ -109,9 +124,19 @@ def divergence_rows(
     one_sided: bool,
     wants_gradient: bool,
 ) -> None:
-    """All row passes over some tokens: fills `values` and `logprobs` [rows], and leaves dD/dz in `logits`.
+    """Makes all row passes over some tokens: fills `values` and `logprobs`, and leaves dD/dz in `logits`.
 
-    logits = z_S and gaps = z_T - z_S [rows, vocab], both used up; z = logits / temperature.
+    Args:
+        logits: z_S [rows, vocab], overwritten by dD/dz, where z = z_S / temperature
+        gaps: z_T - z_S [rows, vocab], overwritten
+        values: divergences [rows], to be filled
+        ids: tokens [rows] whose log-probabilities are wanted, or None
+        logprobs: log-probabilities [rows] of `ids` under the student, to be filled, or None
+        divergence: divergence D
+        temperature: divisor of the logits of both sides
+        clip: bound of each vocabulary summand, or None
+        one_sided: whether the bound is from above alone
+        wants_gradient: whether dD/dz is made
     """
     z, u = logits.to(values.dtype), gaps.to(values.dtype)
     if temperature != 1.0:
@@ -148,7 +173,19 @@ def chunked_logprobs(
     temperature: float = 1.0,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """log softmax(z / temperature)[token_ids] of every token [tokens], differentiable in `hidden` [tokens, hidden]."""
+    """Returns log softmax(z / temperature)[token_ids] of every token [tokens], differentiable in `hidden`.
+
+    Args:
+        hidden: states that predict each token [tokens, hidden]
+        weight: weight of the frozen output head [vocab, hidden]
+        bias: bias of the frozen output head [vocab]; None where it has none
+        token_ids: tokens [tokens] whose log-probabilities are returned
+        temperature: divisor of the logits
+        chunk_rows: tokens per chunk; None follows the byte budget of `ogls.loss.tiles`
+
+    Raises:
+        ValueError: shapes do not fit, or the head requires a gradient.
+    """
     check_states(hidden, weight, bias, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
     num_tokens = len(hidden)
@@ -174,7 +211,7 @@ def chunked_logprobs(
 
 @cache
 def fused(row_pass: Callable[..., None]) -> Callable[..., None]:
-    """`row_pass` as few compiled loops, for any number of rows."""
+    """Returns `row_pass` compiled into few loops, for any number of rows."""
     build = torch.compile(row_pass)
 
     def run(*tensors: Tensor | None, **options: Any) -> None:
@@ -187,7 +224,10 @@ def fused(row_pass: Callable[..., None]) -> Callable[..., None]:
 
 
 class GradientInForward(torch.autograd.Function):
-    """Gives values [tokens] the derivative made beside them: d values[t] / d hidden[t] = gradient[t] / temperature."""
+    """This autograd function gives values [tokens] a derivative that was computed together with them.
+
+    d values[t] / d hidden[t] = gradient[t] / temperature
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, values: Tensor, gradient: Tensor, temperature: float) -> Tensor:
@@ -203,12 +243,12 @@ class GradientInForward(torch.autograd.Function):
 
 
 def attach(hidden: Tensor, values: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
-    """`values` [tokens] of `hidden` with their gradient, of which rows beyond the tokens are left out."""
+    """Returns `values` [tokens] with their gradient in `hidden`; rows of `gradient` beyond the tokens are left out."""
     return values if gradient is None else GradientInForward.apply(hidden, values, gradient[: len(hidden)], temperature)
 
 
 def padded(*tensors: Tensor | None) -> list[Any]:
-    """With rows of zeros at the end, so that products of matrices come in few sizes (`ogls.system.sizes`)."""
+    """Returns the tensors with rows of zeros at the end, so that matrices have few sizes (`ogls.system.sizes`)."""
 
     def pad(tensor: Tensor) -> Tensor:
         more = rounded_up(len(tensor), tensor.device) - len(tensor)
@@ -218,7 +258,7 @@ def padded(*tensors: Tensor | None) -> list[Any]:
 
 
 def softmax_with_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(logits) and log sum exp(logits) [rows, 1]; two maxima are cheaper than a second exponential."""
+    """Returns softmax(logits) and log sum exp(logits) [rows, 1]; two maxima are cheaper than a second exponential."""
     probs = torch.softmax(logits, dim=-1)
     return probs, logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
 
@@ -226,11 +266,13 @@ def softmax_with_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
 def logits_and_gaps(
     student: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None, near: Tensor | None, out: Tensor
 ) -> Tensor:
-    """z_S but for a constant a row (`shift_to` the tokens `near`), and z_T - z_S, into `out` [2, rows, vocab], by one
-    product; states [rows, hidden].
+    """Writes z_S, up to a constant per row, and z_T - z_S into `out` [2, rows, vocab] by one product.
 
-    Returns the indices of rows whose student is its target. All is 0 there, and rounding is all there would be: an
-    optimiser that divides by the gradient's size would make full steps of it.
+    The states are [rows, hidden]. The constant brings the logits of the tokens `near` to about 0 (`shift_to`); without
+    them it is 0.
+
+    Returns the indices of the rows in which student and target are equal. Loss and gradient have to be exactly 0 there:
+    an optimiser that divides by the gradient's size would make full steps of mere rounding.
     """
     accurate = accumulation_dtype(weight)
     gap = target.to(accurate) - student.to(accurate)
@@ -247,16 +289,19 @@ def logits_and_gaps(
 
 
 def shift_to(near: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """What makes the logits of the tokens `near` [rows] about 0 when it is added to their rows of them [rows, 1].
+    """Returns a number per row [rows, 1] that, added to all logits of the row, brings that of its token `near` to 0.
 
-    Within the product, before anything is rounded: logits of 40, as trained models have them, are up to 1/8 off in
-    bf16, and far less is left near a sampled token, where the mass is.
+    It is added within the product, before anything is rounded. Logits of 40, as trained models have them, are up to 1/8
+    off in bf16; those near a sampled token, where the probability is, are then small and far less off.
     """
     return -(hidden * weight[near]).sum(-1, keepdim=True)
 
 
 def apply_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, near: Tensor | None = None) -> None:
-    """hidden [rows, hidden] -> logits [rows, vocab] into `out`, in the weight's dtype; `shift_to` the tokens `near`."""
+    """Writes the logits [rows, vocab] of `hidden` [rows, hidden] into `out`, in the head's dtype.
+
+    With tokens `near` [rows], they are moved by a constant per row (`shift_to`).
+    """
     hidden = hidden.to(weight.dtype)
     if near is None:
         torch.mm(hidden, weight.T, out=out)
@@ -267,6 +312,7 @@ def apply_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor,
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Returns the dtype of sums over rows: fp64 for a fp64 tensor, fp32 for all others."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -278,6 +324,7 @@ def check_states(
     hidden_target: Tensor | None = None,
     token_ids: Tensor | None = None,
 ) -> None:
+    """Raises ValueError where shapes do not fit, or where the head requires a gradient."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         shapes = f"{list(hidden.shape)} and {list(weight.shape)}"
         raise ValueError(f"expected states [tokens, hidden] and a head [vocab, hidden], got {shapes}")
@@ -286,4 +333,4 @@ def check_states(
     if hidden_target is not None and hidden_target.shape != hidden.shape:
         raise ValueError(f"expected target states {list(hidden.shape)}, got {list(hidden_target.shape)}")
     if token_ids is not None and token_ids.shape != hidden.shape[:1]:
-        raise ValueError(f"expected one token id a state, {len(hidden)}, got {list(token_ids.shape)}")
+        raise ValueError(f"expected one token id per state, {len(hidden)}, got {list(token_ids.shape)}")

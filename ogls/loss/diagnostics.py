@@ -1,10 +1,11 @@
-"""How far apart target, anchor and student are, measured on some tokens."""
+"""Diagnostics measure on some tokens how far apart target and student are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ogls.loss.alpha_bound import Head
@@ -14,35 +15,37 @@ from ogls.loss.steering import Steered
 from ogls.loss.tiles import chunks
 from ogls.records import Lesson
 
-DIAGNOSTIC_ROWS = 32  # tokens at a time; about ten fp32 rows of the vocabulary are alive for each
+DIAGNOSTIC_ROWS = 32  # tokens per chunk; each keeps about ten fp32 rows of the vocabulary alive
 
 
 @torch.no_grad()
 def diagnose(
     lessons: Sequence[Lesson],
-    hidden_student: Tensor,
+    hidden_student: Float[Tensor, "tokens hidden"],
     target: Steered,
     head: Head,
     marker_ids: Sequence[int],
     seed: int,
     num_tokens: int = 64,
 ) -> dict[str, Tensor]:
-    """Returns what the target is, by `diagnostics`, on distilled tokens of a micro-batch that follow from the seed.
+    """Returns the `diagnostics` of a random sample of a micro-batch's distilled tokens, by name.
+
+    Where every token has an alpha of its own, ``alpha`` is added, with one value for each distilled token.
 
     Args:
-        lessons: the micro-batch
-        hidden_student: states [tokens, hidden] of its learned tokens
-        target: what the method's steering made of the views
+        lessons: lessons of the micro-batch
+        hidden_student: states of the student that predict their learned tokens
+        target: anchor, direction and alpha of the target of these tokens
         head: weight and bias of the output head
-        marker_ids: tokens that are reflection markers
-        seed: decides which tokens are taken
-        num_tokens: how many
+        marker_ids: token ids of reflection markers
+        seed: random seed of the sample
+        num_tokens: largest size of the sample
     """
     taught = per_token(lessons, lambda lesson: [w * bool(lesson.views) for w in lesson.token_weights], hidden_student)
     taught, generator = taught.nonzero(), torch.Generator().manual_seed(seed)
     rows = taught[torch.randperm(len(taught), generator=generator)[:num_tokens].to(taught.device), 0]
     found, alpha, steer = {}, target.alpha, target.direction[rows]
-    if isinstance(alpha, Tensor):  # one for each token: what is diagnosed is the steering as it is applied
+    if isinstance(alpha, Tensor):  # one alpha per token: then the direction is measured with its alpha in it
         found["alpha"] = alpha[taught[:, 0]]
         steer, alpha = steer * alpha[rows], 1.0
     values = diagnostics(hidden_student[rows], target.anchor[rows], steer, alpha, *head, marker_ids=marker_ids)
@@ -51,20 +54,32 @@ def diagnose(
 
 @torch.no_grad()
 def diagnostics(
-    hidden_student: Tensor,
-    hidden_anchor: Tensor,
-    hidden_direction: Tensor,
+    hidden_student: Float[Tensor, "tokens hidden"],
+    hidden_anchor: Float[Tensor, "tokens hidden"],
+    hidden_direction: Float[Tensor, "tokens hidden"],
     alpha: float,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
     temperature: float = 1.0,
     marker_ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """How far target, anchor and student are apart: means over the tokens given (some hundreds do; none give {}).
+    """Returns how far target, anchor and student are apart, as means over the given tokens by name.
 
-    p0 = softmax of the anchor's logits, Delta = W direction, target ∝ p0 exp(alpha Delta), everything / temperature.
-    `delta_std` is the standard deviation of Delta under p0, `delta_range` max - min over the vocabulary, and
-    `hoeffding_bound` = alpha² range² / 8 >= KL(target || anchor). In nats; masses and `tv_target_anchor` in [0, 1].
+    p0 = softmax(anchor's logits), Delta = W direction, target ∝ p0 exp(alpha Delta); all logits are divided by the
+    temperature. KLs and entropies are in nats; masses and ``tv_target_anchor``, a total variation, are in [0, 1].
+    ``delta_std`` is the standard deviation of Delta under p0, and ``delta_range`` is max Delta - min Delta over the
+    vocabulary. ``hoeffding_bound`` = alpha² range² / 8 >= KL(target || anchor). Some hundreds of tokens are enough for
+    a stable mean; without tokens the result is empty.
+
+    Args:
+        hidden_student: states of the student
+        hidden_anchor: states of the target before steering
+        hidden_direction: states to steer along
+        alpha: strength of the steering
+        weight: weight of the output head
+        bias: bias of the output head; None where it has none
+        temperature: divisor of all logits
+        marker_ids: token ids whose mass under target and student is measured too; None measures none
     """
     check_states(hidden_student, weight, bias, hidden_target=hidden_anchor)
     found: dict[str, Tensor] = {}

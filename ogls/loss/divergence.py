@@ -1,11 +1,11 @@
-"""Divergences between target and student, each by its formula and its true derivative.
+"""Divergences compare target and student, each with its exact derivative.
 
-Written in terms of the student's probabilities p_S, the target's p_T and u = log p_T - log p_S, all of one token over
-the vocabulary. The student's logits z_S enter only through p_S = softmax(z_S), so with a divergence D = sum_v s_v
+They are written in terms of the student's probabilities p_S, the target's p_T and u = log p_T - log p_S, all of one
+token over the vocabulary. The student's logits z_S enter only through p_S = softmax(z_S), so with D = sum_v s_v
 
     ph_v = p_S,v * ds_v / dp_S,v        dD/dz_S = ph - p_S * sum_v ph_v
 
-and a class that returns (s, ph) is all that a new divergence needs. `ph` has to be the derivative itself, not the
+A class that returns (s, ph) is all that a new divergence needs. `ph` has to be the derivative itself, not the
 derivative up to a constant: where a clip binds on single entries, a constant no longer cancels in the sum.
 """
 
@@ -22,10 +22,12 @@ LARGE = 80.0
 
 
 def mixture_ratio(u: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """m / p_S = 1 - weight + weight e^u with u at most LARGE, and log m - log p_S for any u; 1 and 0 at u = 0, exactly.
+    """Returns m / p_S with u cut at LARGE, and log m - log p_S for any u; exactly 1 and 0 at u = 0.
 
-    m = (1 - weight) p_S + weight p_T. By exp and log: expm1 and log1p are several times as slow on a CPU, for digits
-    that the sums over v do not keep.
+        m = (1 - weight) p_S + weight p_T        m / p_S = 1 - weight + weight e^u
+
+    It is made with exp and log: expm1 and log1p are several times as slow on a CPU, for digits that the sums over v do
+    not keep.
     """
     if weight == 0.0:
         return torch.ones_like(u), torch.zeros_like(u)
@@ -35,16 +37,22 @@ def mixture_ratio(u: Tensor, weight: float) -> tuple[Tensor, Tensor]:
 
 
 class Divergence(ABC):
-    """D(target, student) of one next-token distribution, as a sum over the vocabulary."""
+    """A divergence D(target, student) of two next-token distributions is a sum over the vocabulary."""
 
     @abstractmethod
     def terms(self, ps: Tensor, pt: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Summands s and ph = p_S ds/dp_S, both new tensors of the shape [..., vocab] of all three arguments."""
+        """Returns the summands s and ph = p_S ds/dp_S, two new tensors [..., vocab].
+
+        Args:
+            ps: probabilities of the student [..., vocab]
+            pt: probabilities of the target [..., vocab]
+            u: log pt - log ps [..., vocab]
+        """
 
 
 @dataclass(frozen=True)
 class ForwardKL(Divergence):
-    """KL(target || student) = sum_v p_T u. The student is pulled to cover all of the target."""
+    """KL(target || student) = sum_v p_T u pulls the student to cover all of the target."""
 
     def terms(self, ps: Tensor, pt: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return pt * u, -pt
@@ -52,7 +60,7 @@ class ForwardKL(Divergence):
 
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
-    """KL(student || target) = -sum_v p_S u. The student leaves what the target finds unlikely."""
+    """KL(student || target) = -sum_v p_S u makes the student leave what the target finds unlikely."""
 
     def terms(self, ps: Tensor, pt: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         summand = -ps * u
@@ -61,9 +69,13 @@ class ReverseKL(Divergence):
 
 @dataclass(frozen=True)
 class JensenShannon(Divergence):
-    """JSD = beta KL(target || m) + (1 - beta) KL(student || m), m = (1 - beta) p_S + beta p_T, 0 < beta < 1.
+    """JSD = beta KL(target || m) + (1 - beta) KL(student || m) compares both sides with their mixture m.
 
-    Lies in [0, ln 2] at beta = 1/2 (GKD, arXiv 2306.13649, equation 1, with teacher and target in one role).
+    m = (1 - beta) p_S + beta p_T. At beta = 1/2 the JSD lies in [0, ln 2]. Source: GKD, arXiv 2306.13649, equation 1,
+    whose teacher is the target here.
+
+    Args:
+        beta: share of the target in the mixture, above 0 and below 1
     """
 
     beta: float = 0.5
@@ -81,9 +93,12 @@ class JensenShannon(Divergence):
 
 @dataclass(frozen=True)
 class SkewKL(Divergence):
-    """KL(target || m) with m = (1 - skew) p_S + skew p_T, 0 <= skew < 1: a forward KL bounded by -log(skew).
+    """KL(target || m) with m = (1 - skew) p_S + skew p_T is a forward KL that never exceeds -log(skew).
 
-    skew = 0 is ForwardKL (DistiLLM, arXiv 2402.03898, section 3.1).
+    skew = 0 is `ForwardKL`. Source: DistiLLM, arXiv 2402.03898, section 3.1.
+
+    Args:
+        skew: share of the target in the mixture m, at least 0 and below 1
     """
 
     skew: float = 0.1
@@ -100,11 +115,11 @@ class SkewKL(Divergence):
 
 
 def clip_terms(summand: Tensor, ph: Tensor, clip: float, one_sided: bool) -> None:
-    """Clamp each vocabulary summand to [-clip, clip], or to at most clip when `one_sided`, in place.
+    """Clamps each vocabulary summand to [-clip, clip], or to at most clip if `one_sided`, in place.
 
-    Where the clamp binds the summand no longer depends on the student, so its ph becomes zero: the exact derivative of
-    the clamped sum. The one-sided form (OPSD's released code) keeps all negative summands and can therefore reverse the
-    gradient; the symmetric one is OGLS-SD's.
+    Where the clamp binds, the summand no longer depends on the student, so its ph becomes zero: this is the exact
+    derivative of the clamped sum. The one-sided form (OPSD's released code) keeps all negative summands and can
+    therefore reverse the gradient; the symmetric form is OGLS-SD's.
     """
     binds = summand > clip if one_sided else summand.abs() > clip
     ph.masked_fill_(binds, 0.0)

@@ -1,10 +1,11 @@
-"""What a step minimises: terms that make a weighted sum over tokens out of the states of a micro-batch.
+"""An objective is a sum of terms, each a weighted mean of losses over tokens.
 
-    sum_loss, extras = term(states)
+    weighted_sum, metrics = term(states)
 
-A term says how much each token of a lesson counts for it (`token_weights`), and what it learns towards (`target`). It
-returns a *weighted sum* over tokens; the caller divides by the sum of these weights over the whole optimiser step, so
-that micro-batches and processes add up to one global mean. Without tokens the sum is exactly 0, with its graph.
+A term says how much each token of a lesson counts for it (`token_weights`), and what it learns towards (`target`). For
+one micro-batch it returns a *weighted sum* over tokens. The caller divides by the sum of these weights over the whole
+optimiser step, so that micro-batches and processes add up to one global mean. Without tokens the sum is exactly 0, and
+still has a gradient.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import nan
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from ogls.loss.alpha_bound import Head
@@ -29,7 +31,12 @@ from ogls.records import Lesson, Need
 
 
 class Target(NamedTuple):
-    """A target is made by a teacher, with its own weights or with those that training began with, and a steering."""
+    """A target is what a steering makes of the views that some weights read.
+
+    Args:
+        weights: ``teacher`` for the weights of the method's teacher, ``start`` for those that training began with
+        steering: rule that makes one distribution of all views
+    """
 
     weights: Literal["teacher", "start"]
     steering: Steering
@@ -37,19 +44,20 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """A micro-batch as tensors, the tokens of all lessons in one row.
+    """States are a micro-batch as tensors, with the tokens of all its lessons in one row.
 
     Args:
         hidden_student: final-norm states of the student that predict each token
         head_weight: weight of the frozen output head, which student and teacher share
-        head_bias: its bias, if it has one
-        token_ids: the tokens
-        token_weights: how much each counts
+        token_ids: ids of the tokens
+        token_weights: weight of each token in the mean
+        head_bias: bias of the frozen output head; None where it has none
         lesson_of: number of the lesson that each token belongs to
         hidden_target: states of the target; None for a term without one
-        hidden_anchor: states of the target before steering
-        old_logprobs: the sampler's log-probabilities; None for text that was not sampled
-        advantages: each token's share of its rollout's advantage
+        hidden_anchor: states of the target before steering; None for a term without one
+        old_logprobs: log-probabilities of the tokens when they were sampled; NaN at a token that was not, None for text
+            that was not
+        advantages: advantage of the rollout that each token belongs to
     """
 
     hidden_student: Float[Tensor, "tokens hidden"]
@@ -65,9 +73,14 @@ class States:
 
     @classmethod
     def of(cls, lessons: Sequence[Lesson], hidden_student: Float[Tensor, "tokens hidden"], head: Head) -> States:
-        """Returns the learned tokens of some lessons, of which `hidden_student` has the student's states."""
+        """Returns the learned tokens of some lessons.
+
+        Args:
+            lessons: lessons of the micro-batch
+            hidden_student: final-norm states of the student that predict their learned tokens
+            head: weight and bias of the output head
+        """
         numbers = iter(range(len(lessons)))
-        sampled = all(lesson.logprobs is not None for lesson in lessons)
 
         def row(values: Callable[[Lesson], Sequence[float]]) -> Tensor:
             return per_token(lessons, values, hidden_student)
@@ -79,20 +92,25 @@ class States:
             token_ids=row(lambda lesson: lesson.token_ids).long(),
             token_weights=row(lambda lesson: lesson.token_weights),
             lesson_of=row(lambda lesson: (next(numbers),) * len(lesson.token_ids)).long(),
-            old_logprobs=row(lambda lesson: lesson.logprobs or ()) if sampled else None,
+            old_logprobs=row(lambda lesson: lesson.logprobs or (nan,) * len(lesson.token_ids)),
             advantages=row(lambda lesson: (lesson.advantage,) * len(lesson.token_ids)),
         )
 
     def towards(self, target: Steered) -> States:
-        """Returns the same with a target."""
+        """Returns a copy that has the states of `target` and of its anchor."""
         return replace(self, hidden_anchor=target.anchor, hidden_target=target.states)
 
     def weighted(self, token_weights: Float[Tensor, " tokens"]) -> States:
-        """Returns the tokens whose weight in `token_weights` is not 0, with these weights."""
+        """Returns a copy that has only the tokens whose number in `token_weights` is not 0, with these weights.
+
+        Its `old_logprobs` are None where one of these tokens was not sampled.
+        """
         rows = token_weights.nonzero().squeeze(1)
 
         def of(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
+
+        old = of(self.old_logprobs)
 
         return replace(
             self,
@@ -102,7 +120,7 @@ class States:
             lesson_of=of(self.lesson_of),
             hidden_target=of(self.hidden_target),
             hidden_anchor=of(self.hidden_anchor),
-            old_logprobs=of(self.old_logprobs),
+            old_logprobs=None if old is None or old.isnan().any() else old,
             advantages=of(self.advantages),
         )
 
@@ -113,14 +131,14 @@ class Objective(ABC):
     @property
     @abstractmethod
     def terms(self) -> tuple[tuple[float, Term], ...]:
-        """Factors and terms of the sum."""
+        """Returns the summands, each as its factor and its term."""
 
 
 class Term(Objective):
-    """A term is an objective by itself: states -> (differentiable weighted sum, detached values per token by name)."""
+    """A term is the mean of one loss over the tokens that count for it; it is an objective by itself."""
 
     temperature: float = 1.0
-    """Divides the logits of the student before its log-probabilities are taken."""
+    """The logits of the student are divided by this number before its log-probabilities are taken."""
 
     @property
     def terms(self) -> tuple[tuple[float, Term], ...]:
@@ -128,43 +146,50 @@ class Term(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it asks of the method: ``advantages``, ``logprobs``."""
+        """Returns what the term asks of the method and the run, such as ``advantages`` or ``logprobs``."""
         return frozenset()
 
     def target(self, steering: Steering) -> Target | None:
-        """Returns what it learns towards, where the method has this steering; None where nobody teaches."""
+        """Returns what the term learns towards; None where it needs no teacher.
+
+        Args:
+            steering: steering of the method, which a term may replace by its own
+        """
         return None
 
     def num_scored(self, lesson: Lesson) -> int:
-        """Returns how many of the lesson's first tokens the teacher has to read for `target`."""
+        """Returns how many of the lesson's first tokens the teacher has to read to make the target."""
         return lesson.num_weighted if lesson.views else 0
 
     @abstractmethod
     def token_weights(self, lesson: Lesson) -> Sequence[float]:
-        """Returns how much each token of the lesson counts; 0 leaves it out."""
+        """Returns how much each token of the lesson counts for this term; 0 leaves it out."""
 
     @abstractmethod
-    def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
+        """Returns the differentiable sum of weighted losses, and detached values per token by metric name."""
 
 
 @dataclass(frozen=True)
 class Distillation(Term):
     """Distillation minimises sum_t w_t D(target_t, student_t) over the tokens of lessons with views.
 
-    Extras: ``divergence``, unweighted, and ``logprob``, the student's for the sampled token at `temperature`.
+    Its metrics are ``divergence``, without weights, and ``logprob``, the student's log-probability of the token.
 
     Args:
-        divergence: D, by its formula
-        support: what D sums over: null for the whole vocabulary, `TopK` for the likeliest tokens and one bucket (SDPO)
-        temperature: divisor of the logits of both sides
+        divergence: divergence D between the target's and the student's next-token distribution
+        support: tokens that D sums over: null for the whole vocabulary, `TopK` for the likeliest ones and one bucket
+            that holds all others (SDPO)
+        temperature: divisor of the logits of target and student
         clip: bound of each vocabulary summand of D, which is clamped to ±clip (OGLS-SD: 0.05); null leaves it free
-        one_sided: whether the bound is from above alone (OPSD's released code)
-        importance_cap: factor min(pi_student / pi_sampler, cap) of w_t for the sampled token, taken as a constant
-            (SDPO, ROSD: 2); the sampler's log-probabilities have to be at the same temperature
-        weighting: what multiplies w_t once student and target are known; null leaves it as it is
-        steering: what makes the target; null is the method's steering
-        compiled: whether the passes over the whole vocabulary go through torch.compile: on a CPU a fifth quicker per
-            token, which some 50,000 tokens pay back (150,000 where it is first built)
+        one_sided: whether `clip` bounds the summands from above alone (OPSD's released code)
+        importance_cap: upper bound of the ratio pi_student / pi_sampler of the sampled token, which then multiplies the
+            token's weight as a constant (SDPO, ROSD: 2); null leaves the ratio out. Rollouts have to be drawn at the
+            same temperature, from the whole distribution.
+        weighting: further factor of each token's weight, made of the states of student and target; null adds none
+        steering: rule that makes the target of the teacher's views; null takes the method's steering
+        compiled: whether torch.compile fuses the passes over the whole vocabulary. On a CPU a token then takes a fifth
+            less time, which makes up for the start after some 50,000 tokens (150,000 the first time on a machine).
     """
 
     divergence: Divergence = field(default_factory=ForwardKL)
@@ -199,7 +224,7 @@ class Distillation(Term):
     def token_weights(self, lesson: Lesson) -> Sequence[float]:
         return lesson.token_weights if lesson.views else (0.0,) * len(lesson.token_weights)
 
-    def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
         if states.hidden_target is None:
             raise ValueError("Distillation needs the target's states, got hidden_target=None")
         if self.support is None:
@@ -228,17 +253,17 @@ class Distillation(Term):
 
 @dataclass(frozen=True)
 class ReferenceKL(Distillation):
-    """ReferenceKL keeps the student near the model that training began with: KL(student || start) of every token.
+    """ReferenceKL keeps the student near the model that training began with, by KL(student || start) of every token.
 
         sum_t w_t sum_v pi_student(v) log(pi_student(v) / pi_start(v))      exact, over the whole vocabulary
 
-    over all learned tokens of every rollout that is learned from in any way; the start reads the problem alone. It is
-    the second half of GRPO's published loss (arXiv 2402.03300, equation 3), where its factor is 0.04.
+    The sum runs over all learned tokens of every rollout that is learned from in any way; the start reads the problem
+    alone. This is the second half of GRPO's published loss (arXiv 2402.03300, equation 3), where its factor is 0.04.
 
-    Extras: ``kl_to_reference``, unweighted.
+    Its metric is ``kl_to_reference``, without weights.
 
     Args:
-        per: what is averaged: ``sequence``, where every rollout weighs the same, or ``token``, where every token does
+        per: unit of the mean: ``sequence`` gives every rollout the same weight, ``token`` every token
     """
 
     divergence: Divergence = field(default_factory=ReverseKL)
@@ -259,44 +284,44 @@ class ReferenceKL(Distillation):
         weight = 1.0 / learned if self.per == "sequence" and learned else 1.0
         return (weight,) * learned + (0.0,) * (count - learned)
 
-    def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
         loss, extras = super().__call__(states)
         return loss, {"kl_to_reference": extras["divergence"]}
 
 
 @dataclass(frozen=True)
 class Likelihood(Term):
-    """Likelihood minimises -sum_t w_t log pi_student(token_t) over lessons without views: supervised fine-tuning.
+    """Likelihood minimises -sum_t w_t log pi_student(token_t) over lessons without views (supervised fine-tuning).
 
-    Extras: ``logprob``.
+    Its metric is ``logprob``, the student's log-probability of the token.
     """
 
     def token_weights(self, lesson: Lesson) -> Sequence[float]:
         return (0.0,) * len(lesson.token_weights) if lesson.views else lesson.token_weights
 
-    def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
         logprob = chunked_logprobs(states.hidden_student, states.head_weight, states.head_bias, states.token_ids)
         return -(states.token_weights.to(logprob.dtype) * logprob).sum(), {"logprob": logprob.detach()}
 
 
 @dataclass(frozen=True)
 class Mixture(Objective):
-    """A mixture minimises sum_i factor_i * mean of objective_i over its own tokens.
+    """A mixture minimises a sum of objectives: sum_i factor_i * (mean of objective_i over its own tokens).
 
-    GRPO beside a distillation, for example: all rollouts of mixed groups carry advantages, those with views are
-    distilled as well. Where the same tokens count for several terms, they share the student's pass; each term may have
-    a steering of its own.
+    One example is GRPO beside a distillation: all rollouts of mixed groups carry advantages, and those with views are
+    distilled as well. Tokens that count for several terms run through the student once. Each term may have a steering
+    of its own.
 
     Args:
-        objectives: what is added up
-        factors: one per objective; none at all means 1 for each
+        objectives: list of the objectives that are added up
+        factors: one factor per objective; an empty list means 1 for each
     """
 
     objectives: list[Objective]
     factors: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", list(self.objectives))  # a tuple is as good
+        object.__setattr__(self, "objectives", list(self.objectives))  # a tuple is accepted, too
         object.__setattr__(self, "factors", list(self.factors))
         if not self.objectives or len(self.factors) not in (0, len(self.objectives)):
             raise ValueError(
@@ -312,15 +337,25 @@ class Mixture(Objective):
         return tuple((factor * inner, term) for factor, objective in pairs for inner, term in objective.terms)
 
 
-def per_token(lessons: Sequence[Lesson], values: Callable[[Lesson], Sequence[float]], like: Tensor) -> Tensor:
-    """Returns one value for each learned token of the lessons [tokens], on the device of `like`."""
+def per_token(
+    lessons: Sequence[Lesson], values: Callable[[Lesson], Sequence[float]], like: Tensor
+) -> Num[Tensor, " tokens"]:
+    """Returns one value per learned token, lesson after lesson, on the device of `like`.
+
+    Args:
+        lessons: lessons of the micro-batch
+        values: function from a lesson to one value per token of it
+        like: any tensor on the wanted device
+    """
     return torch.tensor(
         [value for lesson in lessons for value in values(lesson)[: lesson.num_learned]], device=like.device
     )
 
 
-def capped_ratio(logprob: Tensor, old_logprobs: Tensor | None, cap: float) -> Tensor:
-    """Returns min(exp(logprob - old_logprobs), cap) [tokens]; cannot overflow."""
+def capped_ratio(
+    logprob: Float[Tensor, " tokens"], old_logprobs: Float[Tensor, " tokens"] | None, cap: float
+) -> Float[Tensor, " tokens"]:
+    """Returns min(exp(logprob - old_logprobs), cap) of every token; a ratio that overflows becomes `cap`."""
     if old_logprobs is None:
         raise ValueError("importance_cap needs the sampler's log-probs, got old_logprobs=None")
     return torch.exp(logprob - old_logprobs.to(logprob.dtype)).clamp(max=cap)

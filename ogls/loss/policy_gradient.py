@@ -1,4 +1,4 @@
-"""Reinforcement by advantages: GRPO, and the same with the teacher's opinion of each token in its advantage."""
+"""GRPO reinforces by advantages, which a teacher may shape token by token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ogls.loss.chunked import chunked_logprobs
@@ -17,26 +18,37 @@ from ogls.records import Lesson, Need
 
 
 class Shaping(ABC):
-    """Self-distillation as the size of advantages: the teacher says which tokens earned the rollout's verdict.
+    """A shaping has the teacher say which tokens earned the rollout's verdict, and sizes their advantages by it.
 
-        e_t = log p_target(y_t) - log p_anchor(y_t)        of the sampled token, under the run's steering
+        e_t = log p_target(y_t) - log p_anchor(y_t)        the evidence of the sampled token y_t
 
-    The verifier keeps the sign. With `OutcomeContrast` as steering e_t is the contrast of RLCSD (arXiv 2606.11709),
-    log p(y_t | right attempt) - log p(y_t | wrong attempt), in which what any attempt in view does to the style
-    cancels; with `PositiveOnly` at alpha 1, the gap of RLSD, log p(y_t | right attempt) - log p(y_t).
-    Tokens that nobody scored have no evidence, e_t = 0, and keep their advantage.
+    Target and anchor come from the method's steering. With `OutcomeContrast`, e_t is the contrast of RLCSD (arXiv
+    2606.11709), log p(y_t | right attempt) - log p(y_t | wrong attempt); whatever both attempts do to the style cancels
+    in it. With `PositiveOnly` at alpha 1, e_t is the gap of RLSD, log p(y_t | right attempt) - log p(y_t). The sign of
+    an advantage stays the verifier's. Tokens that the teacher did not read have e_t = 0 and keep their advantage.
     """
 
     @abstractmethod
-    def __call__(self, advantages: Tensor, evidence: Tensor) -> Tensor:
-        """A_t of tokens with the advantage A of their rollout and evidence e_t, all [tokens]."""
+    def __call__(
+        self, advantages: Float[Tensor, " tokens"], evidence: Float[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
+        """Returns the shaped advantage A_t of every token.
+
+        Args:
+            advantages: advantage A of the rollout that each token belongs to
+            evidence: evidence e_t of each token, in nats
+        """
 
 
 @dataclass(frozen=True)
 class Scaled(Shaping):
-    """RLSD (arXiv 2604.03128): the advantage times a bounded likelihood ratio.
+    """Scaled multiplies the advantage by a bounded likelihood ratio (RLSD, arXiv 2604.03128).
 
-    A_t = A (1 - strength + strength clip(exp(sign(A) e_t), 1 - clip, 1 + clip))
+        A_t = A (1 - strength + strength clip(exp(sign(A) e_t), 1 - clip, 1 + clip))
+
+    Args:
+        strength: share of the ratio in the factor, from 0 to 1; 0 leaves the advantages as they are
+        clip: largest distance of the ratio from 1
     """
 
     strength: float = 0.5
@@ -48,20 +60,27 @@ class Scaled(Shaping):
         if not 0.0 < self.clip < 1.0:
             raise ValueError(f"Scaled needs clip in (0, 1), got {self.clip}")
 
-    def __call__(self, advantages: Tensor, evidence: Tensor) -> Tensor:
+    def __call__(
+        self, advantages: Float[Tensor, " tokens"], evidence: Float[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
         size = torch.exp((advantages.sign() * evidence).clamp(max=20.0)).clamp(1 - self.clip, 1 + self.clip)
         return advantages * torch.lerp(torch.ones_like(size), size, self.strength)
 
 
 @dataclass(frozen=True)
 class Shifted(Shaping):
-    """RLCSD (arXiv 2606.11709): the advantage plus a bounded step, never past zero.
+    """Shifted adds a bounded step to the advantage, never past zero (RLCSD, arXiv 2606.11709).
 
         r_t = strength tanh(e_t / scale), 0 where |r_t| <= threshold        A_t = A + r_t, 0 where its sign would turn
 
-    Defaults as released. There, p(y_t | wrong attempts) is a mean of probabilities over up to four attempts, and the
-    shifted tokens are averaged apart from the others; here one attempt a pool is the same, several are a geometric
-    mean, and all tokens share one average.
+    The defaults are as released. The released code takes p(y_t | wrong attempts) as a mean of probabilities over up to
+    four attempts, and averages the shifted tokens apart from the others. Here several attempts per pool make a
+    geometric mean, which for one attempt is the same, and all tokens share one average.
+
+    Args:
+        strength: largest step
+        scale: evidence in nats at which the step has three quarters of its largest size
+        threshold: size of a step up to which it counts as 0
     """
 
     strength: float = 0.5
@@ -75,7 +94,9 @@ class Shifted(Shaping):
                 f"got {self.strength}, {self.scale} and {self.threshold}"
             )
 
-    def __call__(self, advantages: Tensor, evidence: Tensor) -> Tensor:
+    def __call__(
+        self, advantages: Float[Tensor, " tokens"], evidence: Float[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
         step = self.strength * torch.tanh(evidence / self.scale)
         step = torch.where(step.abs() > self.threshold, step, 0.0)
         sign = advantages.sign()
@@ -88,16 +109,20 @@ class GRPO(Term):
 
         -sum_t w_t min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A)        r_t = pi_student(y_t) / pi_sampler(y_t)
 
-    over all tokens of every rollout with an advantage A. r_t also corrects for an engine that disagrees with the
-    trainer, so that on-policy it need not be exactly 1. The KL to a reference is a term of its own:
+    The sum runs over all tokens of every rollout with an advantage A. Even on-policy r_t need not be exactly 1: it also
+    corrects for a sampler whose arithmetic differs from the trainer's. The KL to a reference is a term of its own:
     ``Mixture([GRPO(), ReferenceKL()], [1.0, 0.04])``.
 
+    Its metrics are ``logprob``, ``ratio``, ``clip_fraction`` and, with a shaping, ``evidence``.
+
     Args:
-        clip_low: the ratio counts from 1 - clip_low
-        clip_high: the ratio counts up to 1 + clip_high; unequal bounds are DAPO's (arXiv 2503.14476: 0.2 and 0.28)
-        per: what is averaged: ``sequence``, where every rollout weighs the same, as published, or ``token`` (DAPO)
-        temperature: divisor of the logits, with which the sampler has to draw
-        shaping: how the teacher sizes the advantages, token by token; null needs no teacher
+        clip_low: distance below 1 at which the ratio is clipped
+        clip_high: distance above 1 at which the ratio is clipped; unequal distances are DAPO's (arXiv 2503.14476: 0.2
+            below and 0.28 above)
+        per: unit of the mean: ``sequence`` gives every rollout the same weight, as published; ``token`` gives every
+            token the same weight (DAPO)
+        temperature: divisor of the logits; rollouts have to be drawn at the same temperature
+        shaping: rule by which the teacher sizes the advantage of each token; null needs no teacher
     """
 
     clip_low: float = 0.2
@@ -126,7 +151,7 @@ class GRPO(Term):
         weight = float(lesson.advantage != 0.0)
         return (weight / count if self.per == "sequence" else weight,) * count
 
-    def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
         if states.advantages is None or states.old_logprobs is None:
             raise ValueError("GRPO needs advantages and the sampler's log-probs, got None")
         logprob = chunked_logprobs(
@@ -136,7 +161,7 @@ class GRPO(Term):
         if self.shaping is not None:
             extras["evidence"] = self._evidence(states)
             advantages = self.shaping(advantages, extras["evidence"])
-        # e^20 is far outside of any clip, and no infinity where a wrong rollout has an all but impossible token.
+        # e^20 is far outside of any clip. Without the clamp an all but impossible token would make the ratio infinite.
         ratio = torch.exp((logprob - states.old_logprobs.to(logprob.dtype)).clamp(max=20.0))
         free, clipped = ratio * advantages, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
         loss = -(states.token_weights.to(logprob.dtype) * torch.minimum(free, clipped)).sum()

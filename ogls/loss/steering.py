@@ -1,11 +1,15 @@
-"""Steering: from what the teacher reads (views) to the distribution the student learns (target).
+"""A steering makes one target distribution out of all the teacher's views.
 
-The head is linear, so a mean of logits is a mean of final-norm hidden states. A steering splits it into an anchor,
-whose coefficients sum to 1, and a direction, whose coefficients sum to 0:
+A *view* is what the teacher reads before the tokens of a rollout: the problem alone (plain), or the problem with a
+privileged text. The output head is linear, so a mean of the views' logits is a mean of their final-norm hidden states.
+A steering makes two sums of these states: an anchor, whose coefficients sum to 1, and a direction, whose coefficients
+sum to 0. alpha is the strength of the steering:
 
     target = softmax(W (anchor + alpha * direction) + b)
 
-Kept apart, every alpha costs no further teacher pass. Formulas: OGLS-SD, arXiv 2605.12400, equations 4 to 16.
+Since the two are kept apart, another alpha costs no further pass of the teacher. In the formulas z0 are the plain
+view's logits, and zbar+ and zbar- the means of the logits of success and failure views. Source: OGLS-SD, arXiv
+2605.12400, equations 4 to 16.
 """
 
 from __future__ import annotations
@@ -23,10 +27,15 @@ from ogls.records import Role
 from ogls.system.step_metrics import timed
 
 Coefficients = tuple[float, ...]
+"""One number per view."""
 
 
 def mean_of(roles: Sequence[Role], *wanted: Role) -> Coefficients:
-    """Coefficients of the mean over the views whose role is wanted. A mean over nothing is an error, never a zero."""
+    """Returns the coefficients of the mean over the views whose role is wanted.
+
+    Raises:
+        ValueError: no view has a wanted role; a mean over nothing is an error, never a zero.
+    """
     chosen = [role in wanted for role in roles]
     if not any(chosen):
         needed = " or ".join(repr(role) for role in wanted) or "other than 'plain'"
@@ -35,10 +44,12 @@ def mean_of(roles: Sequence[Role], *wanted: Role) -> Coefficients:
 
 
 def difference(left: Coefficients, right: Coefficients) -> Coefficients:
+    """Returns left - right, view by view."""
     return tuple(a - b for a, b in zip(left, right, strict=True))
 
 
 def check_ramp(alpha: float, ramp_steps: int) -> None:
+    """Raises ValueError unless alpha is finite and neither number is below 0."""
     if not 0.0 <= alpha < math.inf:
         raise ValueError(f"steering needs a finite alpha >= 0, got alpha={alpha}")
     if ramp_steps < 0:
@@ -46,13 +57,22 @@ def check_ramp(alpha: float, ramp_steps: int) -> None:
 
 
 def ramp(alpha: float, ramp_steps: int, step: int) -> float:
-    """Linear from 0 at step 0 to alpha at step `ramp_steps`; the first step of a ramp trains towards the plain view."""
+    """Returns the strength at a step: it rises linearly from 0 at step 0 to alpha at step `ramp_steps`, and stays.
+
+    The first step of a rise trains towards the anchor. With 0 `ramp_steps` the strength is always alpha.
+    """
     return alpha * min(1.0, step / ramp_steps) if ramp_steps else alpha
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steered:
-    """A target in its parts: softmax(W (anchor + alpha * direction) + b)."""
+    """A steered target is kept in its parts: softmax(W (anchor + alpha * direction) + b).
+
+    Args:
+        anchor: states before steering
+        direction: states to steer along
+        alpha: strength of the steering, one for all tokens or one per token
+    """
 
     anchor: Float[Tensor, "tokens hidden"]
     direction: Float[Tensor, "tokens hidden"]
@@ -60,31 +80,38 @@ class Steered:
 
     @property
     def states(self) -> Float[Tensor, "tokens hidden"]:
-        """The states of the target."""
+        """Returns the states of the target."""
         return self.anchor + self.alpha * self.direction
 
 
 class Steering(ABC):
-    """A steering makes a target out of the views of one lesson, as coefficients of their states."""
+    """A steering makes a target of the views of one lesson, by coefficients of their states."""
 
     @abstractmethod
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
-        """Returns (anchor, direction): one coefficient per view each; a view that is zero in both is not scored.
+        """Returns the coefficients of the anchor and those of the direction, one per view each.
+
+        The teacher does not read a view whose two coefficients are 0.
+
+        Args:
+            roles: role of each view, such as ``plain``, ``success`` or ``failure``
 
         Raises:
-            ValueError: a role that it needs is not among `roles`; the message names it.
+            ValueError: a role that the steering needs is missing; the message names it.
         """
 
     def alpha_at(self, step: int) -> float:
         """Returns the strength alpha at an optimiser step; 0 for a steering without a direction."""
         return 0.0
 
-    def strength(self, anchor: Tensor, direction: Tensor, step: int, head: Head) -> float | Tensor:
-        """Returns alpha, one for all tokens or one per token [tokens, 1].
+    def strength(
+        self, anchor: Float[Tensor, "tokens hidden"], direction: Float[Tensor, "tokens hidden"], step: int, head: Head
+    ) -> float | Float[Tensor, "tokens 1"]:
+        """Returns alpha, one for all tokens or one per token.
 
         Args:
-            anchor: states [tokens, hidden] before steering
-            direction: states [tokens, hidden] to steer along
+            anchor: states before steering
+            direction: states to steer along
             step: number of updates so far
             head: weight and bias of the output head, for a steering that looks at the distributions themselves
         """
@@ -93,7 +120,7 @@ class Steering(ABC):
 
 @dataclass(frozen=True)
 class Plain(Steering):
-    """The target is what the teacher says who reads the problem alone: a reference, and no privilege."""
+    """Plain takes the plain view alone: target = softmax(z0), a reference without privilege."""
 
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return mean_of(roles, "plain"), (0.0,) * len(roles)
@@ -101,7 +128,10 @@ class Plain(Steering):
 
 @dataclass(frozen=True)
 class Unsteered(Steering):
-    """The privileged teacher as it is: the mean of all views but the plain one (of one view in OPSD, SDPO, ROSD)."""
+    """Unsteered takes the privileged teacher as it is: the mean of all views but the plain one.
+
+    In OPSD, SDPO and ROSD there is one such view.
+    """
 
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return mean_of(roles, *dict.fromkeys(role for role in roles if role != "plain")), (0.0,) * len(roles)
@@ -109,7 +139,10 @@ class Unsteered(Steering):
 
 @dataclass(frozen=True)
 class PositiveMean(Steering):
-    """Positive Mean Teacher, an ablation of OGLS-SD: the mean of the success views."""
+    """PositiveMean takes the mean zbar+ of the success views' logits: target = softmax(zbar+).
+
+    This is OGLS-SD's ablation without a contrast, the Positive Mean Teacher.
+    """
 
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
         return mean_of(roles, "success"), (0.0,) * len(roles)
@@ -117,9 +150,14 @@ class PositiveMean(Steering):
 
 @dataclass(frozen=True)
 class PositiveOnly(Steering):
-    """Positive-Only Steering, an ablation of OGLS-SD: plain + alpha (success mean - plain).
+    """PositiveOnly moves the plain view towards success: target = softmax(z0 + alpha (zbar+ - z0)).
 
-    alpha rises linearly from 0 over `ramp_steps` optimiser steps and stays; 0 steps make it constant.
+    z0 are the plain view's logits, and zbar+ is the mean of the success views' logits. This is OGLS-SD's ablation
+    without failures, Positive-Only Steering.
+
+    Args:
+        alpha: strength of the steering after its rise
+        ramp_steps: number of optimiser steps over which the strength rises linearly from 0; 0 makes it constant
     """
 
     alpha: float = 1.0
@@ -138,10 +176,15 @@ class PositiveOnly(Steering):
 
 @dataclass(frozen=True)
 class OutcomeSteering(Steering):
-    """OGLS-SD: plain + alpha (success mean - failure mean); target ∝ p0 (GM(p+) / GM(p-))^alpha.
+    """OutcomeSteering moves the plain view from failure to success: target = softmax(z0 + alpha (zbar+ - zbar-)).
 
-    What the template itself does to the logits is the same in both pools and cancels in the difference. alpha rises
-    linearly from 0 over `ramp_steps` optimiser steps and stays; 0 steps make it constant.
+    This is OGLS-SD's steering. z0 are the plain view's logits; zbar+ and zbar- are the means of the success and of the
+    failure views' logits. In probabilities, target ∝ p0 (GM(p+) / GM(p-))^alpha with geometric means GM over the views.
+    What the words of the prompt do to the logits is the same in both means, and cancels in the difference.
+
+    Args:
+        alpha: strength of the steering after its rise
+        ramp_steps: number of optimiser steps over which the strength rises linearly from 0; 0 makes it constant
     """
 
     alpha: float = 1.0
@@ -159,10 +202,10 @@ class OutcomeSteering(Steering):
 
 @dataclass(frozen=True)
 class OutcomeContrast(Steering):
-    """From the failure mean to the success mean, without the plain view.
+    """OutcomeContrast goes from the failure mean (anchor) to the success mean (target), without the plain view.
 
-    For objectives that look at target and anchor of the same token: log p_target - log p_anchor is the contrast of
-    RLCSD (arXiv 2606.11709). As a target for distillation it is `PositiveMean`.
+    It is for objectives that compare target and anchor of a token: log p_target - log p_anchor is the contrast of RLCSD
+    (arXiv 2606.11709). As a target for distillation it equals `PositiveMean`.
     """
 
     def coefficients(self, roles: Sequence[Role]) -> tuple[Coefficients, Coefficients]:
@@ -175,11 +218,17 @@ class OutcomeContrast(Steering):
 
 @dataclass(frozen=True)
 class BoundedSteering(Steering):
-    """OGLS-SD with a bound instead of a guess: the largest alpha <= alpha_max with KL(target || p0) <= epsilon.
+    """BoundedSteering is `OutcomeSteering` with the largest alpha of each token that a KL budget allows.
 
-    Each token has its own. p0 is the plain view's distribution at temperature 1. The target ∝ p0 exp(alpha Delta) is an
-    exponential family, so the KL grows with alpha and bisection finds the bound (`ogls.loss.alpha_bound`). alpha_max
-    rises linearly from 0 over `ramp_steps` optimiser steps. The metric `alpha` is the mean over tokens.
+        alpha_t = max {alpha <= alpha_max: KL(target_t(alpha) || p0_t) <= epsilon}        p0_t = softmax(z0_t)
+
+    The target ∝ p0 exp(alpha Delta), Delta = zbar+ - zbar-, is an exponential family, so the KL grows with alpha and
+    bisection finds the bound (`ogls.loss.alpha_bound`).
+
+    Args:
+        epsilon: KL budget of each token, in nats, at temperature 1
+        alpha_max: upper bound of alpha after its rise
+        ramp_steps: number of optimiser steps over which the upper bound rises linearly from 0; 0 makes it constant
     """
 
     epsilon: float = 0.1
@@ -195,9 +244,11 @@ class BoundedSteering(Steering):
         return OutcomeSteering().coefficients(roles)
 
     def alpha_at(self, step: int) -> float:
-        """The largest alpha that a token can have."""
+        """Returns the largest alpha that a token can have at an optimiser step."""
         return ramp(self.alpha_max, self.ramp_steps, step)
 
     @timed("teacher")
-    def strength(self, anchor: Tensor, direction: Tensor, step: int, head: Head) -> Tensor:
+    def strength(
+        self, anchor: Float[Tensor, "tokens hidden"], direction: Float[Tensor, "tokens hidden"], step: int, head: Head
+    ) -> Float[Tensor, "tokens 1"]:
         return largest_alpha(anchor, direction, head, self.alpha_at(step), self.epsilon)[:, None]

@@ -1,11 +1,11 @@
-"""Blocks of tokens for the row-wise work on logits: chunks that fit a budget, tiles that fit the caches.
+"""Work on logits runs in chunks that fit a budget and tiles that fit caches.
 
-A *chunk* of tokens is as large as its logits buffers may be: each GEMM reads all of the head, so few large chunks are
-quick. A *tile* is a few rows of it, small enough to stay in the caches through all row passes.
+A *chunk* of tokens is as large as its logits buffers may be: each matrix product reads the whole head, so few large
+chunks are quick. A *tile* is a few rows of a chunk, small enough to stay in the caches through all row passes.
 
 On a CPU the tiles are shared out to threads, each of which runs a tile's operations on one core. Otherwise each
-operation would be spread over all cores and wait for the slowest, some 20 times a tile: on a machine that is also busy
-with something else that was measured to be more than ten times as slow.
+operation would be spread over all cores and wait for the slowest, some 20 times per tile. On a machine that is also
+busy with something else, that was measured to be more than ten times as slow.
 """
 
 from __future__ import annotations
@@ -21,21 +21,27 @@ from torch import Tensor
 
 from ogls.system.sizes import rounded_up
 
-# Bytes of all logits buffers of a chunk. Fewer rows cost time on a CPU: each product reads and repacks the head anew
+# Bytes of all logits buffers of a chunk. Small chunks cost time on a CPU: each product reads and repacks the head anew
 # (512 rows at |V| = 49,152 on one core: 90 ms in one chunk of 96 MiB, 100 ms in two of 48, 170 ms in four).
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 29}
 # Bytes of one fp32 tile, of which about five are alive at a time, three where the passes are compiled. On a CPU these
-# have to fit into a core's cache; on a GPU, where only divergences of one's own and top-k supports have tiles, one has
-# to be worth its launches (not measured yet).
+# have to fit into a core's cache. On a GPU, where only divergences without a kernel and top-k supports have tiles, a
+# tile has to be worth its launches (not measured yet).
 TILE_BYTES = {"cpu": 3 << 17, "cuda": 1 << 28}
 COMPILED_TILE_BYTES = {"cpu": 3 << 18, "cuda": 1 << 30}
 
 
 def chunks(num_tokens: int, weight: Tensor, num_buffers: int, chunk_rows: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the tokens, each with the same logits buffers [num_buffers, rows, vocab] as one, in the head's dtype.
+    """Yields slices that cover all tokens, each with logits buffers [num_buffers, rows, vocab] in the head's dtype.
 
-    `weight` is the head [vocab, hidden]; `chunk_rows` overrides the byte budget. All but the last have a rounded number
-    of rows (`ogls.system.sizes`). The buffers serve the next call, too: one loss at a time.
+    All chunks but the last have a rounded number of rows (`ogls.system.sizes`). All chunks, and those of the next call,
+    share the same memory: a thread can work on one loss at a time.
+
+    Args:
+        num_tokens: number of tokens to cover
+        weight: weight of the output head [vocab, hidden]
+        num_buffers: number of logits that each token needs at once
+        chunk_rows: tokens per chunk; None takes as many as fit into the byte budget
     """
     fits = max(1, CHUNK_BYTES[weight.device.type] // (num_buffers * len(weight) * weight.element_size()))
     rows = chunk_rows or min(fits, rounded_up(even_rows(num_tokens, fits), weight.device))
@@ -46,7 +52,7 @@ def chunks(num_tokens: int, weight: Tensor, num_buffers: int, chunk_rows: int | 
 
 
 class Kept(threading.local):
-    """The scratch memory of a thread."""
+    """Kept holds the scratch memory of each thread."""
 
     memory = torch.empty(0, dtype=torch.uint8)
 
@@ -55,9 +61,10 @@ KEPT = Kept()
 
 
 def scratch(size: int, like: Tensor) -> Tensor:
-    """[size], of `like`'s dtype and device, with any content.
+    """Returns a tensor [size] with any content, of the dtype and on the device of `like`.
 
-    On a CPU it is kept between calls: to get 96 MiB from the system anew takes half as long as the loss's products.
+    On a CPU its memory is kept between calls: to get 96 MiB from the system anew takes half as long as the matrix
+    products of the loss.
     """
     if like.device.type != "cpu":
         return like.new_empty(size)
@@ -71,10 +78,10 @@ def scratch(size: int, like: Tensor) -> Tensor:
 def for_each_tile(
     function: Callable[..., None], logits: Tensor, *beside: Tensor | None, compiled: bool = False
 ) -> None:
-    """Calls `function` once for each tile, with views of its rows of the arguments; None stays None.
+    """Calls `function` once for each tile, with the tile's rows of `logits` and of the tensors `beside`.
 
-    `function` writes its results into those views. On a CPU the calls run side by side, in no particular order. Tiles
-    are larger where it is `compiled`.
+    The rows are views, into which `function` writes its results; None is handed on as None. On a CPU the calls run side
+    by side, in no particular order. Tiles are larger for a `compiled` function.
     """
     tensors = (logits, *beside)
     row_bytes = logits.shape[-1] * max(4, logits.itemsize)
@@ -101,26 +108,27 @@ def for_each_tile(
 
 @cache
 def one_core_threads(num_threads: int) -> ThreadPoolExecutor:
-    """Threads that each run torch operations on one core; the number of threads of all others stays `num_threads`."""
+    """Returns threads that each run torch operations on one core; in all other threads they use `num_threads`."""
     started = threading.Barrier(num_threads)
 
     def start() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # a thread takes its number over at the first look, and keeps it
+        torch.get_num_threads()  # a thread takes the number over when it first asks for it, and keeps it
         started.wait()
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ogls-tiles", initializer=start)
     for _ in pool.map(lambda _: None, range(num_threads)):
         pass
-    torch.set_num_threads(num_threads)  # what threads yet to come begin with was changed by the workers
+    torch.set_num_threads(num_threads)  # the workers have changed the number that later threads begin with
     return pool
 
 
 def blocks(num_rows: int, rows: int) -> list[slice]:
+    """Returns slices of `rows` rows, the last one possibly shorter, that cover `num_rows` rows."""
     return [slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
 def even_rows(num_rows: int, at_most: int) -> int:
-    """Rows of a block, so that blocks of at most `at_most` rows are as even as they can be."""
+    """Returns the number of rows per block, at most `at_most`, that makes the blocks as even as possible."""
     num_blocks = -(-num_rows // max(1, at_most))
     return max(1, -(-num_rows // max(1, num_blocks)))

@@ -1,10 +1,10 @@
-"""Divergences on a part of the vocabulary: the likeliest tokens one by one, all the rest as one bucket.
+"""Top-k divergences take the likeliest tokens singly, the rest as one bucket.
 
     S = top-k of the student, or its union with the top-k of the target        p_tail = sum of p_v over v not in S
     D_S(target, student) = sum over v in S of s(p_T,v, p_S,v) + s(p_T,tail, p_S,tail)
 
-D_S <= D for an f-divergence, with equality where S is the whole vocabulary. S is taken as a constant. The chain of
-`ogls.loss.divergence` goes on through the tail: with ph = p_S ds/dp_S of each of these terms,
+D_S <= D for an f-divergence, with equality where S is the whole vocabulary. S is taken as a constant. The derivative of
+`ogls.loss.divergence` goes through the tail, too: with ph = p_S ds/dp_S of each of these summands,
 
     dD/dz_v = ph_v - p_S,v sum ph  for v in S        dD/dz_v = p_S,v (ph_tail / p_S,tail - sum ph)  else
 
@@ -27,7 +27,12 @@ from ogls.loss.tiles import chunks, for_each_tile
 
 @dataclass(frozen=True)
 class TopK:
-    """The `k` likeliest tokens of the student, or of the student and of the target (union), and a tail bucket."""
+    """TopK sums a divergence over the likeliest tokens and over one bucket that holds all others.
+
+    Args:
+        k: number of likeliest tokens
+        of: distributions whose likeliest tokens are taken: ``student``, or ``union`` for those of student and target
+    """
 
     k: int = 100
     of: Literal["student", "union"] = "student"
@@ -51,7 +56,10 @@ def chunked_topk_divergence(
     one_sided: bool = False,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`ogls.loss.chunked.chunked_divergence` on a support: divergences and log-probs of `token_ids`, both [tokens]."""
+    """Returns divergences over `support`, and the student's log-probabilities of `token_ids`, both [tokens].
+
+    All other arguments are those of `ogls.loss.chunked.chunked_divergence`.
+    """
     check_states(hidden_student, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden_student.requires_grad
     gradient = torch.empty_like(hidden_student, dtype=weight.dtype) if wants_gradient else None
@@ -87,7 +95,7 @@ def topk_tile(
     clip: float | None,
     one_sided: bool,
 ) -> None:
-    """Fills `values` and `logprobs` [rows], and leaves dD/dz in `logits`; logits and gaps as in `divergence_tile`."""
+    """Makes all row passes over some tokens, as `ogls.loss.chunked.divergence_rows` does without a support."""
     z, u = logits.to(values.dtype) / temperature, gaps.to(values.dtype) / temperature
     z -= z.amax(-1, keepdim=True)
     k = min(support.k, z.shape[-1])
@@ -116,7 +124,7 @@ def topk_tile(
 
 
 def take(x: Tensor, inside: Tensor, k: int) -> Tensor:
-    """x at the indices `inside` [rows, k or 2k]; 0, a term without effect, where the second k repeat the first."""
+    """Returns x at the indices `inside` [rows, k or 2k], and 0 where one of the second k repeats one of the first."""
     taken = x.gather(-1, inside)
     if inside.shape[-1] > k:
         first = torch.zeros_like(x, dtype=torch.bool).scatter_(-1, inside[:, :k], True)

@@ -1,13 +1,13 @@
-"""The row passes of `ogls.loss.chunked` on a GPU: one program a token, over blocks of the vocabulary.
+"""A GPU kernel makes the row passes of `ogls.loss.chunked`.
 
-A row of a large vocabulary fits no core, and to read it is what costs. For the two KLs without a clip it is read twice,
+One program works on one token, over blocks of the vocabulary. A row of a large vocabulary does not fit into a core, and
+reading it is what costs time. For the two KLs without a clip the row is read twice:
 
     1   Z_S, Z_T = log sum e^z_S, log sum e^(z_S + u) by running maxima, and E_S[u], E_T[u] beside them
     2   dD/dz over the logits, by KL(T || S) = E_T[u] - (Z_T - Z_S) or KL(S || T) = (Z_T - Z_S) - E_S[u]
 
-and for all else a third time between, for sums that are known only once both distributions are. Nothing is kept of the
-size of the logits, so that a whole chunk is one launch. `divergence_rows` gives what the function of that name in
-`ogls.loss.chunked` gives.
+All other divergences read it once more in between, for sums that need both distributions. No further memory of the size
+of the logits is needed, so that a whole chunk is one launch.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ogls.loss.divergence import LARGE, Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
 
-BLOCK = 4096  # tokens of the vocabulary
-OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}  # 16 tokens of a block for each thread
+BLOCK = 4096  # vocabulary entries per block
+OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}  # each thread has 16 entries of a block
 KINDS = (ForwardKL, ReverseKL, JensenShannon, SkewKL)
 
 
@@ -41,7 +41,10 @@ def divergence_rows(
     one_sided: bool,
     wants_gradient: bool,
 ) -> None:
-    """See `ogls.loss.chunked.divergence_rows`; all tensors contiguous, `divergence` of one of `KINDS`."""
+    """Makes all row passes over some tokens, with arguments and results of `ogls.loss.chunked.divergence_rows`.
+
+    All tensors are contiguous, and `divergence` is of one of the `KINDS`.
+    """
     match divergence:
         case JensenShannon(weight) | SkewKL(weight):
             pass
@@ -134,7 +137,7 @@ def _rows(
 
 @triton.jit
 def _load(logits, gaps, start, vocab, TEMPERATURE: tl.constexpr, dtype: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of z_S and z_T - z_S; beyond the vocabulary -inf and 0."""
+    """Returns a block of z_S and of z_T - z_S; beyond the vocabulary they are -inf and 0."""
     columns = start + tl.arange(0, BLOCK)
     z = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(dtype)
     u = tl.load(gaps + columns, mask=columns < vocab, other=0.0).to(dtype)
@@ -151,7 +154,7 @@ def _terms(
     ONE_SIDED: tl.constexpr,
     LARGE: tl.constexpr,
 ):
-    """p_S and, as `Divergence.terms` and `clip_terms` of `ogls.loss.divergence` make them, s and ph."""
+    """Returns p_S, and s and ph as `Divergence.terms` and `clip_terms` of `ogls.loss.divergence` make them."""
     p, q = tl.exp(logp), tl.exp(logp + u)
     if KIND == "ForwardKL":
         summand, ph = q * u, -q

@@ -1,4 +1,4 @@
-"""Weights of tokens that only student and target together can tell, such as the student's entropy."""
+"""A token weighting scales each token's weight by what student and target say."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ if TYPE_CHECKING:
 
 
 class TokenWeighting(ABC):
-    """A token weighting multiplies the weights of a distillation's tokens once their states are known.
+    """A token weighting multiplies the weights of a distillation's tokens, for example by the student's entropy.
 
-    It must not depend on which lessons share a micro-batch: rank tokens within `states.lesson_of` only.
+    It must not depend on which lessons share a micro-batch: tokens may be ranked within their own lesson only
+    (`states.lesson_of`).
     """
 
     @abstractmethod
     def __call__(
         self, states: States, divergence: Float[Tensor, " tokens"], temperature: float
     ) -> Float[Tensor, " tokens"]:
-        """Returns one factor per token, taken as a constant.
+        """Returns one factor per token, through which no gradient flows.
 
         Args:
-            states: the tokens of the micro-batch that count
+            states: tokens of the micro-batch that count, with the states of student and target
             divergence: D(target, student) of each token, in nats
             temperature: divisor of the logits of both sides
         """

@@ -1,4 +1,7 @@
-"""What a method is: independent choices that are checked against each other once, when it is made."""
+"""A method is a set of independent choices, checked against each other.
+
+The check takes place once, when the method is made.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,21 @@ from ogls.records import Need, Role, Sampling
 class Method(ABC):
     """A method is a set of choices; a subclass is a paper, and its defaults are what the paper chose.
 
-    What does not fit together is refused here, before anything is loaded. The `name` follows from the choices, so it
-    cannot be false.
+    Choices that do not fit together are refused here, before anything is loaded. The `name` follows from the choices,
+    so it cannot be false.
 
     Args:
-        privilege: which rollouts are learned from, and what the teacher reads about each
-        reflector: who says where a rollout first goes wrong and which idea it lacks; null where nobody does
-        teacher: whose weights read the views
-        steering: how the views become a target
-        objective: what is minimised
-        selection: which tokens of a rollout count
-        advantage: how much better a rollout did than its group, for objectives that reinforce; null for all others
+        privilege: choice of the rollouts that are learned from, and of what the teacher reads about each
+        reflector: source of reflections, which say where a rollout first goes wrong and which idea it lacks; null makes
+            none
+        teacher: choice of the weights that read the teacher's views
+        steering: rule that makes a target of the teacher's views
+        objective: loss that is minimised
+        selection: choice of the tokens of a rollout that count
+        advantage: value of a rollout against its group, for objectives that reinforce; null for all others
         temperature: divisor of the logits from which training rollouts are drawn
-        top_p: probability mass of the likeliest tokens that they are drawn from; 1 cuts nothing
-        top_k: number of the likeliest tokens that they are drawn from; 0 cuts nothing
+        top_p: probability mass of the likeliest tokens from which training rollouts are drawn; 1 cuts nothing
+        top_k: number of the likeliest tokens from which training rollouts are drawn; 0 cuts nothing
 
     Raises:
         ValueError: two choices do not fit together; the message names them and what one asks of the other.
@@ -59,35 +63,38 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """``OPSD``, or ``OPSD[selection=ErrorSpan]``: the class, and every choice that is not as the class has it."""
-        changes = list(_changes(self, type(self)))
-        leaves = Counter(path[-1] for path, _ in changes)
+        """Returns the class and every choice that is not its default, such as ``OPSD[selection=ErrorSpan]``."""
+        uses = Counter(_field_names(self))
         changed = ", ".join(
-            f"{path[-1] if leaves[path[-1]] == 1 else '.'.join(path)}={_shown(value)}" for path, value in changes
+            f"{path[-1] if uses[path[-1]] == 1 else '.'.join(path)}={_shown(value)}"
+            for path, value in _changes(self, type(self))
         )
         return f"{type(self).__name__}[{changed}]" if changed else type(self).__name__
 
     @property
     def views(self) -> Mapping[Role, Wording]:
-        """Roles of the teacher's privileged views, and the words around each; empty where nobody is taught."""
+        """Returns the roles of the teacher's privileged views with the words around each; empty without a teacher."""
         return self.privilege.views if "rollouts" in self.privilege.needs else {}
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What the terms of the objective learn towards, each once."""
+        """Returns all targets that the terms of the objective learn towards, each once."""
         found = (term.target(self.steering) for _, term in self.objective.terms)
         return tuple(dict.fromkeys(target for target in found if target is not None))
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What is left for the run to provide: ``rollouts``, ``peers``, ``error``, ``replies``, ``start``."""
+        """Returns what the run has to provide, out of ``rollouts``, ``peers``, ``error``, ``replies``, ``start``."""
         asked = frozenset().union(*(needs for _, needs in self._asking()))
         given = {"advantages", "logprobs", "reflections"} | ({"error"} if self.reflector is not None else set())
         return asked - given
 
     @property
     def uncorrected(self) -> tuple[str, ...]:
-        """Names of the terms that take rollouts for the present policy's own, and so cannot learn from stale ones."""
+        """Returns the names of the terms that cannot learn from stale rollouts.
+
+        These are all terms without an importance ratio, except for those that only hold the student near its start.
+        """
         return tuple(
             type(term).__name__
             for _, term in self.objective.terms
@@ -95,11 +102,11 @@ class Method(ABC):
         )
 
     def sampling(self, max_tokens: int) -> Sampling:
-        """Returns how training rollouts of at most `max_tokens` tokens are drawn."""
+        """Returns the rule by which training rollouts of at most `max_tokens` tokens are drawn."""
         return Sampling(max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
     def _asking(self) -> Iterator[tuple[str, frozenset[Need]]]:
-        """Every choice that can ask for something, and what it asks for."""
+        """Yields the name of every choice that can ask for something, with what it asks for."""
         choices = (self.privilege, self.selection, self.reflector, *(term for _, term in self.objective.terms))
         yield from ((type(choice).__name__, choice.needs) for choice in choices if choice is not None)
 
@@ -141,8 +148,17 @@ class Method(ABC):
                 )
 
 
+def _field_names(value: Any) -> Iterator[str]:
+    """Yields the names of all fields of a dataclass and of the dataclasses in it; a name can come several times."""
+    for field in fields(value):
+        if field.init:
+            yield field.name
+            own = getattr(value, field.name)
+            yield from _field_names(own) if is_dataclass(own) else ()
+
+
 def _changes(value: Any, default: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Where `value` is not as `default`, an object or a class, has it, and what it has there."""
+    """Yields the path and value of every field in which `value` differs from `default`, an object or a class."""
     if value == default:
         return
     kind = default if isinstance(default, type) else type(default)
@@ -160,10 +176,12 @@ def _default(field: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """``ErrorSpan``, ``FirstTokens(count=256)``, ``0.5``: short, and all that is not a class's own default."""
+    """Returns a value as a name shows it, without defaults: ``ErrorSpan``, ``FirstTokens(count=256)``, ``0.5``."""
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_shown, value))})"
     if is_dataclass(value):
         inner = ", ".join(f"{'.'.join(path)}={_shown(changed)}" for path, changed in _changes(value, type(value)))
         return f"{type(value).__name__}({inner})" if inner else type(value).__name__
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if value is None or isinstance(value, int | str) else type(value).__name__

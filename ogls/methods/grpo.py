@@ -1,4 +1,4 @@
-"""GRPO (arXiv 2402.03300): reinforcement by how much better a rollout did than its group."""
+"""GRPO (arXiv 2402.03300) reinforces rollouts that are better than their group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ogls.methods.base import Method
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO(Method):
-    """GRPO, as most use it today, without a KL to a reference: nobody reads anything, nobody teaches.
+    """GRPO reinforces rollouts by their advantages; as most use it today, it has neither a teacher nor a KL.
 
     A    = (reward - mean of the group) / standard deviation of the group
     loss = -mean over rollouts of mean_t min(r_t A, clip(r_t, 0.8, 1.2) A)        r_t = student(y_t) / sampler(y_t)
@@ -26,6 +26,9 @@ class GRPO(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOWithKL(GRPO):
-    """GRPO with the KL of its paper (equation 3): loss = GRPO's + 0.04 KL(student || start), exact at every token."""
+    """GRPOWithKL adds the KL of GRPO's paper (equation 3), which keeps the student near its start.
+
+    loss = GRPO's + 0.04 KL(student || start)        exact at every token, over the whole vocabulary
+    """
 
     objective: Objective = Mixture([policy_gradient.GRPO(), ReferenceKL()], [1.0, 0.04])

@@ -1,4 +1,4 @@
-"""Methods beside each other in one step: no paper's, but what the terms of an objective are for."""
+"""Mixtures are methods that share one step; no paper has published them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ogls.methods.ogls_sd import OGLS_SD
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO_OGLS_SD(OGLS_SD):
-    """GRPO and OGLS-SD in one step: all rollouts of mixed groups are reinforced, wrong ones are distilled as well.
+    """GRPO_OGLS_SD reinforces all rollouts of mixed groups, and distils the wrong ones as OGLS-SD does.
 
-    loss = GRPO's + OGLS-SD's        at temperature 1, which the ratios of GRPO are taken at
+    loss = GRPO's + OGLS-SD's        with rollouts at temperature 1, at which GRPO takes its ratios
     """
 
     objective: Objective = Mixture([GRPO(), Distillation(ForwardKL(), clip=0.05)])

@@ -1,4 +1,4 @@
-"""OGLS-SD and its ablations (arXiv 2605.12400): outcome-guided logit steering."""
+"""OGLS-SD (arXiv 2605.12400) steers logits by right and wrong attempts."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from ogls.policy.teacher import Frozen, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class OGLS_SD(Method):
-    """OGLS-SD, version 1 (arXiv 2605.12400, algorithm 1) steers a plain teacher by what right and wrong attempts say.
+    """OGLS-SD, version 1 (arXiv 2605.12400, algorithm 1), steers a plain teacher by right and wrong attempts.
 
-    Of every wrong rollout y of problem x, and with the frozen start as teacher:
+    The student samples a group of rollouts of problem x. Its wrong rollouts y are learned. The teacher has the weights
+    that training began with, and reads x, one attempt g of a pool, and then y:
 
         P+ = {reference solution, if there is one} + {right rollouts of x}        P- = {wrong rollouts of x}
 
-        z_t(g)   = teacher's logits of y_t after x, one attempt g to read, and y_<t       (one pass per attempt)
-        zbar+_t  = mean of z_t(g) over g in P+            zbar-_t = mean over g in P-
-        target_t = softmax(z0_t + alpha (zbar+_t - zbar-_t))          z0_t: the teacher reads x alone
+        z0_t     = teacher's logits at token t after x and y_<t
+        z_t(g)   = teacher's logits at token t after x, g and y_<t    one pass per attempt g
+        zbar+_t  = mean of z_t(g) over g in P+                        zbar-_t = mean of z_t(g) over g in P-
+        target_t = softmax(z0_t + alpha (zbar+_t - zbar-_t))
         loss     = mean_t KL(target_t || student(. | x, y_<t))        over the first 1,024 tokens of each y
 
     The same words stand around right and wrong attempts, so that what the words do to the logits cancels in the
-    difference. Right rollouts are not learned; groups that are all right, or in which a pool is empty, give nothing.
+    difference. Right rollouts are not learned. A group that is all right, or has an empty pool, gives nothing.
 
-    Published: 8 rollouts per problem at temperature 1.1, each summand of the KL clamped to ±0.05, alpha rising linearly
-    to 3. The length of that rise is not published (here 100 steps), nor is the direction of the KL certain: equation
-    16 prints KL(student || target), readers of version 2 report the forward KL, which is taken here.
+    The paper has 8 rollouts per problem at temperature 1.1, clamps each summand of the KL to ±0.05, and lets alpha rise
+    linearly to 3. It does not say how long alpha rises (here 100 steps). The direction of the KL is not certain:
+    equation 16 prints KL(student || target), but readers of version 2 report the forward KL, which is taken here.
     """
 
-    privilege: Privilege = PeerOutcomes()
-    teacher: Teacher = Frozen()
-    steering: Steering = OutcomeSteering(alpha=3.0, ramp_steps=100)
-    objective: Objective = Distillation(ForwardKL(), clip=0.05)
-    selection: TokenSelection = FirstTokens(1024)
-    temperature: float = 1.1
+    privilege: Privilege = PeerOutcomes()  # the views of each wrong rollout: plain, one per g in P+, one per g in P-
+    teacher: Teacher = Frozen()  # the weights that read the views: those that training began with
+    steering: Steering = OutcomeSteering(alpha=3.0, ramp_steps=100)  # target_t
+    objective: Objective = Distillation(ForwardKL(), clip=0.05)  # loss
+    selection: TokenSelection = FirstTokens(1024)  # the tokens t
+    temperature: float = 1.1  # at which the student samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class OGLS_SD_v2(OGLS_SD):
-    """OGLS-SD, version 2, adds the likelihood of how short right rollouts end, against growing length.
+    """OGLS-SD, version 2, also learns the ends of short right rollouts, against growing length.
 
         loss = OGLS-SD's + 0.1 * mean over the last 128 tokens of short right rollouts of -log student(y_t)
 
-    Neither the factor nor what counts as short is published: here 0.1, and shorter than the group's median.
+    Neither the factor nor what counts as short is published. Here they are 0.1, and shorter than the group's median.
     """
 
     privilege: Privilege = Several([PeerOutcomes(), ShortSuccesses()])
@@ -75,7 +77,7 @@ class BudgetedOGLS_SD(OGLS_SD):
 
         alpha_t = max {alpha <= 3: KL(target_t(alpha) || softmax(z0_t)) <= 0.1 nats}
 
-    It is no paper's method; `ogls.loss.alpha_bound` has the bound.
+    No paper has published it. `ogls.loss.alpha_bound` finds alpha_t.
     """
 
     steering: Steering = BoundedSteering(epsilon=0.1, alpha_max=3.0)

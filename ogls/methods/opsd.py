@@ -1,4 +1,4 @@
-"""OPSD (arXiv 2601.18734): on-policy self-distillation from a teacher who reads the reference solution."""
+"""OPSD (arXiv 2601.18734) distils a teacher that reads the reference solution."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ogls.policy.teacher import Frozen, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class OPSD(Method):
-    """OPSD, as released: the teacher, frozen, reads the reference solution s; every rollout y is distilled.
+    """OPSD, as released, distils a frozen teacher that reads the reference solution s, on every rollout y.
 
         loss = mean_t KL(teacher(. | x, s, y_<t) || student(. | x, y_<t))        over the first 1,024 tokens
 
-    Both sides at temperature 1.1, each summand of the KL clamped to at most 0.05 (from above alone). Rollouts are drawn
-    at temperature 1.1 from the 20 likeliest tokens within a mass of 0.95.
+    Teacher and student have temperature 1.1, and each summand of the KL is clamped to at most 0.05, from above alone.
+    Rollouts are drawn at temperature 1.1 from the 20 likeliest tokens within a mass of 0.95.
     """
 
     privilege: Privilege = ReferenceSolution()

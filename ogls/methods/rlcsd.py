@@ -1,4 +1,4 @@
-"""RLCSD (arXiv 2606.11709): reinforcement whose advantages a contrast of attempts shifts, token by token."""
+"""RLCSD (arXiv 2606.11709) is GRPO whose advantages a contrast shifts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RLCSD(Method):
         e_t = log teacher(y_t | x, right attempt, y_<t) - log teacher(y_t | x, wrong attempt, y_<t)
         A_t = A + 0.5 tanh(e_t / 0.02), never past zero        loss as in GRPO, with A_t for A
 
-    One attempt per pool, never the rollout itself; right rollouts of mixed groups are shifted as well.
+    There is one attempt per pool, never the rollout itself. Right rollouts of mixed groups are shifted as well.
     """
 
     privilege: Privilege = PeerOutcomes(max_peers=1, exclude_self=True, learn_successes=True)

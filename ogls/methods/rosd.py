@@ -1,4 +1,7 @@
-"""ROSD (arXiv 2605.28014), its ablations, and the controls that its referees would ask for."""
+"""ROSD (arXiv 2605.28014) distils an idea from the first error on.
+
+Its ablations and controls are here, too.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from ogls.policy.teacher import Frozen, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class ROSD(Method):
-    """ROSD distils from where a rollout first goes wrong, under the idea that it lacks.
+    """ROSD distils from where a rollout first goes wrong, with a teacher that reads the idea that it lacks.
 
-    A reflector reads problem, right solution, wrong rollout and gold answer, and writes an exact quote of where the
-    reasoning first goes wrong and a corrective idea. The teacher reads the idea, and no solution:
+    A reflector reads problem, right solution, wrong rollout and gold answer. It writes an exact quote of where the
+    reasoning first goes wrong, and a corrective idea. The teacher reads the idea, and no solution:
 
         loss = mean over t >= quote of min(student(y_t) / sampler(y_t), 2) JSD_S(teacher(. | x, idea, y_<t), student)
 
-    JSD_S as in SDPO. Right rollouts of mixed groups get a reflection on why they are right and are learned whole;
-    a wrong one whose quote is not found in it is not learned. Teacher and reflector have the weights that training
-    began with.
+    JSD_S is that of `SDPO`. Right rollouts of mixed groups get a reflection on why they are right, and are learned
+    whole. A wrong rollout is not learned if the quote is not found in it. Teacher and reflector have the weights that
+    training began with.
     """
 
     privilege: Privilege = CorrectiveIdea()
@@ -40,7 +43,7 @@ class ROSD(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDWithoutReflector(ROSD):
-    """ROSD's ablation without its reflector: the teacher reads a right rollout of the group; all tokens count."""
+    """ROSD without its reflector is an ablation: the teacher reads a right rollout of the group; all tokens count."""
 
     privilege: Privilege = SuccessfulPeer()
     reflector: Reflector | None = None
@@ -49,41 +52,44 @@ class ROSDWithoutReflector(ROSD):
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDIdeaOnly(ROSD):
-    """ROSD's ablation without its mask: the idea is read, and all tokens count."""
+    """ROSD without its mask is an ablation: the teacher reads the idea, and all tokens count."""
 
     selection: TokenSelection = AllTokens()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDPlaceOnly(ROSD):
-    """ROSD's ablation without its idea: the teacher reads a right rollout, and learning begins at the quote."""
+    """ROSD without its idea is an ablation: the teacher reads a right rollout; learning begins at the quote."""
 
     privilege: Privilege = LocatedSolution()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDExact(ROSD):
-    """ROSD with a reflector that recomputes chains: what could be had if nothing were misread (`Chains` only)."""
+    """ROSD with exact reflections is a control: its reflector recomputes the steps of `Chains`, and is never wrong."""
 
     reflector: Reflector | None = ChainReflector()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDShifted(ROSD):
-    """A control of ROSD: learning begins 8 tokens, about a line of a chain, after the quote."""
+    """ROSD with a shifted place is a control: learning begins 8 tokens, about one line of a chain, after the quote."""
 
     selection: TokenSelection = ShiftedError(FromError(), tokens=8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDShuffled(ROSD):
-    """A control of ROSD: every rollout is given the idea for another problem's rollout of the same outcome."""
+    """ROSD with shuffled ideas is a control: each rollout gets the idea for a rollout of another problem.
+
+    The two rollouts are both right or both wrong.
+    """
 
     reflector: Reflector | None = ModelReflector(weights="frozen", shuffle_ideas=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDRandomPlace(ROSD):
-    """A control of ROSD: as many tokens as from the quote on count, in a row, at a random place."""
+    """ROSD at a random place is a control: as many tokens as from the quote on count, in a row, somewhere else."""
 
     selection: TokenSelection = RandomPlace(FromError())

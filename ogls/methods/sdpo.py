@@ -1,4 +1,4 @@
-"""SDPO (arXiv 2601.20802), and SRPO (arXiv 2604.02288), which divides rollouts between it and GRPO."""
+"""SDPO distils a right peer, and SRPO divides rollouts between it and GRPO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ogls.policy.teacher import EMA, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class SDPO(Method):
-    """SDPO distils from a moving average of the student that reads a right rollout of the same problem.
+    """SDPO (arXiv 2601.20802) distils a moving average of the student that reads a right rollout of the same problem.
 
         loss = mean_t min(student(y_t) / sampler(y_t), 2) JSD_S(teacher(. | x, peer, y_<t), student(. | x, y_<t))
 
@@ -33,7 +33,9 @@ class SDPO(Method):
 class SRPO(Method):
     """SRPO (after arXiv 2604.02288) distils wrong rollouts that have a right peer, and reinforces all others.
 
-    loss = GRPO's over the rollouts without a teacher + SDPO's over those with one (here its teacher is frozen)
+        loss = GRPO's over the rollouts without a teacher + SDPO's over those with one
+
+    The teacher is frozen here.
     """
 
     privilege: Privilege = SuccessfulPeer(rollouts="wrong")

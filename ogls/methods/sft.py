@@ -1,4 +1,4 @@
-"""SFT: likelihood of the reference solutions, the papers' other baseline."""
+"""SFT learns the reference solutions by their likelihood."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ogls.methods.base import Method
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(Method):
-    """SFT learns the reference solutions s: loss = -mean_t log student(s_t | x, s_<t). Nothing is sampled."""
+    """SFT learns the reference solutions s by their likelihood; it is the papers' baseline, and samples nothing.
+
+    loss = -mean_t log student(s_t | x, s_<t)
+    """
 
     privilege: Privilege = Demonstration()
     objective: Objective = Likelihood()

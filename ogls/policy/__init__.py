@@ -1,1 +1,1 @@
-"""Whose weights: the student's model, its teacher, and their states."""
+"""The policy is the student's model; teachers lend it other weights."""

@@ -1,4 +1,4 @@
-"""Attention over a row of packed sequences: it alone knows where one ends and the next begins."""
+"""This attention keeps the sequences of a packed row apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTENTION = "ogls_packed"
 
 
 def register_attention() -> None:
-    """Make the attention known to transformers under the name `ATTENTION`."""
+    """Makes `packed_attention` known to transformers under the name `ATTENTION`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -33,9 +33,13 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a row: [1, heads, tokens, d] -> [1, tokens, heads, d]. Without a packing it is transformers' sdpa.
+    """Returns the attention of every sequence of a row to itself: [1, heads, tokens, d] -> [1, tokens, heads, d].
 
-    The signature is that of transformers' attention functions.
+    The signature is that of transformers' attention functions. Without a packing it is transformers' own sdpa.
+
+    Raises:
+        ValueError: the model caps its attention scores or has attention sinks, or a sequence is longer than its sliding
+            window.
     """
     if packing is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -62,10 +66,11 @@ def packed_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """[sequences, longest, heads, d], causal where there is no mask. Padding is on the right: no real query sees it.
+    """Returns attention within each sequence, [sequences, longest, heads, d]; without a mask it is causal.
 
-    On a CPU the gradient of torch's fused attention takes most of a step with short sequences, so it is written out
-    there, and without gradient too, so that student and teacher round alike.
+    Padding is on the right, so that no real query sees it. On a CPU the gradient of torch's fused attention takes most
+    of a step with short sequences, so attention is written out there. The pass without a gradient is written out too,
+    so that student and teacher round alike.
     """
     groups = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -83,7 +88,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
 
 
 class _Select(torch.autograd.Function):
-    """Rows `index` of x, each wanted once and else only as padding, so that the gradient is a selection too."""
+    """_Select takes the rows `index` of x. A row is wanted once, or as padding, so its gradient is a selection too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far training has moved the student from the model that it began as."""
+"""The KL to the base says how far training has moved the student."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from ogls.records import Lesson, RolloutGroup
 
 @torch.no_grad()
 def kl_to_base(policy: Policy, groups: Sequence[RolloutGroup], budget: int) -> float:
-    """Mean of KL(student ‖ base) over the tokens of each problem's first rollout, in nats a token.
+    """Returns the mean of KL(student || base) over the tokens of each problem's first rollout, in nats per token.
 
-    The KL at a token is exact, over the whole vocabulary; the rollouts are the student's own, so that their mean
-    estimates what it says. The base is the student before its first update (`Policy.at_start`). At most `budget` tokens
-    are in flight.
+    The base is the student before its first update. The KL at each token is exact, over the whole vocabulary. The
+    rollouts are the student's own, so that the mean is over texts that it writes.
+
+    Args:
+        policy: student
+        groups: rollouts of the student, one group per problem
+        budget: prompt and rollout tokens in one pass
     """
     weight, bias = policy.head
     lessons = []

@@ -1,7 +1,8 @@
-"""Low-rank adapters: W + (alpha / rank) B A, with W frozen (Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank adapters train W + (alpha / rank) B A with W frozen.
 
-All of it is peft's but the layer's forward pass, for speed: A and B are cast to the activations' dtype (a few MB a
-pass), where peft casts every activation to fp32 and back.
+Source: Hu et al. 2021, arXiv 2106.09685. All of it is peft's except the layer's forward pass, which is written anew for
+speed: A and B are cast to the activations' dtype (a few MB per pass), where peft casts every activation to fp32 and
+back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Shape of the adapter. `targets` are the last names of linear layers, as in peft. There is no dropout."""
+    """A Lora is the shape of a low-rank adapter, W + (alpha / rank) B A. There is no dropout.
+
+    Args:
+        rank: number of rows of A and of columns of B
+        alpha: numerator of the factor alpha / rank of the adapter's product
+        targets: last part of the names of the linear layers that get an adapter
+    """
 
     rank: int = 16
     alpha: float = 32.0
@@ -41,7 +48,7 @@ class Lora:
 
 @cache
 def _layer() -> type[nn.Module]:
-    """peft's layer with the fast forward pass; made when it is needed, because peft is slow to import."""
+    """Returns peft's layer with a fast forward pass; peft is slow to import, so it waits until it is needed."""
     from peft.tuners.lora import Linear
 
     class FastLinear(Linear):
@@ -57,12 +64,18 @@ def _layer() -> type[nn.Module]:
 
 
 def add_adapter(model: nn.Module, lora: Lora) -> None:
-    """Freeze `model` and put an adapter, in fp32 and without effect, beside every linear layer that a target names."""
+    """Freezes `model` and puts an adapter beside every linear layer that `lora.targets` names.
+
+    The adapter is fp32 and at first has no effect, because B is 0.
+
+    Raises:
+        ValueError: a target matches no linear layer of the model.
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    if missing := set(lora.targets) - names:  # peft is content when one of them matches
+    if missing := set(lora.targets) - names:  # peft complains only if no target matches
         raise ValueError(
             f"targets {sorted(missing)} match no layer of the model; its linear layers are {sorted(names)}"
         )
@@ -74,18 +87,18 @@ def add_adapter(model: nn.Module, lora: Lora) -> None:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """By the names that they have without an adapter."""
+    """Returns the layers with an adapter, by the names that they have without one."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _layer())}
 
 
 def merged(layer: Any) -> Tensor:
-    """W + scale B A, computed in fp32 and cast to W's dtype. W itself is not touched."""
+    """Returns W + (alpha / rank) B A, computed in fp32 and cast to W's dtype; the layer stays as it is."""
     with torch.no_grad():
         return (layer.weight.float() + layer.get_delta_weight(_ADAPTER)).to(layer.weight.dtype)
 
 
 def save_adapter(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write the adapter as peft's adapter_model.safetensors and adapter_config.json."""
+    """Writes the adapter as peft's adapter_model.safetensors and adapter_config.json, with weights in `dtype`."""
     from peft import get_peft_model_state_dict
 
     model.peft_config[_ADAPTER].save_pretrained(folder)
@@ -95,7 +108,11 @@ def save_adapter(model: Any, folder: Path, dtype: torch.dtype) -> None:
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Take the weights of an adapter of the same shape."""
+    """Gives the model's adapter the weights of the one in `folder`.
+
+    Raises:
+        ValueError: the two differ in rank, alpha or targets, or belong to different models.
+    """
     from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 
     configs: tuple[Any, Any] = LoraConfig.from_pretrained(str(folder)), model.peft_config[_ADAPTER]

@@ -1,4 +1,4 @@
-"""Cutting one optimiser step into pieces that fit: by a budget of tokens, longest kept with longest."""
+"""Micro-batches cut a step into pieces that fit a budget of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def budgeted(items: Iterable[T], cost: Callable[[T], int], budget: int) -> Iterator[list[T]]:
-    """Runs of consecutive items whose costs stay within `budget`; an item above it stands alone."""
+    """Yields runs of consecutive items whose costs add up to at most `budget`; an item above it stands alone."""
     run: list[T] = []
     spent = 0
     for item in items:
@@ -26,7 +26,10 @@ def budgeted(items: Iterable[T], cost: Callable[[T], int], budget: int) -> Itera
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
-    """Lessons by length, those of one prompt side by side so that they share it."""
+    """Yields all lessons, short ones first, in pieces of at most `budget` prompt and learned tokens.
+
+    Lessons of one prompt stand side by side, so that they can share its pass. A lesson above the budget stands alone.
+    """
 
     def length(lesson: Lesson) -> tuple[int, tuple[int, ...], int]:
         return len(lesson.prompt_ids), lesson.prompt_ids, lesson.num_learned

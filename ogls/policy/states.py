@@ -1,4 +1,7 @@
-"""Teacher states: every distinct view runs once, shared by all rollouts that use it, and only a sum is kept."""
+"""Student and teacher states are made here, each distinct view in one pass.
+
+Rollouts that have a view in common share its pass, and only weighted sums over views are kept.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,22 @@ from ogls.system.step_metrics import timed
 def view_states(
     policy: Policy, steering: Steering, lessons: Sequence[Lesson], num_scored: Sequence[int], budget: int
 ) -> tuple[Float[Tensor, "tokens hidden"], Float[Tensor, "tokens hidden"]]:
-    """Returns anchor and direction of the target for the tokens of every lesson, the lessons one after the other.
+    """Returns anchor and direction of the target for the learned tokens of every lesson, in fp32.
 
         anchor_t = sum_c a_c h_c,t        direction_t = sum_c d_c h_c,t
 
-    over the views c, with the coefficients of the steering; h_c,t is the final-norm hidden state that predicts token t
-    under view c. Views with two zeros are not run. A lesson without views has the plain one. The plain view is laid out
-    exactly as the student's own pass (`student_states`), so that equal weights give equal states to the last bit, and
-    alpha = 0 a loss of exactly 0: an optimiser that divides by the gradient's size would make full steps of mere
-    rounding.
+    The sums run over the views c, with coefficients a and d of the steering; h_c,t is the final-norm hidden state that
+    predicts token t under view c. A view whose two coefficients are 0 is not run. A lesson without views has the plain
+    one. The plain view is laid out exactly as the student's own pass (`student_states`), so that equal weights give
+    equal states to the last bit, and a loss of exactly 0 at alpha = 0: an optimiser that divides by the gradient's size
+    would make full steps of mere rounding.
 
     Args:
-        policy: what reads the views, with the weights that teach
-        steering: what gives the coefficients
-        lessons: what is scored
-        num_scored: how many of each lesson's first tokens are; all others are left at 0
-        budget: tokens in flight at most; memory does not grow with the number of views
-
-    Returns:
-        Two fp32 tensors, a row for each of the first `num_learned` tokens of every lesson.
+        policy: model that reads the views, with the teacher's weights
+        steering: source of the coefficients
+        lessons: lessons whose tokens are read
+        num_scored: how many of each lesson's first tokens are read; the states of all others are 0
+        budget: view and lesson tokens in one pass; memory does not grow with the number of views
     """
     suffixes = [lesson.token_ids[:count] for lesson, count in zip(lessons, num_scored, strict=True)]
     users: dict[tuple[int, ...], list[tuple[int, float, float]]] = defaultdict(list)
@@ -83,7 +83,7 @@ def view_states(
 
 @timed("student")
 def student_states(policy: Policy, lessons: Sequence[Lesson]) -> Float[Tensor, "tokens hidden"]:
-    """Returns states of the learned tokens after the student's own prompts: its own pass and the plain view."""
+    """Returns the final-norm states that predict the learned tokens of every lesson after the student's own prompt."""
     return _after_prompts(policy, lessons)
 
 

@@ -1,4 +1,4 @@
-"""Which weights teach: the student's start, its present self, its moving average, or something in between."""
+"""A teacher says whose weights teach: the student's start, present or average."""
 
 from __future__ import annotations
 
@@ -19,39 +19,44 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Teacher(ABC):
-    """A teacher has no trunk of its own: it lends its weights to the policy while the policy reads the views.
+    """A teacher has no model of its own: it lends weights to the policy while the policy reads the views.
 
-    `start` comes first and gives the weights that it keeps beside the student's, if any; whoever trains holds them and
-    hands them to all other calls. `update` comes after each optimiser step.
+    A teacher is a choice without state. `start` returns the weights that it keeps beside the student's, if any; the
+    training module holds them and hands them to all other calls. `update` follows each optimiser step.
     """
 
     @abstractmethod
     def start(self, policy: Policy) -> Weights:
-        """Returns the weights that it keeps, made ready to teach `policy`."""
+        """Returns the weights that the teacher keeps beside those of `policy`, before its first update."""
 
     @abstractmethod
     @contextmanager
     def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
-        """Has `policy.hidden` give the teacher's states inside, without gradients."""
+        """The policy gives the teacher's states, without gradients, while this context is entered."""
 
     def update(self, policy: Policy, kept: Weights) -> None:  # noqa: B027 - most teachers do not follow the student
-        """Follows a step of the student."""
+        """Changes the kept weights after an update of the student; most teachers change nothing."""
 
     def state_dict(self, kept: Weights) -> Weights:
-        """Returns what a checkpoint needs to go on; most teachers need nothing."""
+        """Returns the kept weights that a checkpoint has to hold; for most teachers there are none."""
         return {}
 
     def load_state_dict(self, kept: Weights, state: Weights) -> None:
-        """Takes over what `state_dict` gave."""
+        """Puts the weights of a checkpoint into `kept`.
+
+        Raises:
+            ValueError: the checkpoint is another teacher's.
+        """
         if state:
             raise ValueError(f"{type(self).__name__} has no state, got {len(state)} tensors of another teacher")
 
 
 @dataclass(frozen=True)
 class Frozen(Teacher):
-    """The weights of the policy's folder teach: the adapter is off, or the folder's full weights are swapped in.
+    """The weights that training began with teach.
 
-    With full weights a second copy of them is kept, in the dtype of the folder.
+    With an adapter, this is the policy without it. With full weights, a second copy of them is kept in the dtype of the
+    policy's folder.
     """
 
     def start(self, policy: Policy) -> Weights:
@@ -83,11 +88,11 @@ class EMA(Teacher):
 
         mean <- decay * mean + (1 - decay) * student        for every trainable tensor, from the student's start
 
-    With an adapter, A and B are averaged apart, so the effective delta is mean(B) mean(A), not the mean of B A. The two
-    differ in second order of what changes within the averaging window.
+    With an adapter, A and B are averaged apart, so that the teacher's weights are W + scale mean(B) mean(A), not W +
+    scale mean(B A). The two differ only in second order of what changes within the averaging window.
 
     Args:
-        decay: share of the mean that stays at each step; SDPO's rate of 0.05 is 0.95
+        decay: share of the old mean in the new one; SDPO's published rate of 0.05 is a decay of 0.95
     """
 
     decay: float = 0.95
@@ -119,15 +124,15 @@ class EMA(Teacher):
 
 @dataclass(frozen=True)
 class TrustRegion(Frozen):
-    """The student's present logits teach, held near those of its start (SDPO, arXiv 2601.20802).
+    """A mean of the student's logits, at its start and at present, teaches (SDPO, arXiv 2601.20802).
 
-        z = lerp(z_start, z_student, share)        that is, p ∝ p_start^(1 - share) p_student^share
+        z = (1 - share) z_start + share z_student        that is, p ∝ p_start^(1 - share) p_student^share
 
-    The head is linear, so it is the states that are interpolated; every view is read twice. Where start and student
-    agree, the teacher agrees with them to the last bit.
+    The head is linear, so the mean is taken of states. Every view is read twice. Where start and student agree, the
+    teacher agrees with them to the last bit.
 
     Args:
-        share: of the student; 0 is `Frozen`, 1 is `Live`
+        share: share of the present student in the mean; 0 is `Frozen`, 1 is `Live`
     """
 
     share: float = 0.05
@@ -145,7 +150,7 @@ class TrustRegion(Frozen):
                 start = student(*args, **options).float()
             return torch.lerp(start, student(*args, **options).float(), self.share)
 
-        policy.hidden = between  # the object's own, before the class's: what reads with `policy` reads with both
+        policy.hidden = between  # an attribute of the object hides the method of its class
         try:
             with torch.no_grad():
                 yield

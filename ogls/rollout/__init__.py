@@ -1,1 +1,1 @@
-"""Who samples: engines, what guards them, and how good the samples are."""
+"""Engines sample rollouts, a guard watches them, and accuracy is measured."""

@@ -1,8 +1,8 @@
-"""Accuracy over problems that were sampled several times: avg@k, pass@k, maj@k, and how sure they are.
+"""Accuracies of several samples per problem are avg@k, pass@k and maj@k.
 
-The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for the problem, and its
-interval is Student's t interval of that mean, cut to [0, 1]. It speaks of new problems of the same kind; where all
-problems score alike, its width is 0 and says nothing.
+The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for each problem. Its
+interval is Student's t interval of that mean at 95 %, cut to [0, 1], and holds for new problems of the same kind. Where
+all problems score alike, its width is 0 and says nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from ogls.records import RolloutGroup, Sampling
 from ogls.system.statistics import mean_interval
 
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
-"""What counts as a sign of reflection (OGLS-SD, figure 5)."""
+"""A text with one of these words shows a sign of reflection (OGLS-SD, figure 5)."""
 _MARKED = re.compile(rf"\b(?:{'|'.join(REFLECTION_MARKERS)})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How held-out problems are judged.
+    """An evaluation says how held-out problems are sampled.
 
     Args:
-        samples: k, rollouts a problem; gives avg@k, pass@1..k and maj@k.
-        sampling: how they are drawn.
-        with_solution: evaluate a second time with the reference solution in view: does the teacher use what it reads?
+        samples: rollouts per problem, the k of avg@k, pass@k and maj@k
+        sampling: rule by which tokens of these rollouts are drawn
+        with_solution: whether the problems are sampled a second time with the reference solution in the prompt, which
+            shows whether the model uses what it reads
     """
 
     samples: int = 4
@@ -44,7 +45,9 @@ class Evaluation:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): probability that k of the n samples, drawn without replacement, hold a correct one.
+    """Returns the probability that k of the n samples, drawn without replacement, hold a correct one.
+
+        pass@k = 1 - C(n - c, k) / C(n, k)        with n = num_samples, c = num_correct
 
     Source: Chen et al. 2021, "Evaluating large language models trained on code", equation 1.
     """
@@ -53,12 +56,17 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def maj_at_k(num_samples: int, num_correct: int, wrong_votes: Sequence[int], k: int) -> float:
-    """Probability that the correct answer wins the vote among k of the n samples, drawn without replacement.
+    """Returns the probability that the correct answer wins the vote among k of the n samples.
 
-    A tie of m answers counts 1/m. `wrong_votes` has the number of samples of each wrong answer; the remaining
-    n - c - sum(wrong_votes) samples gave no answer and do not vote. Exact: for each number j of correct samples drawn,
-    the coefficient of x^(k - j) in the product of all other answers' polynomials sum_i C(w, i) x^i, i <= j, counts the
-    draws in which none of them beats it; those with i = j are the ties.
+    The k samples are drawn without replacement. A tie of m answers counts 1/m. The result is exact: for each number j
+    of correct samples drawn, the coefficient of x^(k - j) in the product over all other answers of the polynomials
+    sum_i C(w, i) x^i, i <= j, counts the draws in which none of them beats it; those with i = j are the ties.
+
+    Args:
+        num_samples: number n of samples
+        num_correct: number c of samples with the correct answer
+        wrong_votes: number w of samples of each wrong answer; the other n - c - sum(w) samples do not vote
+        k: number of samples that vote
     """
     _check_k(k, num_samples)
     silent = num_samples - num_correct - sum(wrong_votes)
@@ -78,15 +86,19 @@ def maj_at_k(num_samples: int, num_correct: int, wrong_votes: Sequence[int], k: 
 
 
 def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) -> dict[str, float]:
-    """Metrics of groups that all have the same number n of rollouts.
+    """Returns the accuracies of groups that all have the same number n of rollouts, by name.
 
-    avg_at_n, and for each k pass_at_k and maj_at_k, each also as `_low` and `_high`; length_mean in tokens;
-    truncated_rate and unparsable_rate over rollouts. A truncated rollout is wrong and does not vote; one that ran out
-    of time or crashed while it was graded does not vote either.
+    The names are ``avg_at_n``, and ``pass_at_k`` and ``maj_at_k`` for each k, each with the ends of its interval as
+    ``_low`` and ``_high``; ``length_mean`` in tokens; ``truncated_rate`` and ``unparsable_rate`` over rollouts. A
+    truncated rollout is wrong and does not vote. A rollout that ran out of time or crashed while it was graded does not
+    vote either.
 
     Args:
-        groups: at least one, each of another problem.
-        ks: numbers of samples; by default the powers of two below n, and n. ValueError for k > n.
+        groups: one group per problem, at least one
+        ks: numbers k of samples; None takes the powers of two below n, and n
+
+    Raises:
+        ValueError: groups differ in size, or a k is above n.
     """
     sizes = {len(group.rollouts) for group in groups}
     if len(sizes) != 1:
@@ -105,10 +117,10 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) ->
 
 
 def accuracy_by_problem(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Share of correct rollouts of each problem, by its id."""
+    """Returns the share of correct rollouts of each problem, by the problem's id."""
     accuracy = {group.problem.id: len(group.successes) / len(group.rollouts) for group in groups}
     if len(accuracy) != len(groups):
-        raise ValueError(f"expected one group a problem, got {len(groups)} groups of {len(accuracy)} problems")
+        raise ValueError(f"expected one group per problem, got {len(groups)} groups of {len(accuracy)} problems")
     return accuracy
 
 
@@ -139,7 +151,7 @@ def _check_k(k: int, num_samples: int) -> None:
 
 
 def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Rates of one step's rollouts: accuracy, mixed groups, length, truncation, unparsable answers, markers."""
+    """Returns metrics of one step's rollouts, by name: rates per rollout, except for counts of faults."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not rollouts:
         return {}
@@ -156,14 +168,14 @@ def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def count_reflection_markers(text: str) -> float:
-    """Reflection markers, as whole words, per 100 words."""
+    """Returns the number of reflection markers, as whole words, per 100 words."""
     return 100.0 * len(_MARKED.findall(text)) / max(1, len(text.split()))
 
 
 def marker_ids(tokenizer: Any) -> list[int]:
-    """Returns the reflection markers that are one token, as they stand at a line's beginning or after a space.
+    """Returns the ids of reflection markers that are one token, at the beginning of a line or after a space.
 
-    The first token of a longer one ("let", "not") would say little.
+    A marker of several tokens is left out: its first token ("let", "not") would say little.
     """
     forms = [lead + form for m in REFLECTION_MARKERS for form in (m, m.capitalize()) for lead in ("", " ")]
     ids = [tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]

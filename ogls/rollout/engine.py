@@ -1,6 +1,6 @@
-"""What every rollout engine does: take the policy's weights, and turn prompt ids into sampled ids.
+"""A rollout engine takes the policy's weights and samples after prompts.
 
-Engines see token ids only. They never build a prompt, never decode for the loss, and never re-encode text.
+Engines see token ids only. They never build a prompt and never encode or decode text.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 class RolloutEngine(ABC):
-    """Samples from the policy. The constructor stores settings; `start` does the work, once, in the training process.
+    """An engine samples from the policy. Its constructor only stores settings; `start` reads the model.
 
     The order of calls is `start(folder, context_length)`, then `load(policy, version)` before the first `generate`
-    and after every update, and at last `close()`. An engine implements `_start`, `_load`, `_generate` and `_close`;
-    that the order is kept, that the prompts fit and that the completions can be true is seen to here.
+    and after every update, and at last `close()`. A subclass implements `_start`, `_load`, `_generate` and `_close`.
+    This class checks that the order is kept, that the prompts fit, and that the completions are possible ones.
     """
 
     samples_policy: bool = True
-    """Completions and log-probs come from the policy's weights: False for an engine that follows a script."""
+    """Completions and log-probs come from the policy's weights. It is False for an engine that follows a script."""
 
     copies_policy: ClassVar[bool] = True
-    """`load` copies weights: False for an engine that samples with the policy itself, and so has to wait for it."""
+    """`load` copies weights. It is False for an engine that samples with the policy itself, and has to wait for it."""
 
     _context_length: int | None = None
     _version: int | None = None
 
     def start(self, folder: Path, context_length: int) -> None:
-        """Read the model in `folder`; prompt and completion share `context_length` tokens."""
+        """Reads the model in `folder`; a prompt and its completion have at most `context_length` tokens together."""
         self._start(folder, context_length)
         self._context_length = context_length
         self._end_token_ids, self._vocab_size = end_token_ids(folder), vocab_size(folder)
 
     def load(self, policy: Policy, version: int) -> None:
-        """Take over the policy's present weights. `version` is the number of updates that made them."""
+        """Takes over the policy's present weights; `version` is the number of updates that they have had."""
         if self._context_length is None:
             raise ValueError("the engine is not running: call start(folder, context_length) first")
         self._load(policy)
@@ -50,7 +50,11 @@ class RolloutEngine(ABC):
 
     @property
     def version(self) -> int:
-        """The version of the weights that `generate` samples from; an error before the first `load`."""
+        """Returns the version of the weights that `generate` samples from.
+
+        Raises:
+            ValueError: no weights have been loaded yet.
+        """
         if self._version is None:
             raise ValueError("the engine has no weights yet: call load(policy, version) first")
         return self._version
@@ -58,7 +62,18 @@ class RolloutEngine(ABC):
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        """`n` completions for every prompt, in the order of the prompts. The same seed draws the same tokens."""
+        """Returns `n` completions for every prompt, in the order of the prompts.
+
+        Args:
+            prompts: token ids of each prompt
+            sampling: rule by which tokens are drawn
+            n: completions per prompt
+            seed: random seed; the same seed draws the same tokens
+
+        Raises:
+            ValueError: a prompt is empty or too long for the context.
+            RuntimeError: the engine gave something that is no completion of these prompts.
+        """
         assert self.version is not None
         assert self._context_length is not None
         check_lengths(prompts, sampling, n, self._context_length)
@@ -67,7 +82,7 @@ class RolloutEngine(ABC):
         return completions
 
     def close(self) -> None:
-        """Give the memory back. The engine may be started again afterwards."""
+        """Gives the engine's memory back; it may be started again afterwards."""
         self._version = self._context_length = None
         self._close()
 
@@ -87,9 +102,9 @@ class RolloutEngine(ABC):
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, context_length: int) -> None:
-    """Refuse what does not fit, before anything is sampled."""
+    """Raises ValueError if a prompt and its completions do not fit into the context, or `n` is below 1."""
     if n < 1:
-        raise ValueError(f"n, the completions a prompt, must be at least 1, got {n}")
+        raise ValueError(f"n, the completions per prompt, must be at least 1, got {n}")
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {i} is empty: an engine needs at least one token to continue")
@@ -103,7 +118,7 @@ def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, 
 def check_completions(
     completions: Sequence[Sequence[Completion]], prompts: int, sampling: Sampling, n: int, vocab_size: int
 ) -> None:
-    """RuntimeError for completions that no engine in order gives. An empty completion is none of them."""
+    """Raises RuntimeError for completions that no working engine gives; an empty completion is possible."""
     counts = [len(group) for group in completions]
     if counts != [n] * prompts:
         raise RuntimeError(f"the engine was asked for {prompts} x {n} completions, got {counts[:20]}")
@@ -114,20 +129,24 @@ def check_completions(
         if len(ids) > sampling.max_tokens or len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
             raise RuntimeError(
                 f"the engine gave {len(ids)} tokens of {sampling.max_tokens} and {len(logprobs)} log-probs: expected "
-                "one finite number a token"
+                "one finite number per token"
             )
         if completion.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"the engine ended a completion with {completion.finish_reason!r}")
 
 
 def vocab_size(folder: Path) -> int:
-    """Rows of the output head, from config.json."""
+    """Returns the size of the model's vocabulary, from the config.json in `folder`."""
     config = json.loads((folder / "config.json").read_text())
     return int(config.get("text_config", config)["vocab_size"])
 
 
 def end_token_ids(folder: Path) -> tuple[int, ...]:
-    """The ids that end a completion: `eos_token_id` of generation_config.json, else of config.json."""
+    """Returns the ids that end a completion: ``eos_token_id`` of generation_config.json, or else of config.json.
+
+    Raises:
+        ValueError: neither file has one.
+    """
     for name in ("generation_config.json", "config.json"):
         file = folder / name
         if file.is_file():

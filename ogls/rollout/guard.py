@@ -1,4 +1,4 @@
-"""An engine that is watched, and rebuilt once when it fails."""
+"""The guard watches an engine and rebuilds it when it fails."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
     from ogls.policy.policy import Policy
 
 PATIENCE = 3600.0
+"""A call of an engine may take this many seconds."""
 _CANARIES, _TOKENS = 8, 16  # prompts, and tokens drawn after each
 
 
 class EngineGuard:
-    """`start`, `load` and `generate` of an engine, such that what comes back was sampled from the policy's weights.
+    """A guard starts, loads and asks an engine, and makes sure that it samples from the policy's weights.
 
-    The engine has failed if it raises (ValueError aside: that is a setting or a prompt that cannot work), gives what no
-    engine may give, takes longer than `patience`, or if what it draws after a load differs from the policy by more than
-    `max_gap` (see `ogls.rollout.canary`; the first load is checked when there are prompts). It is then closed, started
-    and loaded again, and the same completions are asked for with the same seed; if it fails again, EngineFailed.
+    The engine has failed if it raises an error, gives impossible completions, or takes longer than `patience`. It has
+    also failed if the log-probabilities of what it draws after a load differ from the policy's by more than `max_gap`
+    on average; the first load is checked as soon as there are prompts. A failed engine is closed, started and loaded
+    again, and the same completions are asked for with the same seed. If it fails again, EngineFailed is raised. A
+    ValueError is no failure of the engine: it means a setting or a prompt that cannot work, and is passed on.
 
     Args:
-        engine: to be watched.
-        patience: seconds that any call of it may take; an hour.
-        max_gap: mean difference of log-probs between engine and trainer. Sound bf16 engines were at 0.01 to
-            0.04, by how sure the model is (its logits are rounded); weights that are not the policy's began at 0.2.
+        engine: engine to be watched
+        patience: seconds that any call of the engine may take; None is an hour
+        max_gap: largest mean difference of log-probabilities between engine and trainer. Sound bf16 engines were at
+            0.01 to 0.04, depending on how sure the model is, because logits are rounded; weights that were not the
+            policy's began at 0.2.
     """
 
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
@@ -44,15 +47,21 @@ class EngineGuard:
         self._loaded = self._checked = False
 
     def start(self, folder: Path, context_length: int) -> None:
+        """Starts the engine with the model in `folder`, see `RolloutEngine.start`."""
         self._folder, self._context_length, self._loaded = folder, context_length, False
         with self._watched("starting the engine"):
             self.engine.start(folder, context_length)
 
     def holds(self, version: int) -> bool:
-        """Whether the engine has the weights of `version`."""
+        """Returns whether the engine has the weights of `version`."""
         return self._loaded and self.engine.version == version
 
     def load(self, policy: Policy, version: int) -> None:
+        """Gives the engine the policy's present weights, and rebuilds it if it fails.
+
+        Raises:
+            EngineFailed: the engine fails after it was rebuilt, too.
+        """
         try:
             self._load(policy, version)
         except ValueError:
@@ -63,6 +72,11 @@ class EngineGuard:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
+        """Returns `n` completions for every prompt, see `RolloutEngine.generate`, and rebuilds a failing engine once.
+
+        Raises:
+            EngineFailed: the engine fails after it was rebuilt, too.
+        """
         if not prompts:
             return []
         policy, version = self._policy, self.engine.version
@@ -109,9 +123,13 @@ class EngineGuard:
         self._checked = True
 
     def rebuild(self, reason: Exception, policy: Policy, version: int) -> None:
-        """Starts the engine anew with the weights that `policy` has now, which are of `version`."""
+        """Closes the engine, starts it anew, and gives it the present weights of `policy`, which are of `version`.
+
+        Raises:
+            EngineFailed: this fails, too.
+        """
         print(f"The engine failed and is rebuilt: {_described(reason)}", file=sys.stderr, flush=True)
-        with suppress(Exception), self._watched("closing the engine"):  # it is broken: whatever it says now
+        with suppress(Exception), self._watched("closing the engine"):  # it is broken: a further error is no news
             self.engine.close()
         try:
             self.start(self._folder, self._context_length)
@@ -128,10 +146,16 @@ def _described(error: Exception) -> str:
 
 
 def logprob_gap(engine: RolloutEngine, policy: Policy, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
-    """Mean |log p_engine(token) - log p_policy(token)| of the tokens that the engine draws after each prompt.
+    """Returns the mean of |log p_engine(token) - log p_policy(token)| over tokens that the engine draws.
 
-    They are drawn, and not given: an engine that scores given tokens goes round its prefix cache, whose staleness is
-    one of the things to be found.
+    The tokens are drawn, not given: an engine that scores given tokens does not use its prefix cache, and a stale cache
+    is one of the faults to be found.
+
+    Args:
+        engine: engine that has been given the weights of `policy`
+        policy: policy to compare it with
+        prompts: token ids of each prompt
+        max_tokens: tokens that are drawn after each prompt at most
     """
     drawn = engine.generate(prompts, Sampling(max_tokens=max_tokens), 1, seed=0)
     completions = [completion for (completion,) in drawn]

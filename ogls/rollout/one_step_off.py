@@ -1,4 +1,4 @@
-"""Batch n + 1 is sampled while step n trains: one update stale, and neither half of the step waits for the other."""
+"""The batch of step n + 1 is sampled while step n trains, one update stale."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from ogls.system.watchdog import time_limit
 
 
 class OneStepOff:
-    """Has a thread make the batch of the next step, with an engine in a process of its own.
+    """OneStepOff has a thread make the batch of the next step, with an engine in a process of its own.
 
-    The engine takes the weights before the step changes them. A copy of them is kept until the batch is there, and in
-    checkpoints: a run that goes on, and one whose engine failed, has the same batch made from the same weights.
+    The engine takes the weights before the step changes them. A copy of them is kept until the batch is made, and in
+    checkpoints: a run that goes on, or one whose engine failed, then makes the same batch from the same weights.
 
     Args:
-        make: the batch of a step, from what a sampler holds.
-        weights: those of the checkpoint that the run goes on from; null makes the first batch with the policy's own.
+        make: function from a step and a sampler to the batch of that step
+        sampler: source of graded rollouts, whose engine copies weights
+        policy: student that is trained
+        weights: weights that the next batch is made from, out of a checkpoint; None takes the policy's present ones
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class OneStepOff:
         self._batch: Future[Batch] | None = None
 
     def take(self, more: bool) -> Batch:
-        """Returns the batch of the next step. With `more`, the one after it is begun: a step is to train now."""
+        """Returns the batch of the step that trains next; with `more`, a thread begins to make the one after it."""
         step = self._policy.version
         metrics = StepMetrics("training", step + 1)
         with metrics.recording():
@@ -57,14 +59,14 @@ class OneStepOff:
             assert batch.policy_version == (step if self.weights is None else step - 1)
             self._step, self._batch = step + 1, None
             if more:
-                self._sampler.hold()  # may fail, and what is saved then has to make this batch again
+                self._sampler.hold()  # may fail: a checkpoint then needs the weights that this batch was made from
         self.weights = {name: p.detach().clone() for name, p in self._policy.trainable().items()}
         if more:
             self._begin()
         return replace(batch, metrics=batch.metrics | metrics.metrics(), phases=(*batch.phases, *metrics.phases))
 
     def settle(self) -> None:
-        """Wait for the batch under way, so that the engine is free. If the engine failed, the batch is made here."""
+        """Waits for the batch under way, so that the engine is free. If the engine failed, the batch is made again."""
         if self._batch is None:
             return
         try:
@@ -89,7 +91,7 @@ class OneStepOff:
         threading.Thread(target=run, name=f"ogls-batch-{step}", daemon=True).start()
 
     def _behind(self, step: int, failure: Exception | None = None) -> Batch:
-        """The batch of `step`, from the weights of the version before it."""
+        """Returns the batch of `step`, made from the weights of the version before it."""
         assert self.weights is not None
         with self._policy.swapped(self.weights, version=step - 1):
             if failure is not None:

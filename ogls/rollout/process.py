@@ -1,4 +1,7 @@
-"""An engine in a process of its own: it samples while the trainer trains, and takes nothing down with it."""
+"""An engine runs in a process of its own, where it samples beside the training.
+
+If it crashes, the trainer lives on.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,16 @@ if TYPE_CHECKING:
     from ogls.policy.policy import Policy
 
 _FILE = "weights.safetensors"
-_PATIENCE = 5.0  # seconds for closing by itself
+_PATIENCE = 5.0  # seconds in which the process may close by itself
 
 
 class EngineProcess(RolloutEngine):
-    """`engine` in a process that ends with this one, however that ends; weights go there as files.
+    """An engine process runs `engine` in a process that ends when this one does, and hands it weights as files.
 
     A call waits without Python's lock, so that another thread can train meanwhile.
+
+    Raises:
+        ValueError: the engine samples with the policy itself, which is in this process.
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
@@ -49,8 +55,8 @@ class EngineProcess(RolloutEngine):
     def _start(self, folder: Path, context_length: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            # A session of its own: Ctrl-C is for the trainer. Nothing is ever written to its standard input, which the
-            # system closes when the trainer is gone.
+            # The process has a session of its own, so that Ctrl-C reaches the trainer alone. Nothing is ever written to
+            # its standard input, which the system closes when the trainer is gone.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ogls.rollout.process", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
@@ -82,7 +88,7 @@ class EngineProcess(RolloutEngine):
             self._connection.close()
 
     def _call(self, method: str, *arguments: Any, policy: Policy | None = None) -> Any:
-        """What the other side answers; an error there is raised here. Meanwhile it may ask for weights."""
+        """Returns the other side's answer, or raises its error. Meanwhile the other side may ask for weights."""
         connection = self._connection
         try:
             connection.send((method, arguments))
@@ -102,7 +108,7 @@ class EngineProcess(RolloutEngine):
 
 
 class _SavedPolicy:
-    """What an engine takes from a policy, from files that the trainer writes when they are asked for."""
+    """A saved policy gives an engine weights from files, which the trainer writes when they are asked for."""
 
     def __init__(self, connection: Connection, folder: Path, lora: Lora | None) -> None:
         self._connection, self.folder, self.lora = connection, folder, lora
@@ -128,7 +134,7 @@ def _serve(engine: RolloutEngine, connection: Connection) -> None:
         try:
             if method == "load":
                 policy: Any = _SavedPolicy(connection, *arguments)
-                answer = ("done", engine.load(policy, 0))  # the version is the trainer's affair
+                answer = ("done", engine.load(policy, 0))  # the trainer's side knows the version
             else:
                 answer = ("done", getattr(engine, method)(*arguments))
         except ValueError as error:
@@ -147,6 +153,7 @@ def _end_with_trainer() -> None:
 
 
 def main() -> None:
+    """Runs an engine for the trainer at the other end of the socket whose number is the first argument."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     threading.Thread(target=_end_with_trainer, name="ogls-trainer", daemon=True).start()
     connection = Connection(int(sys.argv[1]))

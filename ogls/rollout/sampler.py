@@ -1,4 +1,4 @@
-"""Graded rollouts: an engine that has the policy's weights, and the pool that says which answers are right."""
+"""The sampler gives graded rollouts, by an engine and a pool of verifiers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ from ogls.tasks.grading import GradingPool
 
 
 class Sampler:
-    """A sampler gives graded rollouts of the policy as it was when the engine was last told to `hold` it.
+    """A sampler gives graded rollouts from the weights that the policy had at the last call of `hold`.
 
-    The engine starts when the sampler is made, in the policy's folder.
+    `version` is the version of these weights; while the engine gives frozen replies, it has those of version 0. The
+    engine starts when the sampler is made.
+
+    Args:
+        engine: engine that samples
+        policy: student, whose folder the engine reads and whose weights it takes
+        encoder: translation of sampled ids to text
+        pool: processes that grade texts
+        context_length: largest number of tokens of a prompt and its completion together
     """
 
     def __init__(
@@ -26,18 +34,18 @@ class Sampler:
     ) -> None:
         self._guard, self._policy, self._encoder, self._pool = EngineGuard(engine), policy, encoder, pool
         self._engine: EngineGuard | RolloutEngine = self._guard
+        self.version = 0
         self._guard.start(policy.folder, context_length)
-
-    @property
-    def version(self) -> int:
-        """The version of the weights that are sampled from."""
-        return self._guard.engine.version
 
     @timed("sync")
     def hold(self) -> None:
-        """Gives the engine the policy's present weights, unless it has them."""
-        if not self._guard.holds(self._policy.version):
-            self._guard.load(self._policy, self._policy.version)
+        """Gives the engine the policy's present weights, unless it has them already."""
+        self._give(self._policy.version)
+        self.version = self._policy.version
+
+    def _give(self, version: int) -> None:
+        if not self._guard.holds(version):
+            self._guard.load(self._policy, version)
 
     def beside(self) -> Sampler:
         """Returns a copy for the background thread: an engine failure raises there instead of triggering a rebuild."""
@@ -52,14 +60,21 @@ class Sampler:
     def rollouts(
         self, problems: Sequence[Problem], prompts: Sequence[tuple[int, ...]], n: int, sampling: Sampling, seed: int
     ) -> list[RolloutGroup]:
-        """Returns `n` graded rollouts for every prompt."""
+        """Returns one group of `n` graded rollouts for every problem.
+
+        Args:
+            problems: problems that the answers are graded against
+            prompts: token ids of each problem's prompt
+            n: rollouts per problem
+            sampling: rule by which tokens are drawn
+            seed: random seed
+        """
         with timed("generate"):
             completions = self._engine.generate(prompts, sampling, n, seed)
         with timed("grade"):
             texts = [[self._encoder.decode(c.token_ids) for c in group] for group in completions]
             pairs = [(problem, text) for problem, group in zip(problems, texts, strict=True) for text in group]
             verdicts = iter(self._pool.grade(pairs))
-        version = self.version
         return [
             RolloutGroup(
                 problem=problem,
@@ -68,7 +83,7 @@ class Sampler:
                     Rollout(completion=completion, text=text, verdict=next(verdicts))
                     for completion, text in zip(group, group_texts, strict=True)
                 ),
-                policy_version=version,
+                policy_version=self.version,
             )
             for problem, prompt, group, group_texts in zip(problems, prompts, completions, texts, strict=True)
         ]
@@ -76,8 +91,7 @@ class Sampler:
     def replies(
         self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, frozen: bool
     ) -> list[Completion]:
-        """Returns one completion for every prompt, from the weights held or, `frozen`, from version 0."""
+        """Returns one completion for every prompt, from the engine's weights or, if `frozen`, from version 0."""
         with self._policy.at_start() if frozen else nullcontext():
-            if frozen:
-                self.hold()
+            self._give(0 if frozen else self.version)
             return [completion for (completion,) in self._engine.generate(prompts, sampling, 1, seed)]

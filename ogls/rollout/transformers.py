@@ -1,4 +1,4 @@
-"""Rollouts by the policy itself: a padded batch, one token at a time. Needs nothing but torch and transformers."""
+"""The policy itself samples rollouts, with nothing but torch and transformers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine(RolloutEngine):
-    """Samples from the policy's own weights, so `load` costs nothing; `batch_size` sequences are decoded side by side.
+    """This engine samples with the policy itself, one token at a time for a padded batch of sequences.
 
-    Draws are a function of the prompts, the seed and `batch_size`.
+    There are no weights to copy, so that `load` costs nothing. What is drawn is a function of the prompts, the seed and
+    `batch_size`.
+
+    Args:
+        batch_size: sequences that are sampled side by side
     """
 
     copies_policy = False
@@ -59,7 +64,10 @@ class TransformersEngine(RolloutEngine):
     def _decode(
         self, prompts: Sequence[Sequence[int]], owners: list[int], sampling: Sampling, generator: torch.Generator
     ) -> list[Completion]:
-        """One completion for each of `owners`. A prompt is read once; rows that have ended leave the batch."""
+        """Returns one completion of the prompt that each of `owners` names.
+
+        Each prompt is read once, and rows that have ended leave the batch.
+        """
         assert self._policy is not None
         policy, device = self._policy, generator.device
         weight, bias = policy.head
@@ -104,10 +112,12 @@ class TransformersEngine(RolloutEngine):
         ]
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tokens drawn from each row of `logits` [rows, vocab], and their log-probs under the distribution drawn from.
+def draw(
+    logits: Float[Tensor, "rows vocab"], sampling: Sampling, generator: torch.Generator
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Returns one token per row, and its log-probability under the distribution that it was drawn from.
 
-    At temperature 0 the likeliest token, with its log-prob at temperature 1.
+    At temperature 0 it is the likeliest token, with its log-probability at temperature 1.
     """
     if sampling.temperature == 0:
         logprobs = logits.log_softmax(-1)
@@ -119,7 +129,10 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tupl
 
 
 def _cut(logits: Tensor, sampling: Sampling) -> Tensor:
-    """-inf for what `top_k` and then `top_p` leave out; the smallest set with at least the mass `top_p` stays."""
+    """Returns logits with -inf for what `top_k` and then `top_p` leave out.
+
+    `top_p` keeps the smallest set of tokens that has at least this mass.
+    """
     if 0 < sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

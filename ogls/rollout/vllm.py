@@ -1,4 +1,7 @@
-"""Rollouts by vLLM, in the training process. The only file that imports vllm, and only when an engine starts."""
+"""vLLM samples rollouts, in the training process or in one of its own.
+
+This is the only file that imports vllm, and it does so only when an engine starts.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,23 @@ from ogls.rollout.engine import RolloutEngine
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
 
-# Read when vllm is imported, so set before; whoever set one outside has the last word.
+# vllm reads these variables when it is imported. One that the environment has already is left as it is.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class VllmEngine(RolloutEngine):
-    """vLLM with merged weights or with a hot-swapped adapter.
+    """This engine samples with vLLM, which takes either merged weights or the adapter alone after each update.
 
-    `sync` "merged" gives vLLM base + B A (any policy; the way on a CPU, where an adapter costs most of the throughput);
-    "adapter" gives it the adapter alone (only policies with one, of rank up to `max_lora_rank`); "auto" is "merged" on
-    a CPU and "adapter" on a GPU. `memory_gib` is the space for keys and values.
+    Args:
+        sync: weights that vLLM is given: ``merged`` for all that can have changed, with the adapter merged into them;
+            ``adapter`` for the adapter alone, if the policy has one; ``auto`` for ``merged`` on a CPU, where an adapter
+            costs most of the throughput, and ``adapter`` on a GPU
+        memory_gib: memory for keys and values, in GiB
+        max_num_seqs: largest number of sequences that are sampled side by side
+        max_lora_rank: largest rank of an adapter that vLLM takes
+        dtype: dtype of vLLM's weights and computation
+        enforce_eager: whether vLLM does without CUDA graphs and compilation
     """
 
     def __init__(
@@ -88,7 +97,7 @@ class VllmEngine(RolloutEngine):
             seed=0,
             **lora,
         )
-        torch.set_num_threads = set_num_threads  # vLLM on a CPU makes it do nothing, for the trainer too
+        torch.set_num_threads = set_num_threads  # on a CPU, vLLM replaces it by a function that does nothing
 
     def _load(self, policy: Policy) -> None:
         self._num_loads += 1
@@ -100,7 +109,7 @@ class VllmEngine(RolloutEngine):
         self._llm.reset_prefix_cache()
 
     def _load_adapter(self, policy: Policy) -> None:
-        """Hand over an adapter under a name and a path never used before: vLLM's caches go by these."""
+        """Hands over an adapter under a new name and path, because vLLM's caches go by these."""
         from vllm.lora.request import LoRARequest
 
         if policy.lora is None:
@@ -117,7 +126,7 @@ class VllmEngine(RolloutEngine):
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        with torch.random.fork_rng(devices=[]):  # in-process vLLM draws from the global generator; leave it as it was
+        with torch.random.fork_rng(devices=[]):  # vLLM draws from the global generator, which stays as it was
             torch.manual_seed(seed)
             outputs = self._llm.generate(
                 inputs,
@@ -128,7 +137,10 @@ class VllmEngine(RolloutEngine):
         return [[_completion(sample) for sample in sorted(out.outputs, key=lambda s: s.index)] for out in outputs]
 
     def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
-        """Every parameter that matters is named: vLLM's own defaults are for chat. Its CPU sampler takes no seed."""
+        """Returns vLLM's parameters, all that matter by name, because its defaults are for chat.
+
+        Its sampler on a CPU takes no seed.
+        """
         from vllm import SamplingParams
 
         return SamplingParams(

@@ -1,4 +1,7 @@
-"""Which trials are still to be made: what was interrupted goes back into the queue, what is finished never does."""
+"""Attempts decide which trials are made: an interrupted one is queued again.
+
+A finished trial never is.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,35 @@ from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-RETRIES = 2  # of a trial whose process was killed
+RETRIES = 2  # further attempts at a trial whose process was killed
 _ORIGINAL, _KILLED, _WORKER = "original", "killed", "worker"
 
 
 def original(trial: FrozenTrial | optuna.Trial) -> int:
-    """Number of the trial that this one goes on with; its own for a new one. Names its folders."""
+    """Returns the number of the trial that this one continues, or its own for a new one. Folders are named by it."""
     return trial.user_attrs.get(_ORIGINAL, trial.number)
 
 
 def latest(study: Study) -> list[FrozenTrial]:
-    """Of each trial the last attempt."""
+    """Returns the last attempt at each trial."""
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
     return list({original(trial): trial for trial in trials}.values())
 
 
 def spent(study: Study) -> int:
-    """Trials that count towards `--n-trials`: all but those in the queue."""
+    """Returns the number of trials that count towards `--n-trials`: all but those in the queue."""
     return sum(trial.state != TrialState.WAITING for trial in latest(study))
 
 
 def goes_on(study: Study, trial: FrozenTrial) -> bool:
-    """Whether there is a later attempt at this trial."""
+    """Returns whether there is a later attempt at this trial."""
     return any(original(t) == original(trial) and t.number > trial.number for t in study.get_trials(deepcopy=False))
 
 
 def requeue(study: Study, trial: FrozenTrial | optuna.Trial, killed: bool) -> bool:
     """Puts a trial that did not come to its end back into the queue, with the same parameters.
 
-    Returns False when its process has been killed more than `RETRIES` times; an interruption is not counted.
+    Returns False where its process has been killed more than `RETRIES` times; interruptions do not count.
     """
     kills = trial.user_attrs.get(_KILLED, 0) + killed
     if kills > RETRIES:
@@ -57,17 +60,20 @@ def requeue(study: Study, trial: FrozenTrial | optuna.Trial, killed: bool) -> bo
 
 
 def died(study: Study, trial: FrozenTrial) -> None:
-    """What becomes of a trial whose worker is gone."""
+    """Puts a trial whose worker is gone back into the queue."""
     requeue(study, trial, killed=True)
 
 
 def sign(trial: optuna.Trial) -> None:
-    """Leaves word who runs this trial: host, process, and when that began, since numbers of processes come again."""
+    """Records who runs this trial: host, process, and when that began, since process numbers are used again."""
     trial.set_user_attr(_WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
 
 
 def reclaim(study: Study) -> None:
-    """Requeues trials whose worker is gone: known at once if it ran on this host, else by a stale heartbeat."""
+    """Puts trials whose worker is gone back into the queue.
+
+    That is known at once of a worker on this host, and by a stale heartbeat of any other.
+    """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, pid, started = trial.user_attrs.get(_WORKER, ("", 0, 0.0))
         if host == socket.gethostname() and not _runs(pid, started):

@@ -1,4 +1,4 @@
-"""Accuracy against each parameter, with what the seeds say about it."""
+"""A curve shows accuracy against each parameter, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ _SEED, _MEAN = "#56b4e9", "#0072b2"  # Okabe and Ito
 
 
 def draw_curve(trials: Sequence[FrozenTrial], accuracies: Sequence[Sequence[float]], title: str, file: Path) -> None:
-    """One panel a parameter that varies: the accuracy of every seed, their mean, and the 95 % interval of that mean.
+    """Draws one panel per varied parameter: the accuracy of every seed, their mean, and the mean's 95 % interval.
 
-    Bars may leave the panel: with two seeds the interval is thirteen times their spread.
+    Bars may leave the panel: with two seeds the interval is thirteen times as long as their distance.
 
     Args:
-        trials: complete ones.
-        accuracies: of each trial, one a seed.
+        trials: complete trials
+        accuracies: accuracies of each trial, one per seed
+        title: beginning of the heading
+        file: image to write
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     varied = [name for name in names if len({t.params[name] for t in trials if name in t.params}) > 1]
@@ -37,7 +39,7 @@ def draw_curve(trials: Sequence[FrozenTrial], accuracies: Sequence[Sequence[floa
     panels[0].set_ylim(low - margin, high + margin)
     panels[0].set_ylabel("accuracy")
     seeds = max(map(len, accuracies))
-    about = f"{seeds} seeds a trial, bars: 95 % over seeds" if seeds > 1 else "one seed a trial"
+    about = f"{seeds} seeds per trial, bars: 95 % over seeds" if seeds > 1 else "one seed per trial"
     figure.suptitle(f"{title}: {about}", fontsize=9, color="#555555")
     figure.savefig(file, dpi=150)
 
@@ -60,7 +62,10 @@ def _panel(axes: Axes, name: str, at: Sequence[object], accuracies: Sequence[Seq
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of the mean of n independent values: t(n - 1) s / sqrt(n); 0 for a single one."""
+    """Returns half of the 95 % interval of the mean of n independent values; 0 for a single one.
+
+    It is t(n - 1) s / sqrt(n), with Student's t at 97.5 % and the standard deviation s of the values.
+    """
     if len(values) < 2:
         return 0.0
     return float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -1,4 +1,4 @@
-"""What a sweep file says, and what the command line adds to it."""
+"""A sweep is defined by its file and by the options of the command line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import optuna
 
 from ogls.sweep.run_numbers import RunNumbers
 
-Options = Mapping[str, object]  # of run.py: key -> value
-Point = Mapping[str, float | int | str | bool | None]  # of a search space: parameter -> value
+Options = Mapping[str, object]  # options of run.py: key -> value
+Point = Mapping[str, float | int | str | bool | None]  # point of a search space: parameter -> value
 
 PROJECT = Path(__file__).resolve().parents[2]
 AGAINST: dict[str, Callable[[RunNumbers], float]] = {
@@ -26,21 +26,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
 
 
 def override(class_path: str, **init_args: object) -> dict[str, object]:
-    """A part of the configuration by its class, as `run.py` takes it."""
+    """Returns a part of the configuration, given by its class, as `run.py` takes it."""
     return {"class_path": class_path, "init_args": init_args}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A search space and an objective.
+    """A sweep is a search space and an objective.
 
     Args:
-        name: of the study, unless `--study` says otherwise.
-        space: suggests values to a trial and returns the options of `run.py` that they stand for.
-        objective: what is maximised, from the numbers of one finished run; a trial's value is its mean over the seeds.
-        first: points that are tried before any other; what a point leaves open is sampled.
-        ladder: values of some parameters, all combinations of which `--grid` tries.
-        fixed: values of the other parameters on the ladder.
+        name: name of the study, unless `--study` gives another
+        space: function that has a trial suggest values and returns the options of `run.py` that they stand for
+        objective: function of one finished run's numbers that is maximised; a trial's value is its mean over the seeds
+        first: points that are tried before any other; a parameter that a point leaves open is sampled
+        ladder: values of some parameters, all combinations of which `--grid` tries
+        fixed: values of the other parameters while the ladder is tried
     """
 
     name: str
@@ -51,7 +51,10 @@ class Sweep:
     fixed: Point = field(default_factory=dict)
 
     def grid(self, rungs: Sequence[str]) -> list[Point]:
-        """The ladder's points; `rungs`, such as ``alpha=0,1,2``, replace its values.
+        """Returns the points of the ladder.
+
+        Args:
+            rungs: parameters and their values, such as ``alpha=0,1,2``, in place of the ladder; may be empty
 
         Raises:
             ValueError: a rung is not NAME=VALUE,VALUE or there is no ladder.
@@ -71,7 +74,7 @@ class Sweep:
 
 
 def _value(text: str) -> float | int | str | bool:
-    """A number or true or false where it reads as one, else the text."""
+    """Returns a number, true or false where the text reads as one, else the text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -80,7 +83,7 @@ def _value(text: str) -> float | int | str | bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One worker's share of a study; the fields are the command line's options."""
+    """Settings are what the command line tells one worker of a study; each field is an option."""
 
     study: str
     configs: tuple[str, ...]
@@ -99,37 +102,41 @@ class Settings:
 
     @property
     def place(self) -> Path:
-        """Folder of the study on this machine."""
+        """Returns the study's folder on this machine."""
         return self.folder / self.study
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all trials of a study have in common. A worker that has it otherwise may not join."""
+        """Returns the settings that all trials of a study share. A worker with others may not join it."""
         configs, further = list(self.configs), list(self.further)
         return {"configs": configs, "further": further, "seeds": self.seeds, "against": self.against}
 
 
 def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | None = None) -> Settings:
-    """The command line of a sweep file; what follows ``--`` goes to every run.
+    """Returns the settings of a sweep's command line. Impossible values end the program with exit code 2.
 
-    Exits with 2 on a value that cannot be.
+    Args:
+        sweep: sweep whose name is the study's default
+        about: description for `--help`
+        arguments: words of the command line; those after ``--`` go to every run
+        script: script that every run executes; None takes `experiments/run.py`
     """
     arguments = list(arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False, epilog="What follows -- goes to every run.")
     add = parser.add_argument
-    add("--config", action="append", metavar="FILE", help="of run.py; may be repeated (default: lab.yaml)")
-    add("--study", default=sweep.name, help="the same name goes on with the same study (default: %(default)s)")
-    add("--n-trials", type=int, help="of the whole study, however often it is gone on with (default: 24)")
-    add("--jobs", type=int, default=1, help="trials at a time on this machine (default: %(default)s)")
-    add("--timeout", type=float, metavar="SECONDS", help="then stop as Ctrl-C does")
-    add("--seeds", type=int, default=1, help="runs a trial, whose mean is its value (default: %(default)s)")
-    add("--against", choices=AGAINST, help="minimise this as a second objective; nothing is pruned then")
-    add("--grid", nargs="*", metavar="NAME=VALUE,...", help="try the sweep's ladder, or this one, and nothing else")
-    add("--storage", default="sqlite:///sweeps.db", help="of Optuna; grpc://host:port too (default: %(default)s)")
-    add("--tracking-uri", default="sqlite:///mlflow.db", help="of MLflow (default: %(default)s)")
-    add("--experiment", default="sweeps", help="in MLflow (default: %(default)s)")
-    add("--folder", type=Path, default=Path("runs"), help="holds one folder a study (default: %(default)s)")
+    add("--config", action="append", metavar="FILE", help="configuration of run.py; repeatable (default: lab.yaml)")
+    add("--study", default=sweep.name, help="name of the study; one that exists goes on (default: %(default)s)")
+    add("--n-trials", type=int, help="number of trials in the whole study, those already made included (default: 24)")
+    add("--jobs", type=int, default=1, help="number of trials at a time on this machine (default: %(default)s)")
+    add("--timeout", type=float, metavar="SECONDS", help="time after which the sweep stops as it does at Ctrl-C")
+    add("--seeds", type=int, default=1, help="number of runs per trial, whose mean is its value (default: %(default)s)")
+    add("--against", choices=AGAINST, help="second objective, which is minimised; nothing is pruned then")
+    add("--grid", nargs="*", metavar="NAME=VALUE,...", help="ladder to try, and nothing else (default: the sweep's)")
+    add("--storage", default="sqlite:///sweeps.db", help="Optuna's database or grpc://host:port (default: %(default)s)")
+    add("--tracking-uri", default="sqlite:///mlflow.db", help="MLflow's store (default: %(default)s)")
+    add("--experiment", default="sweeps", help="name of the MLflow experiment (default: %(default)s)")
+    add("--folder", type=Path, default=Path("runs"), help="folder with one folder per study (default: %(default)s)")
     given = parser.parse_args(arguments[:split])
     for name in ("n_trials", "jobs", "seeds"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
@@ -158,6 +165,6 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
 
 
 def _absolute(uri: str) -> str:
-    """MLflow keeps its connections by address: a file needs one that is not relative to a working directory."""
+    """Returns a file's address with its absolute path: MLflow keeps connections by address, whatever the folder is."""
     file = uri.removeprefix("sqlite:///")
     return uri if file == uri else f"sqlite:///{Path(file).resolve()}"

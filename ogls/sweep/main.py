@@ -1,4 +1,4 @@
-"""The command line of every sweep file."""
+"""Every sweep file has this command line, which carries out a study."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ _IDENTITY = "identity"
 
 
 def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path | None = None) -> None:
-    """Carries out a study, or a worker's share of it. Exit codes: 0 enough trials, 2 configuration, 130 stopped.
+    """Carries out a study, or one worker's share of it, and ends the program.
+
+    The exit code is 0 when there are enough trials, 2 for a configuration that cannot work, and 130 after a stop.
 
     Args:
-        script: what a trial runs, in place of `experiments/run.py`.
+        sweep: search space and objective
+        command_line: words of the command line; None takes the program's own
+        script: script that every run executes; None takes `experiments/run.py`
     """
     given = sys.argv[1:] if command_line is None else command_line
     settings = parse(sweep, f"Sweep {sweep.name}: see the README's section on sweeps.", given, script)
@@ -62,10 +66,15 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
 
 
 def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None) -> tuple[Study, bool]:
-    """The study, and whether it is new. A grid's points, or else the sweep's first ones, are put into its queue.
+    """Returns the study, and whether it is new.
+
+    Args:
+        sweep: search space and objective
+        settings: options of the command line
+        points: points of the grid for the study's queue; None puts the sweep's first points into a new study's queue
 
     Raises:
-        ValueError: a study of this name has other settings, or run.py does not accept its first point.
+        ValueError: a study of this name has other settings, or `run.py` does not accept its first point.
     """
     storage = open_storage(settings.storage, attempts.died)
     common = {
@@ -73,7 +82,7 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
         "study_name": settings.study,
         # TPE is not seeded: workers that join with the same seed would try the same points.
         "sampler": optuna.samplers.TPESampler(),
-        # A ladder is there to be seen whole, where it breaks too.
+        # A ladder is to be seen whole, also where it fails.
         "pruner": optuna.pruners.MedianPruner(n_startup_trials=5) if points is None else optuna.pruners.NopPruner(),
     }
     directions: list[StudyDirection | Literal["minimize", "maximize"]] = [StudyDirection.MAXIMIZE]
@@ -99,7 +108,7 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
 
 
 def _check(study: Study, settings: Settings, objectives: int) -> None:
-    deadline = time.monotonic() + 20  # its maker may be about to say
+    deadline = time.monotonic() + 20  # the worker that made the study may be about to say
     while _IDENTITY not in study.user_attrs and time.monotonic() < deadline:
         time.sleep(0.1)
     has = {"objectives": len(study.directions), **study.user_attrs.get(_IDENTITY, {})}
@@ -110,7 +119,7 @@ def _check(study: Study, settings: Settings, objectives: int) -> None:
 
 
 def _wanted(settings: Settings, study: Study) -> int:
-    """How many trials the study is to have in all."""
+    """Returns the number of trials that the study is to have in all."""
     if settings.n_trials is not None:
         return settings.n_trials
     return len(attempts.latest(study)) if settings.grid is not None else _DEFAULT_TRIALS

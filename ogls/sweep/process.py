@@ -1,4 +1,4 @@
-"""One run of a trial: a process of its own, watched through the file of metrics that it writes."""
+"""A run of a trial is a process that is watched through its file of metrics."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 from ogls.callbacks.best import CHECKPOINTS, LAST, PREVIOUS
 from ogls.sweep.definition import Options, Settings
 from ogls.sweep.run_numbers import RunNumbers
+from ogls.system import attached
 from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse
-from ogls.system.run_lock import RunLock
+from ogls.system.run_lock import lock_folder
 from ogls.tracking.files import METRICS, replace_text
 
 _POLL = 0.5  # seconds
@@ -23,39 +24,43 @@ _PATIENCE = 600.0  # for the step under way and the validation that may be due
 
 
 class Stopped(Exception):
-    """The sweep was asked to stop."""
+    """Stopped is raised where the sweep was asked to stop."""
 
     def __init__(self, why: str = "the sweep was stopped") -> None:
         super().__init__(why)
 
 
 class Killed(Exception):
-    """Something else has killed the process."""
+    """Killed is raised where something other than the sweep killed the process."""
 
 
 class Failed(Exception):
-    """The run ended with an error, or its numbers are none."""
+    """Failed is raised where the run ended with an error, or measured something that is no number."""
 
 
 def arguments(settings: Settings, options: Options) -> list[str]:
-    """Of run.py, for a point of the search space."""
+    """Returns the arguments of `run.py` for a point of the search space."""
     configs = [word for config in settings.configs for word in ("--config", config)]
     given = [word for name, value in options.items() for word in (f"--{name}", written(value))]
     return [*configs, *settings.further, *given]
 
 
 def written(value: object) -> str:
-    """As run.py reads it."""
+    """Returns a value as `run.py` reads it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRun:
-    """A trial's run of one seed.
+    """A trial run is the run of one trial with one seed.
 
     Args:
-        number: of the trial; a run that was interrupted is found by it.
-        stopping: set when the sweep has to end.
+        settings: options of the sweep's command line
+        number: number of the trial, by which a run that was interrupted is found
+        seed: seed of the run
+        options: options of `run.py` for the trial's point
+        parent_run_id: id of the study's run in MLflow; None where it is not known
+        stopping: event that is set when the sweep has to end
     """
 
     settings: Settings
@@ -67,14 +72,17 @@ class TrialRun:
 
     @property
     def name(self) -> str:
+        """Returns the run's name, such as ``STUDY-007-s0``."""
         return f"{self.settings.study}-{self.number:03d}-s{self.seed}"
 
     @property
     def folder(self) -> Path:
+        """Returns the run's folder."""
         return self.settings.place / self.name
 
     @property
     def command(self) -> list[str]:
+        """Returns the command that starts the run, or goes on with it where it has a checkpoint."""
         tracker = {
             "experiment": self.settings.experiment,
             "tracking_uri": self.settings.tracking_uri,
@@ -84,7 +92,7 @@ class TrialRun:
             "tags": {"study": self.settings.study, "trial": str(self.number)},
         }
         logger = [w for key, value in tracker.items() for w in (f"--trainer.logger.init_args.{key}", written(value))]
-        start = [sys.executable, str(Path(__file__).with_name("attached.py")), str(self.settings.script), "fit"]
+        start = [sys.executable, str(Path(attached.__file__)), str(self.settings.script), "fit"]
         seeds = ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
         resume = ["--ckpt_path", "last"] if self._can_go_on else []
         return [*start, *arguments(self.settings, self.options), *seeds, *logger, *resume]
@@ -94,7 +102,7 @@ class TrialRun:
         return self.folder / CHECKPOINTS
 
     def measured(self) -> RunNumbers:
-        """What there is until now."""
+        """Returns the numbers that the run has written so far."""
         return RunNumbers(self.folder / METRICS).update()
 
     @property
@@ -102,7 +110,7 @@ class TrialRun:
         return any((self._checkpoints / file).exists() for file in (LAST, PREVIOUS))
 
     def _claim(self) -> None:
-        """Says in the folder what is run there. A folder of another study that had this name is left as it is."""
+        """Says in the folder what is run there. Raises Stopped where a run with other options has the folder."""
         file, asked = self.folder / "trial.json", json.dumps(arguments(self.settings, self.options))
         has = file.read_text() if file.exists() else None
         if has is None and not (self.folder / METRICS).exists():
@@ -113,13 +121,15 @@ class TrialRun:
             raise Stopped(f"{self.folder} has a run with other options, {has}, not {asked}: say --study or --folder")
 
     def watch(self) -> Generator[RunNumbers, None, None]:
-        """Starts the run, or goes on with it, and yields its numbers whenever there are new ones.
+        """Starts the run, or goes on with it, and yields its numbers again and again while it runs.
 
         A run that came to its end before is not made again. Leaving the iteration ends the run after the step under
         way.
 
         Raises:
-            Stopped, Killed, Failed: how it ended, if not well.
+            Stopped: the sweep was asked to stop.
+            Killed: something else killed the process.
+            Failed: the run ended with an error, or measured something that is no number.
         """
         self._let_predecessor_end()
         self._claim()
@@ -155,15 +165,13 @@ class TrialRun:
             raise Failed(f"{self.name} ended well but measured nothing: see {self.folder}/output.log")
 
     def _let_predecessor_end(self) -> None:
-        """A run whose sweep was killed ends by itself, but after the step under way."""
-        lock = RunLock()
-        while not lock.held:
+        """Waits for an earlier run in the folder: if its sweep was killed, it ends after the step under way."""
+        while True:
             try:
-                lock.acquire(self.folder)
+                return lock_folder(self.folder).release()
             except FolderInUse:
                 if self.stopping.wait(_POLL):
                     raise Stopped from None
-        lock.release()
 
     def _sound(self, numbers: RunNumbers) -> RunNumbers:
         wrong = numbers.update().not_finite()
@@ -172,7 +180,7 @@ class TrialRun:
         return numbers
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """As Ctrl-C would: the step under way is finished and a checkpoint written."""
+        """Ends the process as Ctrl-C would: the step under way is finished and a checkpoint written."""
         if process.poll() is None:
             process.terminate()
         try:
@@ -188,5 +196,5 @@ class TrialRun:
         return f"{lines[-1] if lines else 'it said nothing'} (all of it in {self.folder}/output.log)"
 
     def tidy(self) -> None:
-        """Checkpoints of a finished trial are not gone on from; the adapter of the best stays."""
+        """Deletes the checkpoints of a finished trial, which nobody goes on from; the best adapter stays."""
         shutil.rmtree(self._checkpoints, ignore_errors=True)

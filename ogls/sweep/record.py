@@ -1,4 +1,4 @@
-"""The study in MLflow: a parent run, below which the trials' own runs stand."""
+"""A study's record is a parent run in MLflow, above the runs of its trials."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.outbox import Outbox
 from ogls.tracking.replay import replay
 
-_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 20.0  # seconds that are waited for MLflow at begin and end
+_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 20.0  # seconds to wait for MLflow at beginning and end
 
 
 class StudyRecord:
-    """The parent run. Its id is kept in the study, so that every worker and every later day finds it.
+    """A study record is the parent run. Its id is kept in the study, so that every worker finds it, on any day.
 
-    All calls go through an outbox: a server that is away costs the study nothing but entries, which are counted.
+    All calls go through an outbox: while the server is away, the study loses nothing but entries, which are counted.
 
     Args:
-        created: this worker made the study, so it makes the parent; others wait for its id.
+        settings: options of the sweep's command line
+        study: Optuna's study
+        created: whether this worker made the study, and so makes the parent run; other workers wait for its id
     """
 
     def __init__(self, settings: Settings, study: Study, created: bool) -> None:
@@ -53,12 +55,18 @@ class StudyRecord:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's; None while it cannot be reached, and the trials' runs then stand beside the parent."""
+        """Returns the parent run's id; None while MLflow cannot be reached, so that the trials' runs have no parent."""
         return self._run.run_id
 
     def settle(self, folder: Path, number: int, state: str, outcome: str) -> None:
-        """What became of a trial's run in `folder`: its `state` in MLflow, which a killed process could not say itself,
-        its number as a parameter, and Optuna's word for it as a tag. What MLflow lacks of it is added from there."""
+        """Tells MLflow what became of a trial's run. Entries that MLflow lacks are added from the run's folder.
+
+        Args:
+            folder: folder of the run
+            number: number of the trial, which becomes a parameter
+            state: state of the run in MLflow, which a killed process could not set itself
+            outcome: Optuna's word for the outcome, which becomes a tag
+        """
 
         def call() -> None:
             client, parent = self._run.open()
@@ -76,7 +84,7 @@ class StudyRecord:
         self._put(call)
 
     def progress(self, values: dict[str, float], step: int, seconds: float) -> None:
-        """Metrics of the parent at a time, unless it has them."""
+        """Logs metrics of the parent run at `seconds` since 1970, unless it has them."""
 
         def call() -> None:
             for _ in self._run.missing([{**values, "step": step, "time": seconds}]):
@@ -85,7 +93,7 @@ class StudyRecord:
         self._put(call)
 
     def file(self, path: Path) -> None:
-        """An artifact."""
+        """Logs a file as an artifact of the parent run."""
 
         def call() -> None:
             client, run_id = self._run.open()
@@ -94,7 +102,7 @@ class StudyRecord:
         self._put(call)
 
     def end(self, state: str | None) -> None:
-        """FINISHED or KILLED; None leaves the parent running, since other workers are."""
+        """Ends the parent run as FINISHED or KILLED; None leaves it running for other workers."""
         if state is not None:
             self._put(lambda: self._run.end(state))
         self._box.close(self._patience)
@@ -103,7 +111,10 @@ class StudyRecord:
 
 
 def _identity(uri: str) -> str:
-    """Of a tracking store: a local file is another one on every host. Hashed, since an address may hold a password."""
+    """Returns a short hash that identifies a tracking store.
+
+    A local file is another store on every host. The address itself may hold a password.
+    """
     if uri.startswith("sqlite:///"):
         uri = f"{socket.gethostname()}:{uri}"
     return sha256(uri.encode()).hexdigest()[:12]

@@ -1,4 +1,7 @@
-"""What a study leaves behind: `trials.csv`, `plots.html`, `curve.png`, and `best.yaml`, which `fit --config` takes."""
+"""A report is what a study leaves behind: tables, plots and the best settings.
+
+The files are `trials.csv`, `plots.html`, `curve.png`, and `best.yaml`, which `fit --config` takes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _PLOTS = (plot_optimization_history, plot_slice, plot_parallel_coordinate)
 
 
 def write_report(sweep: Sweep, settings: Settings, study: Study) -> list[Path]:
-    """Returns the files written into the study's folder; the last two only once a trial is complete."""
+    """Writes the report into the study's folder and returns its files, the last two only once a trial is complete."""
     settings.place.mkdir(parents=True, exist_ok=True)
     files = [settings.place / "trials.csv", settings.place / "plots.html"]
     table(study, settings).to_csv(files[0], index=False)
@@ -48,7 +51,7 @@ def write_report(sweep: Sweep, settings: Settings, study: Study) -> list[Path]:
 
 
 def table(study: Study, settings: Settings) -> pd.DataFrame:
-    """One row a trial: its parameters, its values, those of each seed, what became of it and why."""
+    """Returns one row per trial: its parameters, its values, those of each seed, its state and why."""
     names = ["accuracy", settings.against] if settings.against else ["accuracy"]
     rows = []
     for trial in attempts.latest(study):
@@ -61,23 +64,23 @@ def table(study: Study, settings: Settings) -> pd.DataFrame:
 
 
 def best_trial(study: Study) -> FrozenTrial | None:
-    """That of the highest accuracy, whatever the second objective."""
+    """Returns the trial of the highest accuracy, whatever the second objective; None where none is complete."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return max(complete, key=lambda trial: trial.values[0], default=None)
 
 
 def options_of(sweep: Sweep, trial: FrozenTrial) -> Options:
-    """Of run.py, for a trial that was made."""
+    """Returns the options of `run.py` for a trial that was made."""
     asked = optuna.create_study()
     asked.enqueue_trial(trial.params)
     return sweep.space(asked.ask())
 
 
 def resolve(settings: Settings, options: Options) -> str:
-    """The whole configuration of a point, as `run.py` understands it.
+    """Returns the whole configuration of a point, as `run.py` prints it.
 
     Raises:
-        ValueError: it does not.
+        ValueError: `run.py` does not accept the options.
     """
     command = [sys.executable, str(settings.script), "fit", *arguments(settings, options), "--print_config"]
     printed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -87,7 +90,7 @@ def resolve(settings: Settings, options: Options) -> str:
 
 
 def page(study: Study, settings: Settings) -> str:
-    """Optuna's plots, those that the trials so far allow, on one page that needs no network."""
+    """Returns a page of HTML with those of Optuna's plots that the trials so far allow. It needs no network."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     figures = []
     if len(complete) > 1 and settings.against is None:

@@ -1,4 +1,4 @@
-"""What a run has measured so far, from the file that it writes."""
+"""A run's numbers so far are read from the file that it writes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ _ACCURACY = re.compile(r"val/avg_at_\d+")
 
 
 class RunNumbers:
-    """`metrics.jsonl` of one run, read as it grows.
+    """RunNumbers reads `metrics.jsonl` of one run as it grows.
 
-    A run that goes on from a checkpoint writes the file anew, without the steps that are to be made again, or adds to
-    it: the later line of a step holds. A line that a kill has cut short is passed over.
+    A run that goes on from a checkpoint writes the file anew without the steps that it makes again, or adds to it. Of
+    several lines of one step, the last one counts. A line that a kill has cut short is passed over.
+
+    Args:
+        file: path of metrics.jsonl, which need not exist yet
     """
 
     def __init__(self, file: Path) -> None:
@@ -24,7 +27,7 @@ class RunNumbers:
         self._series: dict[str, dict[int, float]] = {}
 
     def update(self) -> RunNumbers:
-        """Reads the lines that have come since."""
+        """Reads the lines that were added since the last call, and returns the object itself."""
         if not self._file.exists():
             return self
         with self._file.open("rb") as file:
@@ -47,30 +50,30 @@ class RunNumbers:
 
     @property
     def step(self) -> int:
-        """The latest step of any metric; 0 before all of them."""
+        """Returns the latest step of any metric; 0 where there is none yet."""
         return max((max(series) for series in self._series.values()), default=0)
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: its last validation is repeated as `final/...` there."""
+        """Returns whether the run came to its end, where it repeats its last validation as `final/...`."""
         return any(name.startswith("final/") for name in self._series)
 
     @property
     def accuracy(self) -> dict[int, float]:
-        """avg@k of the held-out problems by step."""
+        """Returns avg@k of the held-out problems by step."""
         return next((series for name, series in self._series.items() if _ACCURACY.fullmatch(name)), {})
 
     @property
     def final_accuracy(self) -> float:
-        """avg@k at the run's end."""
+        """Returns the latest avg@k. Raises ValueError where there is none."""
         return self._ending(self.accuracy, "val/avg_at_k")
 
     def last(self, name: str) -> float:
-        """The latest value of a metric."""
+        """Returns the latest value of a metric. Raises ValueError where there is none."""
         return self._ending(self._series.get(name, {}), name)
 
     def recent(self, name: str, rows: int = 10) -> float:
-        """The mean of the latest values: those of single steps are noisy."""
+        """Returns the mean of the latest `rows` values of a metric, since values of single steps are noisy."""
         self.last(name)
         values = [value for _, value in sorted(self._series[name].items())][-rows:]
         return math.fsum(values) / len(values)
@@ -81,7 +84,7 @@ class RunNumbers:
         return series[max(series)]
 
     def not_finite(self) -> str | None:
-        """Where the accuracy is not a number."""
+        """Returns where the accuracy is not a finite number, as a message; None where it always is."""
         for step, value in sorted(self.accuracy.items()):
             if not math.isfinite(value):
                 return f"accuracy is {value} at step {step}"

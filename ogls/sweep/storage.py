@@ -1,4 +1,4 @@
-"""Where Optuna keeps a study: any database it knows, or a gRPC proxy before one."""
+"""Optuna keeps a study in any database it knows, or behind a gRPC proxy."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ Died = Callable[[Study, FrozenTrial], None]
 
 
 class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
-    """A gRPC proxy whose trials have a heartbeat too: Optuna's own passes none on.
+    """A heartbeat proxy is a gRPC proxy whose trials have heartbeats; Optuna's own proxy passes none on.
 
     The beat is an attribute of the trial. Clocks of hosts may differ, so a trial is stale when its beat has not changed
     for `GRACE` seconds of the observer's own clock.
+
+    Args:
+        host: host of the proxy's server
+        port: port of the proxy's server
+        died: function that is called with the study and a stale trial
     """
 
     def __init__(self, host: str, port: int, died: Died) -> None:
@@ -41,7 +46,7 @@ class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
         now, stale = time.monotonic(), []
         for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             beat = trial.system_attrs.get(_SEEN)
-            if beat is None:  # its worker asks the database itself, which keeps the beats elsewhere
+            if beat is None:  # its worker has no proxy: the database keeps its beats elsewhere
                 continue
             if trial._trial_id not in self._observed or self._observed[trial._trial_id][0] != beat:
                 self._observed[trial._trial_id] = (beat, now)
@@ -57,10 +62,14 @@ class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
 
 
 def open_storage(url: str, died: Died) -> BaseStorage:
-    """`died` is called with a trial whose worker no longer shows signs of life.
+    """Returns Optuna's storage at an address.
+
+    Args:
+        url: address of a database, or grpc://host:port
+        died: function that is called with the study and a trial whose worker shows no more signs of life
 
     Raises:
-        ValueError: no answer, or not an address that Optuna knows.
+        ValueError: the proxy does not answer, or its address is malformed.
     """
     if url.startswith("grpc://"):
         host, colon, port = url.removeprefix("grpc://").rpartition(":")
@@ -77,7 +86,8 @@ def open_storage(url: str, died: Died) -> BaseStorage:
     # Two workers that begin a new file at once would both make its tables.
     with FileLock(f"{url.removeprefix('sqlite:///')}.lock", timeout=300):
         storage = _database(url, died, {"connect_args": {"timeout": 120, "isolation_level": None}})
-    # Optuna reads a trial's state before it takes the trial. SQLite locks no rows: without this two workers both may.
+    # Optuna reads a trial's state before it takes the trial. SQLite locks no rows: without this, two workers
+    # may both take it.
     event.listen(storage.engine, "begin", _lock)
     return storage
 
@@ -93,5 +103,5 @@ def _database(url: str, died: Died, engine: dict[str, object]) -> RDBStorage:
 
 
 def _lock(connection: Connection) -> None:
-    """From the first read of a transaction to its end."""
+    """Locks the database from the first read of a transaction to its end."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")

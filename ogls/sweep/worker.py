@@ -1,4 +1,4 @@
-"""One worker of a study: asks Optuna for a point, makes its runs, tells what came of it."""
+"""A worker asks Optuna for points, makes their runs and tells what came of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ _OUTCOMES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", Trial
 
 
 class Worker:
-    """Makes trials until the study has enough of them, or until it is told to stop."""
+    """A worker makes trials until the study has enough of them, or until it is told to stop.
+
+    Args:
+        sweep: search space and objective
+        settings: options of the command line
+        study: Optuna's study
+        record: the study in MLflow
+    """
 
     def __init__(self, sweep: Sweep, settings: Settings, study: Study, record: StudyRecord) -> None:
         self.sweep, self.settings, self.study, self.record = sweep, settings, study, record
@@ -36,7 +43,7 @@ class Worker:
             self._objectives.append(AGAINST[settings.against])
 
     def work(self, n_trials: int) -> None:
-        """Returns when `n_trials` of the study are finished or under way elsewhere, or after a stop."""
+        """Makes trials until `n_trials` of the study are finished or under way elsewhere, or until a stop."""
         timer = threading.Timer(self.settings.timeout, self.stopping.set) if self.settings.timeout else None
         with _stops_at_signals(self.stopping):
             if timer is not None:
@@ -84,7 +91,7 @@ class Worker:
             raise
 
     def _runs(self, number: int, options: Options) -> list[TrialRun]:
-        """Of a trial, one a seed."""
+        """Returns the runs of a trial, one per seed."""
         return [
             TrialRun(
                 settings=self.settings,
@@ -98,11 +105,11 @@ class Worker:
         ]
 
     def _measure(self, trial: optuna.Trial, runs: list[TrialRun]) -> float | tuple[float, ...]:
-        """Means over the seeds.
+        """Makes the runs and returns the mean of each objective over the seeds.
 
-        For the pruner the seeds' curves come one after the other, each taken as the mean with the final accuracies of
-        the seeds before. The validation before training says nothing about the trial, and after the last one there is
-        nothing left to save: a trial is pruned when a step after the validation has been made.
+        The pruner sees one curve: the seeds' accuracies one after the other, each averaged with the final accuracies of
+        the seeds before. The validation before training says nothing about the trial and is left out. After the last
+        validation there is nothing to save, so a trial is pruned only when a step after the validation has been made.
         """
         begun = time.monotonic()
         finished: list[RunNumbers] = []
@@ -144,7 +151,7 @@ class Worker:
             run.tidy()
 
     def settle(self, trial: FrozenTrial) -> str:
-        """Tells MLflow, and the caller, what became of a trial; more than once does no harm."""
+        """Tells MLflow what became of a trial and returns that as a word. Repeating this does no harm."""
         number = attempts.original(trial)
         goes_on = attempts.goes_on(self.study, trial)
         outcome = "INTERRUPTED" if goes_on else trial.state.name
@@ -164,7 +171,7 @@ def _shown(params: dict[str, object]) -> str:
 
 @contextmanager
 def _stops_at_signals(stopping: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the runs after the step under way, a second one at once."""
+    """Ends the runs after the step under way at the first Ctrl-C or SIGTERM, and at once at the second."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stopping.is_set():

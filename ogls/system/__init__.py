@@ -1,1 +1,1 @@
-"""The machine around a run: seeds, processes, clocks, locks, exits."""
+"""This package has a run's seeds, processes, clocks, locks and exits."""

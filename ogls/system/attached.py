@@ -1,7 +1,8 @@
-"""``python ogls/system/attached.py SCRIPT ...``: runs a script that ends when the process that started it does.
+"""This program runs a script that ends when the process that started it ends.
 
-The starter holds the other end of standard input. If it is killed, the system closes that end, and the script gets the
-SIGTERM that its starter could not send: it finishes the step, leaves a checkpoint, and no process stays behind.
+It is called as ``python ogls/system/attached.py SCRIPT ...``. The starter holds the other end of standard input. If it
+is killed, the system closes that end, and the script gets the SIGTERM that its starter could not send: it finishes the
+step and leaves a checkpoint, and no process stays behind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def _end_with_starter() -> None:
 
 
 def main() -> None:
+    """Runs the script that the first argument names, with the arguments after it."""
     threading.Thread(target=_end_with_starter, name="ogls-starter", daemon=True).start()
     sys.argv = sys.argv[1:]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))

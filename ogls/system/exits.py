@@ -1,8 +1,15 @@
-"""Why a run ended before its time, as exceptions with the exit code of the process.
+"""Each reason to end a run early is an exception with its own exit code.
 
-The codes: 0 finished; 1 an error in the program; 2 configuration or data that cannot work; 73 the run's folder is in
-use; 74 checkpoints could not be written, three times in a row; 75 the engine failed, and again after it was rebuilt;
-130 Ctrl-C; 143 SIGTERM. After the last three, and 75 between two steps, there is a checkpoint of the last step.
+    0     the run has finished
+    1     the program has an error
+    2     configuration or data cannot work
+    73    the run's folder is in use
+    74    checkpoints could not be written, three times in a row
+    75    the engine failed, and failed again after it was rebuilt
+    130   Ctrl-C
+    143   SIGTERM
+
+After 130 and 143, and after a 75 between two steps, there is a checkpoint of the last step.
 """
 
 from __future__ import annotations
@@ -11,18 +18,24 @@ from typing import ClassVar
 
 
 class RunEnded(RuntimeError):
-    """Nothing is wrong with the program: the message is for whoever runs it."""
+    """The run has ended although the program has no error; the message tells its user why."""
 
     exit_code: ClassVar[int] = 1
 
 
 class FolderInUse(RunEnded):
+    """Another run uses the run's folder."""
+
     exit_code = 73
 
 
 class DiskFailed(RunEnded):
+    """Checkpoints could not be written, several times in a row."""
+
     exit_code = 74
 
 
 class EngineFailed(RunEnded):
+    """The engine failed, and failed again after it was rebuilt."""
+
     exit_code = 75

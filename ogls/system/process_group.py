@@ -1,7 +1,7 @@
-"""Several processes that make one step together: each works its share of the prompts, all have the same weights.
+"""Several processes make one step together, each with its share of prompts.
 
-Loss and gradients are sums over all tokens of the step divided by a total that all processes know, so adding up what
-each has is all there is to do, however many micro-batches it took.
+All have the same weights. Loss and gradient are sums over all tokens of the step, divided by a total that all processes
+know. So the processes only have to add up their sums, whatever micro-batches each of them made.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process is number `rank` of `size`. Every method but `share` is called by all of them, in the same order."""
+    """A process group lets processes exchange numbers; all of them call its methods, except `share`, in the same order.
+
+    Args:
+        rank: number of this process, from 0
+        size: number of processes
+    """
 
     rank: int = 0
     size: int = 1
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """Items rank, rank + size, rank + 2 size ..."""
+        """Returns this process's share of the items: those at rank, rank + size, rank + 2 size ..."""
         return list(items[self.rank :: self.size])
 
     def joined(self, own: Sequence[Item]) -> list[Item]:
-        """The shares of all, in the order of what was shared."""
+        """Returns the shares of all processes, in the order that the items had before `share`."""
         shares = self.gathered(list(own))
         return [shares[i % self.size][i // self.size] for i in range(sum(map(len, shares)))]
 
     def summed(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, the same bits in each."""
+        """Returns each value's sum over all processes, with the same bits in each process."""
         return [sum(column) for column in zip(*self.gathered(list(values)), strict=True)]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all processes; a process without one adds nothing."""
+        """Replaces every gradient by its sum over all processes; a process without a gradient adds 0."""
         if self.size == 1:
             return
         own = list(parameters)
@@ -48,7 +53,7 @@ class ProcessGroup:
             p.grad = part.view_as(p)
 
     def gathered(self, own: Any) -> list[Any]:
-        """What each process has, in the order of their numbers."""
+        """Returns what each process has, in the order of their ranks."""
         if self.size == 1:
             return [own]
         everyone: list[Any] = [None] * self.size
@@ -57,9 +62,13 @@ class ProcessGroup:
 
 
 def combined(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Metrics of one step from what processes of so many prompts each have measured.
+    """Returns the metrics of one step, made of those of all processes.
 
-    Whole numbers are counts and add up. Of the others it is the mean over the prompts of the processes that have it.
+    Whole numbers are counts, and are added up. All other metrics are rates, of which the mean over prompts is taken; a
+    process that lacks a rate does not count for it.
+
+    Args:
+        parts: number of prompts and metrics of each process
     """
     whole: dict[str, float] = {}
     for name in dict.fromkeys(name for _, row in parts for name in row):

@@ -1,43 +1,29 @@
-"""One run a folder."""
+"""A lock on a file of its folder allows one run per folder."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ogls.system.exits import FolderInUse
 
 
-class RunLock:
-    """A lock on the file `lock` of a run's folder. The kernel gives it back however its holder ends: none is stale."""
+def lock_folder(folder: Path) -> FileLock:
+    """Returns the held lock on the file `lock` of a run's folder. The kernel frees it however its holder ends.
 
-    def __init__(self) -> None:
-        self._descriptor: int | None = None
-
-    @property
-    def held(self) -> bool:
-        return self._descriptor is not None
-
-    def acquire(self, folder: Path) -> None:
-        """FolderInUse, naming the holder, if another has it."""
-        assert not self.held, "this lock is held already"
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise FolderInUse(f"{folder} is in use by {owner}") from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%c}".encode())
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Does nothing where nothing is held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+    Raises:
+        FolderInUse: another holds it; the message names process, host and time.
+    """
+    file = folder / "lock"
+    # Any thread may release it; a filesystem without flock is an error, since a lock made of a file would stay behind.
+    lock = FileLock(file, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FolderInUse(f"{folder} is in use by {file.read_text() or 'another process'}") from None
+    file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%c}")
+    return lock

@@ -1,4 +1,4 @@
-"""Randomness by counters: every draw is a function of what it is for, never of what was drawn before it."""
+"""Every random draw is a function of its purpose, never of earlier draws."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed from a path of names and numbers, e.g. ``derive(run_seed, "rollout", step)``.
+    """Returns a 63-bit seed for a path of names and numbers, such as ``derive(run_seed, "rollout", step)``.
 
-    Two different paths give independent seeds, and a resumed run gives the same ones, because nothing is carried over.
+    Two different paths give independent seeds. A resumed run gives the same seeds, because no state is carried over.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,8 +1,8 @@
-"""torchmetrics without all of its metrics, until one of them is asked for.
+"""torchmetrics loads without its metrics until one of them is asked for.
 
-Lightning wants two classes of torchmetrics. That package's first import loads every metric, and with these
-transformers, scikit-learn, scipy and pandas: half of the time from a command to its first word. Here the module is
-there with the two classes; any other name of it loads the rest, once, exactly as it would have been.
+Lightning needs two classes of torchmetrics. That package's first import loads every metric, and with them transformers,
+scikit-learn, scipy and pandas, which takes half of the time from a command to its first output. Here the module at
+first has the two classes alone. Any other name that is asked for loads the whole module, once and unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class LazyTorchmetrics(MetaPathFinder, Loader):
-    """Finds torchmetrics, once, and loads its core."""
+    """This finder finds torchmetrics, once, and loads its core."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         if fullname != "torchmetrics":
@@ -54,6 +54,6 @@ class LazyTorchmetrics(MetaPathFinder, Loader):
 
 
 def defer_torchmetrics() -> None:
-    """Has an effect before Lightning is imported, and none after."""
+    """Has torchmetrics load its core alone at its first import, which has to come later than this call."""
     if "torchmetrics" not in sys.modules:
         sys.meta_path.insert(0, LazyTorchmetrics())

@@ -1,4 +1,4 @@
-"""Intervals of means, and the paired test."""
+"""Means get confidence intervals, and pairs of runs get a t-test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class ConfidenceInterval(NamedTuple):
-    """A mean and its 95 % interval."""
+    """A confidence interval is a mean with the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -19,7 +19,10 @@ class ConfidenceInterval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], lowest: float = -math.inf, highest: float = math.inf) -> ConfidenceInterval:
-    """mean ± t(0.975, N - 1) · s / √N, cut to [lowest, highest]; one value alone leaves the whole range open."""
+    """Returns mean ± t(0.975, N - 1) · s / √N of N values, cut to [lowest, highest].
+
+    s is their standard deviation. One value alone says nothing about the interval, which then is the whole range.
+    """
     if not len(values):
         raise ValueError("expected at least one value to average, got none")
     mean = float(np.mean(values))
@@ -33,7 +36,10 @@ def mean_interval(values: Sequence[float], lowest: float = -math.inf, highest: f
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Mean over problems of after - before, its 95 % interval, and the two-sided p-value of "no difference"."""
+    """A paired difference is the mean over problems of after - before, with its 95 % interval and a p-value.
+
+    The p-value is two-sided, for the hypothesis that there is no difference.
+    """
 
     mean: float
     low: float
@@ -43,10 +49,17 @@ class PairedDifference:
 
 
 def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> PairedDifference:
-    """Student's paired t-test over the same problems; takes what `accuracy_by_problem` gives.
+    """Returns the result of Student's paired t-test over the same problems.
 
     With N problems, d = after - before, t = mean(d) √N / s(d) and p = 2 T(-|t|) for T of N - 1 degrees of freedom.
-    One problem alone tells nothing: p = 1. Where all differences are alike, p is 1 if they are 0 and 0 if not.
+    One problem alone says nothing: p = 1. If all differences are alike, p is 1 if they are 0, and 0 otherwise.
+
+    Args:
+        before: accuracy of each problem, by its id
+        after: accuracy of each problem later or elsewhere, by the same ids
+
+    Raises:
+        ValueError: the problems differ.
     """
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())

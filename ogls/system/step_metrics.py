@@ -1,7 +1,7 @@
-"""What one optimiser step measures of itself: sums, means over tokens, and when each phase ran.
+"""A step records sums, means over tokens, and when each of its phases ran.
 
-A function says which phase it is (``@timed("teacher")``), and whoever runs a step says where that goes
-(``with metrics.recording():``). Outside of a step, phases are not recorded.
+A function names its phase by ``@timed("teacher")``. Whoever runs a step has all phases inside recorded by
+``with metrics.recording():``. Outside of a step, phases are not recorded.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ from ogls.records import Lane, Phase
 if TYPE_CHECKING:
     from torch import Tensor  # the text half records phases, too, and does without torch
 
-_EPOCH = time.time() - time.perf_counter()  # when the clock that never jumps stood at 0
+_EPOCH = time.time() - time.perf_counter()  # time at which the clock that never jumps was 0
 _RECORDING: ContextVar[StepMetrics | None] = ContextVar("recording", default=None)
 
 
 class StepMetrics:
-    """StepMetrics collects what the micro-batches and phases of optimiser step `step` measure.
+    """StepMetrics collects what one half of an optimiser step measures.
 
-    `metrics` names means and sums ``train/...`` and the seconds of phases ``time/...``; `phases` says when each ran.
+    `metrics` names sums and means ``train/...``, and the seconds of phases ``time/...``; `phases` says when each ran.
+
+    Args:
+        lane: half of the step: ``rollouts`` or ``training``
+        step: number of the optimiser step, from 1
     """
 
     def __init__(self, lane: Lane, step: int) -> None:
         self._lane: Lane = lane
         self._step = step
         self._totals: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)  # of the values that a mean is over
-        self._running: list[tuple[str, float]] = []  # phases within phases, and when each went on
+        self._counts: dict[str, int] = defaultdict(int)  # number of values behind each mean
+        self._running: list[tuple[str, float]] = []  # phases within phases, and when each last began or went on
         self.phases: list[Phase] = []
 
     @classmethod
     def joined(cls, parts: Sequence[StepMetrics]) -> StepMetrics:
-        """Returns what several processes measured of one step: sums and means over all, and their mean seconds."""
+        """Returns one record of what several processes measured in a step: their sums, means, and mean seconds."""
         whole = cls(parts[0]._lane, parts[0]._step)
         for part in parts:
             for name, total in part._totals.items():
@@ -52,14 +56,14 @@ class StepMetrics:
         self._totals[f"train/{name}"] += value
 
     def mean(self, name: str, values: Tensor) -> None:
-        """Adds `values` to the mean ``train/{name}``, which is over all elements of all calls."""
+        """Adds `values` to the mean ``train/{name}``, which is taken over all elements of all calls."""
         if values.numel():
             self.add(name, values.sum().item())
             self._counts[f"train/{name}"] += values.numel()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Has the phases that `timed` names inside, in this thread, recorded here."""
+        """The phases that `timed` names in this thread are recorded here while this context is entered."""
         token = _RECORDING.set(self)
         try:
             yield
@@ -68,7 +72,7 @@ class StepMetrics:
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Records what runs inside as phase `name`; a phase within it interrupts it."""
+        """The time spent inside this context is recorded as phase `name`; a phase within it interrupts it."""
         if self._running:
             self._note(*self._running[-1])
         self._running.append((name, time.perf_counter()))
@@ -80,7 +84,7 @@ class StepMetrics:
                 self._running[-1] = (self._running[-1][0], time.perf_counter())
 
     def metrics(self) -> dict[str, float]:
-        """Returns every sum and mean, and the seconds of every phase."""
+        """Returns every sum and mean, and the seconds of every phase, by name."""
         return {name: total / self._counts.get(name, 1) for name, total in self._totals.items()}
 
     def _note(self, name: str, start: float) -> None:
@@ -91,7 +95,10 @@ class StepMetrics:
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Records what runs inside (or, as a decorator, the function) as phase `name` of the step that is recorded now."""
+    """The time spent inside this context, or in the function that it decorates, is recorded as phase `name`.
+
+    It goes to the `StepMetrics` that is recording in this thread; without one, nothing is recorded.
+    """
     metrics = _RECORDING.get()
     if metrics is None:
         yield

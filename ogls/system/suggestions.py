@@ -1,4 +1,4 @@
-"""A configuration error becomes one line that says which key, why, and what to do."""
+"""A configuration error becomes one line that says where, why, and the cure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NOISE = re.compile(
 
 
 def in_one_line(message: str, keys: Iterable[str], classes: Iterable[str]) -> str:
-    """Returns the parser's message without its nesting: ``method.selection: no class 'ErorSpan'; did you mean ...?``.
+    """Returns a parser's message as one line, such as ``method.selection: there is no class 'ErorSpan'; did you ...?``.
 
     Args:
-        message: what jsonargparse says, over several lines
-        keys: known keys, by their last part; those of the classes that the message names are added
-        classes: names of known classes
+        message: message of jsonargparse, several nested lines
+        keys: last parts of all known keys; those of the classes that the message names are added
+        classes: names of all known classes
     """
     path: list[str] = []
     owner, reasons = "", []
@@ -42,13 +42,19 @@ def in_one_line(message: str, keys: Iterable[str], classes: Iterable[str]) -> st
 
 
 def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -> str:
-    """Returns ``; did you mean 'learning_rate'?`` for a message that names an unknown key or class, or nothing."""
+    """Returns ``; did you mean 'learning_rate'?`` for a message with an unknown key or class, or an empty text.
+
+    Args:
+        message: message of jsonargparse
+        keys: last parts of all known keys
+        classes: names of all known classes
+    """
     if found := _NO_CLASS.search(message):
         return _meant(found[1], classes)
     names = set(keys)
     for path in _CLASS.findall(message):
         module, _, name = path.rpartition(".")
-        with suppress(ImportError, AttributeError):  # it may be the class that is misspelt
+        with suppress(ImportError, AttributeError):  # the class itself may be misspelt
             names |= set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
     for key in _UNKNOWN.findall(message):
         word = key.rpartition(".")[2]

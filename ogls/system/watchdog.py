@@ -1,4 +1,4 @@
-"""Phases that may hang, and what happens when they do."""
+"""A time limit ends a phase that hangs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 from ogls.system.exits import EngineFailed
 
-_SIGNAL = signal.SIGUSR2  # wakes the main thread even where it waits in a system call
+_SIGNAL = signal.SIGUSR2  # wakes the main thread even in a system call
 
 
 class TimeExpired(RuntimeError):
@@ -22,10 +22,16 @@ class TimeExpired(RuntimeError):
 
 @contextmanager
 def time_limit(phase: str, seconds: float, grace: float = 30.0) -> Iterator[None]:
-    """After `seconds` the stacks of all threads go to stderr, and TimeExpired is raised inside.
+    """TimeExpired is raised inside this context after `seconds`, and the stacks of all threads are printed.
 
-    A phase that is deaf to that, in native code say, ends the process `grace` seconds later with the exit code of a
-    failed engine. Outside of the main thread nothing can be raised, so there only the latter happens.
+    If the phase still does not end, because it is in native code, for example, the process ends `grace` seconds later
+    with the exit code of a failed engine. Outside of the main thread nothing can be raised, so there only the process
+    can end.
+
+    Args:
+        phase: name of the phase, for messages
+        seconds: time that the phase may take
+        grace: seconds between the error and the end of the process
     """
     done, lock = threading.Event(), threading.Lock()
     main = threading.current_thread() is threading.main_thread()
@@ -53,7 +59,7 @@ def time_limit(phase: str, seconds: float, grace: float = 30.0) -> Iterator[None
         yield
     finally:
         done.set()
-        with lock:  # a signal that is on its way has come: `expire` lets it pass
+        with lock:  # waits until a signal under way has arrived; `expire` then ignores it
             pass
         thread.join()
         if main:

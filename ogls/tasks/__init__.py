@@ -1,1 +1,4 @@
-"""What is asked and what is right: problems, verifiers, error locators, grading. No torch."""
+"""Tasks say what is asked and what is right: problems, verifiers, grading.
+
+This package handles text and does without torch.
+"""

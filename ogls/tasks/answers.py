@@ -1,4 +1,7 @@
-"""Finding the answer in a text. Every function takes time linear in the text, whatever the text is."""
+"""Answers are found in a text, in time that is linear in its length.
+
+This holds for any text, since texts are untrusted.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _JOINT = re.compile(  # what may stand between two boxes that are one answer: no
 
 
 class Box(NamedTuple):
-    r"""Where a ``\boxed{...}`` begins, where what it holds begins and where that ends."""
+    r"""A box begins at `command`; what it holds begins at `start` and ends at `end`."""
 
     command: int
     start: int
@@ -34,12 +37,15 @@ class Box(NamedTuple):
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last ``</think>``, as far as no further ``<think>`` begins; a text without either as it is."""
+    """Returns what follows the last ``</think>`` and precedes a further ``<think>``; a text without either as it is."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def boxes(text: str) -> list[Box]:
-    r"""Every complete ``\boxed{...}`` and ``\fbox{...}``, by where they start. ``\{`` and ``\}`` are not braces."""
+    r"""Returns every complete ``\boxed{...}`` and ``\fbox{...}``, by where they start.
+
+    ``\{`` and ``\}`` do not count as braces.
+    """
     found: list[Box] = []
     open_braces: list[tuple[int, int] | None] = []  # of a box: where it begins and where its content does
     for token in _BRACES.finditer(text):
@@ -55,13 +61,13 @@ def boxes(text: str) -> list[Box]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What is inside the last complete ``\boxed{...}``; None when there is none."""
+    r"""Returns what is inside the last complete ``\boxed{...}``; None when there is none."""
     found = boxes(text)
     return text[found[-1].start : found[-1].end] if found else None
 
 
 def last_boxes(text: str) -> list[str]:
-    r"""What is inside the last boxes that are one answer together, in their order and each wording once.
+    r"""Returns what is inside the last boxes that are one answer together, in their order and each wording once.
 
     ``\boxed{1}, \boxed{2} and \boxed{3}`` are one answer, whether a list or a guess. With prose between two boxes, the
     later one is the answer.
@@ -83,12 +89,12 @@ def last_boxes(text: str) -> list[str]:
 
 
 def last_tagged(text: str, tag: str = "answer") -> str | None:
-    """What is inside the last complete ``<answer>...</answer>``; None when there is none."""
+    """Returns what is inside the last complete ``<answer>...</answer>``; None where there is none."""
     end = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, max(end, 0))
     return text[start + len(tag) + 2 : end] if start >= 0 else None
 
 
 def acceptable(answer: str, max_length: int) -> bool:
-    """Not empty, not longer than `max_length` characters, and free of control characters and lone surrogates."""
+    """Returns whether an answer has 1 to `max_length` characters, without control characters and lone surrogates."""
     return 0 < len(answer) <= max_length and not _UNPRINTABLE.search(answer)

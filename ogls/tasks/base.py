@@ -1,4 +1,4 @@
-"""What a task consists of: where problems come from, which answers are right, and where an attempt first goes wrong."""
+"""A task is a source of problems, a verifier of answers, a locator of errors."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from ogls.system.seeds import derive
 
 
 class ProblemSource(ABC):
-    """A fixed sequence of problems: the same index gives the same problem, in every process and on every day."""
+    """A problem source is a fixed sequence of problems.
+
+    The same index gives the same problem, in every process and on every day.
+    """
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> Problem:
-        """The problem at `index`; IndexError beyond the end."""
+        """Returns the problem at `index`. Raises IndexError beyond the end."""
 
     def __iter__(self) -> Iterator[Problem]:
         return (self[index] for index in range(len(self)))
 
     @property
     def origin(self) -> str:
-        """The class that the problems come from."""
+        """Returns the class that the problems come from."""
         return type(self).__name__
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """How many problems were left out, by reason."""
+        """Returns how many problems were left out, by reason."""
         return {}
 
 
 @dataclass(frozen=True)
 class Kept(ProblemSource):
-    """The problems of a source that are left when some are dropped.
+    """Kept are the problems of a source that are left when some are dropped.
 
     Args:
-        source: all problems.
-        indices: places of those that are kept, in order.
-        counts: how many were left out, by reason.
+        source: source of all problems
+        indices: places of those that are kept, in order
+        counts: number of those that were left out, by reason
     """
 
     source: ProblemSource
@@ -57,47 +60,52 @@ class Kept(ProblemSource):
 
     @property
     def origin(self) -> str:
+        """Returns the class that all problems come from."""
         return self.source.origin
 
     @property
     def dropped(self) -> Mapping[str, int]:
+        """Returns how many problems were left out, by reason."""
         return self.counts
 
 
 class Verifier(ABC):
-    """Judges a text against a problem's gold answer: a pure function of the two.
+    """A verifier judges a text against a problem's gold answer; the verdict depends on nothing else.
 
-    Texts are untrusted and some verifiers hand parts of them to large parsers, so training calls verifiers through
-    `ogls.tasks.grading.GradingPool` only. A verifier travels to the pool's processes by pickle: keep it a frozen
-    dataclass in an importable module, and import what is heavy inside its methods.
+    Texts are untrusted, and some verifiers hand parts of them to large parsers. Training therefore calls verifiers only
+    through `ogls.tasks.grading.GradingPool`. A verifier travels to the pool's processes by pickle: it has to be a
+    frozen dataclass in an importable module, and to import large packages inside its methods.
     """
 
     @abstractmethod
     def grade(self, problem: Problem, text: str) -> Verdict:
-        """Correct or not, and the answer that was found; status "unparsable" where there is none to compare."""
+        """Returns whether the text is right, and the answer found; status ``unparsable`` where none was found."""
 
     @abstractmethod
     def canonical(self, problem: Problem) -> str:
-        """The shortest text that states the gold answer as a completion should; it has to be graded correct."""
+        """Returns the shortest text that states the gold answer as a completion should. It has to be graded right."""
 
     def gold_key(self, problem: Problem) -> Hashable:
-        """What of a problem its verdicts depend on: gold answers of one key are checked once. All of it by default."""
+        """Returns what of a problem its verdicts depend on, by default all of it; one key is checked once."""
         return problem
 
     def warm_up(self) -> None:  # noqa: B027  most verifiers have nothing heavy to import
-        """Import what `grade` needs. Called once, before the pool's workers are forked."""
+        """Imports what `grade` needs. It is called once, before the pool's workers are forked."""
 
 
 class ErrorLocator(ABC):
-    """Finds the first error of a wrong rollout."""
+    """An error locator finds the first error of a wrong rollout."""
 
     @abstractmethod
     def locate(self, problem: Problem, text: str) -> Span | None:
-        """Characters [start, end) of the first error in `text`; None where none could be found."""
+        """Returns the characters [start, end) of the first error in `text`; None where none is found."""
 
 
 def drawn(source: ProblemSource, count: int, draw: int, seed: int) -> list[Problem]:
-    """Problems draw*count ... draw*count + count-1 of an endless sequence of shuffled passes over the source."""
+    """Returns `count` problems of an endless sequence of shuffled passes over the source.
+
+    Draw number `draw`, from 0, has the problems at places draw * count to draw * count + count - 1.
+    """
     size, first = len(source), draw * count
     orders: dict[int, list[int]] = {}
     for lap in range(first // size, (first + count - 1) // size + 1):

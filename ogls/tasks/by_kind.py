@@ -1,4 +1,4 @@
-"""The verifier that picks another by the problem's kind."""
+"""A verifier by kind hands each problem to the verifier of its kind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ogls.tasks.tool_use import ToolUseVerifier
 
 @dataclass(frozen=True)
 class ByKind(Verifier):
-    """Each problem goes to the verifier of its kind: math, mcq, tooluse, reasoning_gym.
+    """Each problem goes to the verifier of its kind: ``math``, ``mcq``, ``tooluse``, ``reasoning_gym`` or another one.
 
     Args:
-        verifiers: more kinds, or other verifiers for these four.
+        verifiers: verifiers of further kinds, or replacements for those of the four built-in kinds
     """
 
     verifiers: dict[str, Verifier] = field(default_factory=dict)
 
     def of(self, problem: Problem) -> Verifier:
-        """The verifier of this problem; ValueError when its kind is unknown."""
+        """Returns the verifier of this problem. Raises ValueError where its kind is unknown."""
         known = self._all()
         if problem.kind not in known:
             raise ValueError(f"problem {problem.id!r}: no verifier for kind {problem.kind!r}, known: {sorted(known)}")

@@ -1,13 +1,16 @@
-"""Chains of additions and subtractions: procedural problems whose every step can be recomputed.
+"""Chains of additions and subtractions are problems whose steps can be checked.
+
+This is a problem and its solution:
 
     What is 20-(9-4)+7?      9-4=5
                              20-5=15
                              15+7=22
                              \\boxed{22}
 
-Two things go wrong in them: a slip of the pen in any step, and a wrong idea, which is to read from left to right as if
-there were no parentheses. The embedded model is no reasoner as it comes; a cold start teaches it this format, both
-kinds of error, and to make use of what it reads. From there on, methods can be compared on a laptop.
+Two things can go wrong in a chain: a slip in any step, and a wrong idea, which is to calculate from left to right as if
+there were no parentheses. The small model that comes with the project cannot solve chains at first. A cold start
+teaches it this format, both kinds of error, and how to use what it reads. From then on, methods can be compared on a
+laptop.
 """
 
 from __future__ import annotations
@@ -27,15 +30,19 @@ _STEP = re.compile(r"(?<!\d)(\d++)([+-])(\d++)=(\d+)")
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
 Step = tuple[int, str, int, int]
-"""left, operation, right, result."""
+"""A step is (left, operation, right, result), such as ``(9, "-", 4, 5)``."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """start op number op number ...; the number at place `inner` and the one after it may stand in parentheses.
+    """A chain is an arithmetic expression, ``start op number op number ...``, with at most one pair of parentheses.
 
-    Places count from 1, the first number after `start`; an opening parenthesis always follows a minus, so that it
-    matters. `inner` None: no parentheses.
+    An opening parenthesis always follows a minus, so that it changes the result.
+
+    Args:
+        start: first number
+        terms: operation and number of every further place; places count from 1
+        inner: place of the first of two numbers in parentheses; None where there are no parentheses
     """
 
     start: int
@@ -44,6 +51,7 @@ class Chain:
 
     @classmethod
     def parse(cls, text: str) -> Chain:
+        """Returns the first chain in a text. Raises ValueError where there is none."""
         found = _CHAIN.search(text)
         flat = found and re.fullmatch(r"(\d+)((?:[+-]\d+)+)", re.sub(r"[()]", "", found[0]))
         if not found or not flat:
@@ -64,9 +72,12 @@ class Chain:
         return text
 
     def steps(self, rng: random.Random | None = None, slip: float = 0.0, left_to_right: bool = False) -> list[Step]:
-        """What is calculated, line by line; each result is off with probability `slip` and the rest goes on from it.
+        """Returns the steps of a calculation.
 
-        `left_to_right` ignores the parentheses: the wrong idea.
+        Args:
+            rng: source of random slips; None makes none
+            slip: probability that the result of a step is wrong, with which the later steps go on
+            left_to_right: whether parentheses are ignored, which is the wrong idea
         """
         steps: list[Step] = []
         terms = list(self.terms)
@@ -82,24 +93,31 @@ class Chain:
 
     @property
     def answer(self) -> int:
+        """Returns the right result."""
         return self.steps()[-1][3]
 
     @property
     def idea(self) -> str:
-        """What to keep in mind from the first step on."""
+        """Returns what to keep in mind from the first step on."""
         return "Calculate from left to right." if self.inner is None else PARENTHESES_FIRST
 
     @property
     def never_negative(self) -> bool:
-        """Whether every value is at least 0, in the right order and from left to right."""
+        """Returns whether every intermediate value is at least 0, in the right order and from left to right."""
         return all(step[3] >= 0 for order in (False, True) for step in self.steps(left_to_right=order))
 
     def work(self, rng: random.Random | None = None, slip: float = 0.0, left_to_right: bool = False) -> str:
-        """`steps` as a worked solution; without arguments the right one."""
+        """Returns the text of `steps` with the same arguments; without arguments it is the right solution."""
         return write(self.steps(rng, slip, left_to_right))
 
     def wrong_work(self, rng: random.Random, slip: float = 0.4, wrong_idea: float = 0.5) -> str:
-        """A worked attempt that ends in a wrong answer, with parentheses from left to right at rate `wrong_idea`."""
+        """Returns a worked attempt that ends in a wrong answer.
+
+        Args:
+            rng: source of random errors
+            slip: probability that the result of a step is wrong
+            wrong_idea: probability that parentheses are ignored, in a chain that has some
+        """
         while True:
             steps = self.steps(rng, slip, self.inner is not None and rng.random() < wrong_idea)
             if steps[-1][3] != self.answer and min(step[3] for step in steps) >= 0:
@@ -114,21 +132,28 @@ def _calculate(left: int, op: str, right: int, rng: random.Random | None, slip: 
 
 
 def write(steps: list[Step]) -> str:
+    """Returns the text of steps: one line per step, then the last result in a box."""
     lines = [f"{left}{op}{right}={result}" for left, op, right, result in steps]
     return "\n".join([*lines, f"\\boxed{{{steps[-1][3]}}}"])
 
 
 @dataclass(frozen=True)
 class Chains(ProblemSource):
-    """`size` different chains, the same for the same arguments.
+    """This source has `size` different chains; the same arguments give the same chains.
 
     Args:
-        size: number of problems.
-        split: ``train`` and ``heldout`` never share a chain: its hash decides where it belongs (a fifth is held out).
-        min_steps, max_steps: operations in a chain.
-        low, high: range of the numbers, both ends included.
-        parentheses: share of chains with a pair of parentheses, which needs two steps at least.
-        seed: another seed, another selection.
+        size: number of problems
+        split: part of all chains to take from: ``train``, or ``heldout``, a fifth of them. The two parts share no
+            chain, since the hash of a chain decides where it belongs.
+        min_steps: smallest number of operations per chain
+        max_steps: largest number of operations per chain
+        low: smallest number in a chain
+        high: largest number in a chain
+        parentheses: share of chains with a pair of parentheses; such a chain has at least two steps
+        seed: seed of the choice of chains
+
+    Raises:
+        ValueError: an argument is out of its range, or there are too few chains of this kind.
     """
 
     size: int
@@ -156,6 +181,7 @@ class Chains(ProblemSource):
 
     @cached_property
     def chains(self) -> list[Chain]:
+        """Returns the chains of all problems, drawn at the first use."""
         rng = random.Random(derive(self.seed, "chains", self.split))
         chains: dict[str, Chain] = {}
         while len(chains) < self.size:
@@ -186,7 +212,13 @@ class Chains(ProblemSource):
 
 @dataclass(frozen=True)
 class Mistake:
-    """The first error of an attempt: its characters, the line that holds it, and what to do instead."""
+    """A mistake is the first error of an attempt.
+
+    Args:
+        span: characters [start, end) of the error
+        quote: step or answer that holds the error
+        idea: what to do instead
+    """
 
     span: Span
     quote: str
@@ -194,7 +226,10 @@ class Mistake:
 
 
 def first_mistake(problem: Problem, text: str) -> Mistake | None:
-    """Recompute a chain and find the first number that should have been another. Exact on the format above."""
+    """Returns the first number of an attempt that should have been another; None where none is found.
+
+    The chain is recomputed, so this is exact for attempts in the format above.
+    """
     chain, position = Chain.parse(problem.text), 0
     right = chain.steps()
     for step in right:
@@ -220,7 +255,7 @@ PARENTHESES_FIRST = "Start with the parentheses."
 
 @dataclass(frozen=True)
 class ChainErrors(ErrorLocator):
-    """The first wrong number of a chain (`first_mistake`)."""
+    """This locator recomputes a chain and finds the first wrong number of an attempt."""
 
     def locate(self, problem: Problem, text: str) -> Span | None:
         mistake = first_mistake(problem, text)
@@ -236,10 +271,10 @@ def _first_difference(start: int, got: str, expected: str) -> Span:
 
 @dataclass(frozen=True)
 class TerseSolutions(ProblemSource):
-    """The same problems, each with the last line of its solution alone: the answer without the work.
+    """This source keeps only the last line of every solution: the answer without the work.
 
     Args:
-        problems: where they come from.
+        problems: source of the problems with their whole solutions
     """
 
     problems: ProblemSource

@@ -1,4 +1,4 @@
-"""Formulas: LaTeX into sympy by a grammar, never by evaluating text, and whether two of them are equal."""
+"""Formulas become sympy expressions by a grammar, never by evaluating text, and are compared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOWERCASE = False
 
 
 def refused(answer: str) -> bool:
-    """Whether evaluating this would take unreasonable time or memory, as far as its spelling tells."""
+    """Returns whether evaluating this would take unreasonable time or memory, as far as its spelling tells."""
     depth = deepest = 0
     for character in answer:
         depth += (character in "([{") - (character in ")]}")
@@ -39,7 +39,7 @@ def refused(answer: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def formula(latex: str) -> Any | None:
-    """The sympy object; None for what the grammar does not know, for prose, and for what `refused` refuses."""
+    """Returns the sympy object; None for what the grammar does not know, for prose, and for what `refused` refuses."""
     text = _LONE_WRAPPER.sub(r"\1", latex)
     words = (word for word in _LETTERS.findall(_NO_WORDS.sub("", text)) if word[0] != "\\")
     if not text or refused(text) or _NO_FORMULA.search(text):
@@ -76,7 +76,7 @@ def _exactly(made: Any) -> Any:
 
 
 def is_closed(latex: str) -> bool:
-    """Whether it is one number: a formula without variables."""
+    """Returns whether it is one number: a formula without variables."""
     from sympy import Expr
 
     made = formula(latex)
@@ -84,7 +84,7 @@ def is_closed(latex: str) -> bool:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether two formulas say the same. Numbers are compared exactly, not to some digits."""
+    """Returns whether two formulas say the same. Numbers are compared exactly, not to some digits."""
     first, second = formula(gold), formula(answer)
     if first is None or second is None:
         return False
@@ -97,7 +97,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _same_number(first: Any, second: Any) -> bool | None:
-    """Equality of two terms, with variables where they agree at three points; None where that cannot be said."""
+    """Returns whether two terms are equal, variables at three points; None where that cannot be said."""
     from sympy import Expr, Rational, nan, oo, zoo
 
     if not (isinstance(first, Expr) and isinstance(second, Expr)):
@@ -119,7 +119,7 @@ def _same_number(first: Any, second: Any) -> bool | None:
 
 
 def _vanishes(difference: Any) -> bool:
-    """Whether no digit of a number is certain, however many are calculated."""
+    """Returns whether no digit of a number is certain, however many are calculated."""
     if difference.is_zero:
         return True
     value = difference.evalf(_DIGITS, maxn=_CANCELLED)

@@ -1,4 +1,4 @@
-"""Before training: can every gold answer be read, and is nothing else right?"""
+"""Before training, every gold answer has to be read, and nothing else may be right."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class GradingPool:
 
     @property
     def _limit(self) -> float:
-        """Seconds that the next answer has."""
+        """Returns the seconds that the next answer has."""
         return self.timeout if self._spent < self.timeout_budget else self.timeout / _HASTE
 
     def _fork(self, replaced: int = 0) -> _Worker:
@@ -162,7 +162,7 @@ class GradingPool:
                 raise RuntimeError(f"the grading process does not answer: {error!r}") from error
 
     def _ask_again(self, worker: _Worker) -> bool:
-        """Whether the first pending answer of a worker that died or ran out of time is not to blame for it."""
+        """Returns whether the first pending answer of a worker that died or ran out of time is not to blame for it."""
         first = worker.pending[0]
         innocent = not worker.delivered or worker.nursery is not self._nursery or _is_stopped(worker.process)
         self._again[first] += innocent
@@ -262,7 +262,7 @@ class _Worker:
 
 
 def _is_stopped(process: int) -> bool:
-    """Whether a process was told to stop, by SIGSTOP or a debugger; where there is no /proc, nobody can say."""
+    """Returns whether a process was told to stop, by SIGSTOP or a debugger; where there is no /proc, nobody can say."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Mathematical answers: what the last box says is what the gold answer says."""
+"""Mathematical answers are read, and what they say is compared."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ _BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # those between two digits are no
 
 @dataclass(frozen=True)
 class MathVerifier(Verifier):
-    r"""The last ``\boxed{...}`` says what the gold answer says.
+    r"""A text is right if its last ``\boxed{...}`` says what the gold answer says.
 
-    Numbers are compared exactly, as fractions ("1,080" is "1080.0"); formulas by latex2sympy2-extended and math-verify,
-    which turn LaTeX into sympy expressions by a grammar, never by evaluating text. Words and units after a value,
-    markdown and a full stop make no difference; a unit that both sides know, the base of a numeral and the left side of
-    an equation do. Boxes with nothing but commas, "and" or "or" between them are one list, which is wrong where one
-    value is asked for.
-    Unparsable: no box, nothing in it, more than `max_length` characters, nested more than 12 deep, towers of powers,
-    huge exponents and factorials, an answer that contradicts itself (11 = 10), all that cannot be read, and every
-    answer to a problem whose gold answer cannot be read. What is slow nonetheless is ended by the pool.
+    Numbers are compared exactly, as fractions ("1,080" is "1080.0"). Formulas go to latex2sympy2-extended and
+    math-verify, which turn LaTeX into sympy expressions by a grammar and never evaluate text. Words and units after a
+    value, markdown and a full stop make no difference; a unit that both sides know, the base of a numeral and the left
+    side of an equation do. Boxes with nothing but commas, "and" or "or" between them are one list, which is wrong where
+    one value is asked for.
+
+    A text is unparsable if it has no box, or if its answer is empty, is longer than `max_length`, is nested more than
+    12 deep, has a tower of powers, a huge exponent or a huge factorial, contradicts itself (11 = 10), or cannot be
+    read; so is every text where the gold answer cannot be read. The grading pool ends what is slow nonetheless.
 
     Args:
-        last_number: where there is no box, take the last number of the text.
-        max_length: characters of an answer beyond which it is not looked at.
-        after_thinking: judge only what follows the last ``</think>``, and nothing while a ``<think>`` is open.
+        last_number: whether the last number of a text without a box is its answer
+        max_length: largest number of characters of an answer; a longer one is unparsable
+        after_thinking: whether only what follows the last ``</think>`` counts, and nothing while a ``<think>`` is open
     """
 
     last_number: bool = False
@@ -79,7 +80,7 @@ class MathVerifier(Verifier):
 
 
 def _vote(readings: tuple[Reading, ...], answer: str) -> str:
-    """One wording for all answers that are the same number."""
+    """Returns one wording for all answers that are the same number."""
     first = readings[0]
     if isinstance(first, Value) and first.terms[0].number is not None and first.terms[0].base == 10:
         return str(first.terms[0].number)

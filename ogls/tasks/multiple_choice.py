@@ -1,4 +1,4 @@
-"""Multiple choice: which letter was chosen?"""
+"""Multiple choice is judged by the letter that a text chooses."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ _STATED = re.compile(
 
 @dataclass(frozen=True)
 class ChoiceVerifier(Verifier):
-    r"""The chosen letter is the gold letter.
+    r"""A text is right if the letter that it chooses is the gold letter.
 
-    Looked for in this order, the first place that exists decides: ``<answer>B</answer>``, ``\boxed{B}``, and, unless
-    `strict`, the last "Answer: B" or "the answer is B". Inside tag or box the option's text may follow its letter
-    after a separator ("B: 1.69"), nothing else.
+    The first of these places that exists decides: ``<answer>B</answer>``, ``\boxed{B}``, the last "Answer: B" or "the
+    answer is B". Inside the tag or box, a separator and the option's text may follow the letter ("B: 1.69").
 
     Args:
-        choices: the letters that can be chosen.
-        strict: accept nothing but the tag.
-        after_thinking: judge only what follows the last ``</think>``.
+        choices: letters that can be chosen
+        strict: whether only the ``<answer>`` tag counts
+        after_thinking: whether only what follows the last ``</think>`` counts
     """
 
     choices: str = "ABCD"
@@ -57,6 +56,6 @@ class ChoiceVerifier(Verifier):
 
 
 def _leading_letter(text: str) -> str | None:
-    """B for "B", " (b) ", "B: 1.69", "\\text{B}"; None for "Both", "A or B", "I am not sure"."""
+    """Returns B for "B", " (b) ", "B: 1.69", "\\text{B}"; None for "Both", "A or B", "I am not sure"."""
     found = _LEADING.fullmatch(text)
     return found[1].upper() if found else None

@@ -1,4 +1,4 @@
-"""How a mathematical answer is written down, apart from what it says: symbols, markdown, wrappers, brackets, lists."""
+"""The ways of writing one answer become one way: symbols, markdown, wrappers, brackets, lists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9.]+|\\?[A-Za-z]+
 
 
 def vocabulary(words: str) -> frozenset[str]:
-    """The words of a text as a set."""
+    """Returns the words of a text as a set."""
     return frozenset(words.split())
 
 
@@ -85,7 +85,7 @@ _COMPARISON = re.compile("|".join(_COMPARED))
 
 
 def clean(answer: str) -> str:
-    """The answer in LaTeX without ornaments: what remains in ``\\text{...}`` is words and nothing else."""
+    """Returns the answer in LaTeX without ornaments: what remains in ``\\text{...}`` is words and nothing else."""
     text = answer.translate(_TABLE)
     if not text.isascii():
         text = _SCRIPT.sub(_script, _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3] or ''}}}", text))
@@ -136,7 +136,7 @@ def _named(found: re.Match[str]) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without marks around it, punctuation at its end, an equals sign or "the answer is" at its beginning."""
+    """Returns the text without marks around it, punctuation at its end, "=" or "the answer is" at its beginning."""
     while True:
         before, text = text, text.strip()
         for mark in _MARKS:
@@ -161,12 +161,12 @@ LIST_SEPARATORS = frozenset((",", ";", "and", "or", r"\\"))
 
 
 def tokens_of(text: str) -> list[str]:
-    r"""Commands, words in ``\text{...}``, runs of letters, of digits and of spaces, and single characters."""
+    r"""Returns the tokens: commands, words in ``\text{...}``, runs of letters, digits, spaces, and other signs."""
     return _TOKEN.findall(text)
 
 
 def split(text: str, separators: frozenset[str], thousands: bool = False) -> list[str]:
-    """The parts between separators that no bracket encloses; with `thousands` the comma of 1,234 is none."""
+    """Returns the parts between separators that no bracket encloses; with `thousands` the comma of 1,234 is none."""
     tokens, parts, depth = tokens_of(text), [""], 0
     for i, token in enumerate(tokens):
         depth += (token in _OPENING) - (token in _CLOSING)
@@ -185,7 +185,7 @@ def _groups(tokens: list[str], comma: int) -> bool:
 
 
 def enclosed(text: str) -> tuple[str, str]:
-    r"""The bracket around all of it, one of ``(``, ``{`` and ``\{``, and what it holds; "" and the text for none."""
+    r"""Returns the bracket around all of it, ``(``, ``{`` or ``\{``, and what it holds; for none, "" and the text."""
     tokens = tokens_of(text)
     pairs = {"(": (")", "("), "{": ("}", "{"), r"\{": (r"\}", r"\{"), r"\langle": (r"\rangle", "(")}
     if len(tokens) < 2 or tokens[0] not in pairs or tokens[-1] != pairs[tokens[0]][0]:

@@ -1,4 +1,4 @@
-"""Numbers as they are written: decimals, fractions, powers of ten, numerals of other bases. All are exact."""
+"""Numbers are read exactly as they are written: decimals, fractions, powers of ten, numerals of other bases."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of an integer or decimal, thousands separated by commas or not; None for all else."""
+    """Returns the value of an integer or decimal, thousands separated by commas or not; None for all else."""
     bare = _ORNAMENTS.sub("", text).strip().removesuffix(".")
     return Fraction(bare.replace(",", "")) if _NUMBER.fullmatch(bare) and len(bare) < 1000 else None
 
 
 def exact(text: str) -> Fraction | None:
-    r"""The value of a number as it is written: 1,080 or 2\frac{1}{2} or 3/4 or 1.2e-8 or 1.2\times 10^{-8}."""
+    r"""Returns the value of a number as it is written: 1,080 or 2\frac{1}{2} or 3/4 or 1.2e-8 or 1.2\times 10^{-8}."""
     text = text.strip()
     sign = -1 if text.startswith("-") else 1
     text = text[1:].strip() if text.startswith(("-", "+")) else text
@@ -68,7 +68,7 @@ _LONE_DIGIT = re.compile(r"\\text\{([A-Z])\}")
 
 
 def numeral(text: str) -> tuple[Fraction, int] | None:
-    """Value and base of 43_5, 43_{five}, 1B_{16}, 101 (base 2); None for all else, also where a digit is too large."""
+    """Returns value and base of 43_5, 43_{five}, 1B_{16}, 101 (base 2); None for all else, or a digit too large."""
     found = _NUMERAL.fullmatch(_LONE_DIGIT.sub(r"\1", text))
     if not found or found[2] not in _BASES:
         return None

@@ -1,4 +1,4 @@
-"""What a mathematical answer says: one value or a list of values, each with its unit, base and left side."""
+"""A mathematical answer says one value or a list of values, each with its unit, base and left side."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_WORDS = 4
 
 @dataclass(frozen=True)
 class Term:
-    """One way of stating a value: a number if it can be read at once, else a formula, else words.
+    """A term is one way of stating a value: a number if it can be read at once, else a formula, else words.
 
     Args:
         latex: the value without unit and percent sign
@@ -50,7 +50,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Value:
-    """One value.
+    """A value is one thing that an answer states.
 
     Args:
         terms: the ways in which it is stated, at least one: sides of an equation, or readings of a doubtful spelling
@@ -67,7 +67,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Listing:
-    """Several values: without brackets or in braces in any order, in parentheses in theirs."""
+    """A listing is several values: without brackets or in braces in any order, in parentheses in theirs."""
 
     bracket: Literal["", "(", "{"]
     items: tuple[Value | Listing, ...]
@@ -84,7 +84,7 @@ def read_gold(answer: str) -> tuple[Reading, ...]:
 
 @lru_cache(maxsize=4096)
 def read(answer: str, gold: bool = False) -> tuple[Reading, ...]:
-    """What the answer may say, at most two readings (1,234 is a number or a list); none where it cannot be read.
+    """Returns what the answer may say: two readings for 1,234, a number or a list; none where it cannot be read.
 
     An answer that contradicts itself, such as 11 = 10, cannot be read either.
     """
@@ -113,7 +113,7 @@ def _list(text: str, gold: bool, thousands: bool, depth: int = 0) -> Reading | N
 
 
 def _both_signs(part: str) -> list[str]:
-    r"""Both values of 1 \pm \sqrt{2}; what stands in braces is a list of its own."""
+    r"""Returns both values of 1 \pm \sqrt{2}; what stands in braces is a list of its own."""
     if r"\pm" not in part or enclosed(part)[0] == r"\{":
         return [part]
     found = []
@@ -168,7 +168,7 @@ def _is_number(term: Term) -> bool:
 
 
 def _agree(closed: Sequence[Sequence[Term]], approximately: bool) -> bool:
-    """Whether all sides of a chain of equations are one number, written out or rounded."""
+    """Returns whether all sides of a chain of equations are one number, written out or rounded."""
     first = closed[0][0] if closed else None
     for term, *_ in closed[1:]:
         if first and not (_same_term(replace(first, base=term.base), term) or _rounded(first, term, approximately)):
@@ -177,7 +177,7 @@ def _agree(closed: Sequence[Sequence[Term]], approximately: bool) -> bool:
 
 
 def _rounded(first: Term, second: Term, approximately: bool) -> bool:
-    """Whether the second is the first rounded to the decimals that it shows: two at least, any after an approx sign."""
+    """Returns whether the second is the first, rounded to its decimals: two at least, any after an approx sign."""
     if not approximately and not _PLACES.fullmatch(second.latex):
         return False
     if second.number is None or first.percent != second.percent:
@@ -193,7 +193,7 @@ def _rounded(first: Term, second: Term, approximately: bool) -> bool:
 
 
 def _terms(text: str, gold: bool) -> list[Term]:
-    """Readings of one value; none where it is no formula, and no words that could be an answer."""
+    """Returns the readings of one value; none where it is no formula, and no words that could be an answer."""
     if (based := numeral(text)) is not None:
         return [Term(text, number=based[0], base=based[1])]
     if (number := exact(text)) is not None:
@@ -225,7 +225,7 @@ def _is_formula(latex: str) -> bool:
 
 
 def _words(text: str, gold: bool) -> str | None:
-    """The words, if the text is nothing but words and perhaps numbers; "" where they are prose; None for a formula."""
+    """Returns the words of a text that is nothing but words and numbers; "" for prose, None for a formula."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1 ", text)
     tokens = re.findall(r"[^\W\d_]+|\d+|\S", plain)
     letters = [token for token in tokens if token[0].isalpha()]
@@ -245,7 +245,7 @@ def _words(text: str, gold: bool) -> str | None:
 
 
 def same(gold: Reading, answer: Reading) -> bool:
-    """Whether the answer says what the gold answer says."""
+    """Returns whether the answer says what the gold answer says."""
     if isinstance(gold, Value) and isinstance(answer, Value):
         return _same_value(gold, answer)
     if isinstance(gold, Listing) and isinstance(answer, Listing):
@@ -261,7 +261,7 @@ def same(gold: Reading, answer: Reading) -> bool:
 
 
 def _states(value: Value, latex: str) -> bool:
-    """Whether a value is a formula equal to this one: a vector that is also written as a tuple."""
+    """Returns whether a value is a formula equal to this one: a vector that is also written as a tuple."""
     formulas = (term.latex for term in value.terms if term.number is None and term.words is None)
     return any(equal(latex, other) for other in formulas)
 
@@ -278,7 +278,7 @@ def _same_listing(gold: Listing, answer: Listing) -> bool:
 
 
 def _is_labelled(listing: Listing) -> bool:
-    """Whether each value has a name of its own, so that it matters which is which."""
+    """Returns whether each value has a name of its own, so that it matters which is which."""
     names = [item.name for item in listing.items if isinstance(item, Value)]
     return len(set(names)) == len(listing.items) and None not in names
 

@@ -1,4 +1,4 @@
-"""Procedural problems of the reasoning-gym package, scored by their own data set."""
+"""Problems of the reasoning-gym package are scored by their own data set."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from ogls.records import Problem, Verdict
 from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking, last_boxed, last_tagged
 from ogls.tasks.base import ProblemSource, Verifier
 
-# Their entries follow Python's random order of sets: another process makes other problems of the same seed.
+# The entries of these follow Python's random order of sets: another process makes other problems from the same seed.
 _UNSTABLE = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
 
 
 @dataclass(frozen=True)
 class EntryId:
-    """Which entry of which data set: enough to make it again in another process, metadata included.
+    """An entry id says which entry of which data set a problem is, so that another process can make it again.
 
-    As text, the id of the problem: ``chain_sum-seed7-size500-42``, and ``-{"max_terms": 4}`` at the end for options.
+    Its text is the problem's id, such as ``chain_sum-seed7-size500-42``, with options at the end, such as
+    ``-{"max_terms": 4}``.
     """
 
     dataset: str
@@ -38,6 +39,7 @@ class EntryId:
 
     @classmethod
     def parse(cls, text: str) -> EntryId:
+        """Returns the entry id that a problem's id states. Raises ValueError where it states none."""
         found = re.fullmatch(r"(\w+)-seed(\d+)-size(\d+)-(\d+)(?:-(\{.*\}))?", text, re.DOTALL)
         if not found:
             raise ValueError(f"expected the id of a reasoning-gym problem (chain_sum-seed7-size500-42), got {text!r}")
@@ -45,7 +47,10 @@ class EntryId:
 
 
 def load_package() -> ModuleType:
-    """The package, imported when first needed: it takes a second, and a dependency of it warns when it is compiled."""
+    """Returns the package, which is imported at the first use since that takes a second.
+
+    One of its dependencies gives a warning when it is compiled, which is silenced.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         return importlib.import_module("reasoning_gym")
@@ -53,7 +58,7 @@ def load_package() -> ModuleType:
 
 @lru_cache(maxsize=64)
 def gym_dataset(name: str, seed: int, size: int, options: str) -> Any:
-    """The data set; ValueError when the name is unknown or an option does not exist."""
+    """Returns a data set of the package. Raises ValueError where the name or an option is unknown."""
     try:
         return load_package().create_dataset(name, seed=seed, size=size, **json.loads(options))
     except (ValueError, TypeError, AssertionError) as error:
@@ -62,14 +67,17 @@ def gym_dataset(name: str, seed: int, size: int, options: str) -> Any:
 
 @dataclass(frozen=True)
 class ReasoningGym(ProblemSource):
-    """Procedural problems of the reasoning-gym package: entry i of a data set with this seed, size and options.
+    """This source has the entries of one procedural data set of the reasoning-gym package.
 
     Args:
-        dataset: its name, such as ``chain_sum``; data sets without one gold answer an entry are refused.
-        size: how many problems.
-        seed: other seeds give other problems.
-        options: of the data set, such as ``{max_terms: 4}``.
-        system: the system message, which says where the answer goes.
+        dataset: name of the data set, such as ``chain_sum``; one without exactly one gold answer per entry is refused
+        size: number of problems
+        seed: seed of the problems
+        options: options of the data set, such as ``{max_terms: 4}``
+        system: system message of every problem, which says where the answer goes
+
+    Raises:
+        ValueError: the data set or an option is unknown, or the problems cannot be made again in another process.
     """
 
     dataset: str
@@ -104,7 +112,7 @@ class ReasoningGym(ProblemSource):
         )
 
 
-# These data sets hand the answer to Python's evaluation in some way.
+# The scores of these data sets evaluate the answer as Python in some way.
 _EVALUATING = frozenset(
     {
         "binary_matrix",
@@ -117,7 +125,7 @@ _EVALUATING = frozenset(
         "string_insertion",
     }
 )
-# No underscore, brace, colon or attribute, and no call but of these functions: only expressions and lists.
+# This allows expressions and lists only: no underscore, brace, colon or attribute, and calls of these functions alone.
 _FUNCTION = r"(?:sin|cos|tan|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt)"
 _INERT = re.compile(
     rf"(?:[\s\d\[\](),+\-*/^'\"=]|(?<=\d)\.|\.(?=\d)|(?<!\w){_FUNCTION}\(|[A-Za-z][A-Za-z\d\s]*+(?![\w(]))*+"
@@ -126,15 +134,18 @@ _INERT = re.compile(
 
 @dataclass(frozen=True)
 class ReasoningGymVerifier(Verifier):
-    r"""The data set's own score of the answer is 1; partial scores are wrong.
+    r"""A text is right if its answer has score 1 by the data set itself; a partial score is wrong.
 
-    The answer is the last ``<answer>...</answer>``, else the last ``\boxed{...}``. Eight data sets evaluate the answer
-    as Python: for these, what is neither the gold answer nor made of numbers, lists and elementary functions alone is
-    unparsable. The problem's id says how to make the entry again; ValueError when that gives another question.
+    The answer is in the last ``<answer>...</answer>``, else in the last ``\boxed{...}``. Eight data sets evaluate the
+    answer as Python. For these, an answer is unparsable unless it is the gold answer or consists of numbers, lists and
+    elementary functions alone. The entry is made again from the problem's id.
 
     Args:
-        max_length: characters of an answer beyond which it is not looked at.
-        after_thinking: judge only what follows the last ``</think>``.
+        max_length: largest number of characters of an answer; a longer one is unparsable
+        after_thinking: whether only what follows the last ``</think>`` counts
+
+    Raises:
+        ValueError: the entry that is made again has another question than the problem.
     """
 
     max_length: int = 4000

@@ -1,4 +1,7 @@
-"""Problems out of rows with named columns: files and Hub data sets. Every row is checked at construction."""
+"""Problems are read from rows with named columns: files, Hub data sets.
+
+Every row is checked when the source is made.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ogls.records import Problem
 from ogls.tasks.base import ProblemSource
@@ -28,17 +31,22 @@ _USUAL = {  # what real data sets call it, the likeliest first
 
 @dataclass(frozen=True)
 class Columns:
-    r"""Which column of a row becomes which field of a `Problem`.
+    r"""Columns say which column of a row becomes which field of a `Problem`.
 
-    `id`, `solution`, `system` and `kind` may be missing from a row, `text` and `answer` may not. Rows without an id are
-    named by `default_id` and their number. A dot leads into a nested column: ``reward_model.ground_truth``,
-    ``messages.0.content``. A text may be a list of messages, one of the user and before it perhaps one of the system; an
-    answer may be a list, whose elements are all asked for.
+    A row needs question and answer; all other columns may be missing. A dot leads into a nested column, such as
+    ``reward_model.ground_truth`` or ``messages.0.content``. A question may be a list of messages: one of the user, and
+    before it perhaps one of the system. An answer may be a list; all of its elements are asked for.
 
     Args:
-        default_kind: of rows without a kind.
-        answer_pattern: the answer is the first group of the last match in its column, such as ``####\s*(.+)`` where
-            it ends a worked solution.
+        id: column of the problem's id; a row without one is named by its file and number
+        text: column of the question
+        answer: column of the gold answer
+        solution: column of the reference solution
+        system: column of the system message
+        kind: column of the problem's kind, which picks the verifier
+        default_kind: kind of the rows that name none
+        answer_pattern: regular expression whose last match in the answer column has the gold answer as its first group,
+            such as ``####\s*(.+)`` where it ends a worked solution; null takes the whole column
     """
 
     id: str = "id"
@@ -51,7 +59,16 @@ class Columns:
     answer_pattern: str | None = None
 
     def read(self, rows: Iterable[tuple[int, Any]], source: str) -> tuple[Problem, ...]:
-        """Problems of numbered rows; ValueError naming source, row, reason and cure at the first that is malformed."""
+        """Returns the problems of numbered rows.
+
+        Args:
+            rows: number and content of every row
+            source: name of the rows in messages
+
+        Raises:
+            ValueError: a row is malformed, an id is repeated, or there are no rows or no such column; the message names
+                source, row, reason and the key that cures it.
+        """
         first_seen: dict[str, int] = {}
         problems: list[Problem] = []
         lacking = {option.name for option in fields(self)[:6] if getattr(self, option.name) != option.default}
@@ -106,7 +123,7 @@ class Columns:
         )
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> tuple[str, str | None]:
-        """The user's text, and the system's where the column holds messages."""
+        """Returns the user's text, and the system's where the column holds messages."""
         value = _found(row, self.text)
         messages = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
         if not messages or not all(isinstance(message, Mapping) and "role" in message for message in messages):
@@ -131,7 +148,9 @@ class Columns:
         elif listed and option == "answer" and value and all(_is_text(element) for element in value):
             value = ", ".join(map(str, value))
         if isinstance(value, float) and value != value and option != "answer":  # NaN; as an answer, it is told later
-            raise ValueError(f"{where}: column {getattr(self, option)!r} is NaN{_cure(row, option)}")
+            raise ValueError(
+                f"{where}: column {getattr(self, option)!r} is NaN{_cure(row, option, getattr(self, option))}"
+            )
         return self._checked(value, option, where, row)
 
     def _checked(self, value: Any, option: str, where: str, row: Mapping[str, Any] | None = None) -> str:
@@ -141,15 +160,14 @@ class Columns:
             raise ValueError(f"{where}: expected text in column {column!r}, got {type(value).__name__}{cure}")
         text = str(value)
         if not text.strip():
-            raise ValueError(f"{where}: column {column!r} is empty{_cure(row or {}, option)}")
+            raise ValueError(f"{where}: column {column!r} is empty{_cure(row or {}, option, column)}")
         if re.search("[\ud800-\udfff]", text):
-            raise ValueError(
-                f"{where}: column {column!r} holds a lone surrogate, which is not text{_cure(row or {}, option)}"
-            )
+            cure = _cure(row or {}, option, column)
+            raise ValueError(f"{where}: column {column!r} holds a lone surrogate, which is not text{cure}")
         return text
 
     def _optional(self, row: Mapping[str, Any], option: str, where: str) -> str | None:
-        """None where the column is missing, null, NaN or empty."""
+        """Returns the text of a column; None where it is missing, null, NaN or empty."""
         value = _found(row, getattr(self, option))
         missing = value is _ABSENT or value is None or value == "" or value != value
         return None if missing else self._text(row, option, where)
@@ -163,7 +181,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _found(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, through nested objects and lists; `_ABSENT` where there is none."""
+    """Returns the value of a column, through nested objects and lists; `_ABSENT` where there is none."""
     if column in row:
         return row[column]
     value: Any = row
@@ -178,7 +196,7 @@ def _found(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _content(message: Mapping[str, Any]) -> Any:
-    """The text of a message, which may come in parts; what is no text as it is."""
+    """Returns the text of a message, which may come in parts; what is no text as it is."""
     content = message.get("content")
     if isinstance(content, list) and content and all(isinstance(part, Mapping) and "text" in part for part in content):
         return "".join(str(part["text"]) for part in content)
@@ -186,7 +204,7 @@ def _content(message: Mapping[str, Any]) -> Any:
 
 
 def _cure(row: Mapping[str, Any], option: str, nested: str = "") -> str:
-    """The key that takes another column, with one that the row has and that is usually meant."""
+    """Returns the key that takes another column, with one that the row has and that is usually meant."""
     known = _USUAL[option].split()
     if nested and isinstance(inner := _found(row, nested), Mapping):
         usual = sorted((f"{nested}.{key}" for key in inner), key=lambda path: path.split(".")[-1] not in known)
@@ -204,8 +222,8 @@ def _check_slice(offset: int, limit: int | None) -> None:
         raise ValueError(f"expected offset >= 0 and limit >= 1 or null, got offset {offset}, limit {limit}")
 
 
-def _opened(path: str) -> IO[bytes]:
-    """The file, decompressed where it is gzip."""
+def _opened(path: str) -> io.BufferedIOBase:
+    """Returns the file, decompressed where it is gzip."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"no file of problems at {path!r} (working directory {Path.cwd()})")
@@ -216,15 +234,18 @@ def _opened(path: str) -> IO[bytes]:
 
 @dataclass(frozen=True)
 class JsonlProblems(ProblemSource):
-    """One JSON object per line, or one JSON array of objects; compressed with gzip or not.
+    """This source reads a file with one JSON object per line, or one JSON array of objects; gzip or not.
 
-    Blank lines are skipped; rows are numbered from 1, as an editor numbers lines.
+    Blank lines are skipped. Rows are numbered from 1, as an editor numbers lines.
 
     Args:
-        path: relative to the working directory.
-        limit: use at most so many problems.
-        offset: after skipping so many.
-        columns: what the columns are called.
+        path: path of the file, relative to the working directory
+        limit: largest number of problems; null takes all
+        offset: number of problems to skip at the beginning
+        columns: names of the columns
+
+    Raises:
+        ValueError: there is no such file, or a row is malformed.
     """
 
     path: str
@@ -243,7 +264,7 @@ class JsonlProblems(ProblemSource):
         except (EOFError, gzip.BadGzipFile) as error:
             raise ValueError(f"{self.path}: damaged gzip: {error}") from error
 
-    def _rows(self, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    def _rows(self, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:
         numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
         first = next(numbered, None)
         if first is None:
@@ -278,18 +299,21 @@ class JsonlProblems(ProblemSource):
 
 @dataclass(frozen=True)
 class HubProblems(ProblemSource):
-    """A data set of the Hugging Face Hub, a local folder of parquet, JSON or CSV files, or one such file.
+    """This source reads a data set of the Hugging Face Hub, or a local folder or file of parquet, JSON or CSV.
 
-    No code of a data set runs. The cells of a CSV or TSV file (compressed with gzip or not) are text as it stands there.
+    No code of the data set is run. The cells of a CSV or TSV file, gzip or not, are text as it stands there.
 
     Args:
-        dataset: name on the Hub, a folder or a file.
-        split: such as ``train``; a file is one split, whatever it is called.
-        name: of the data set's configuration, where it has several.
-        revision: commit or tag; give it, so that the problems stay the same.
-        limit: use at most so many problems.
-        offset: after skipping so many.
-        columns: what the columns are called.
+        dataset: name of the data set on the Hub, or path of a folder or a file
+        split: split of the data set, such as ``train``; a file is one split, whatever it is called
+        name: configuration of the data set, where it has several
+        revision: commit or tag of the data set; with one, the problems stay the same
+        limit: largest number of problems; null takes all
+        offset: number of problems to skip at the beginning
+        columns: names of the columns
+
+    Raises:
+        ValueError: there is no such data set, or a row is malformed.
     """
 
     dataset: str
@@ -334,7 +358,7 @@ class HubProblems(ProblemSource):
 
 
 def _cells(path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a CSV file from 1 on, by the names in its first line."""
+    """Returns the rows of a CSV file from 1 on, by the names in its first line."""
     try:
         with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as stream:
             for number, row in enumerate(csv.DictReader(stream, delimiter=delimiter, strict=True), start=1):

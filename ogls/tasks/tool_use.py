@@ -1,4 +1,4 @@
-"""Tool use: are the calls the ones that were asked for?"""
+"""Tool use is judged by whether a text makes the calls that were asked for."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _JSON = json.JSONDecoder(parse_constant=_reject)
 
 @dataclass(frozen=True)
 class ToolUseVerifier(Verifier):
-    """The text makes the gold calls and no others: each as often, in any order.
+    """A text is right if it makes the gold calls and no others: each as often, in any order.
 
-    A call is a line ``Action: name`` followed by ``Action Input: {...}`` in JSON. Inputs are equal when they are equal
-    as JSON: the order of keys and 1 or 1.0 make no difference, "1" or true do. The gold answer is a JSON list of
-    ``{"Action": name, "Action_Input": JSON text}``; a call that it marks ``[Optional]`` may be missing.
-    Unparsable: no call, a call without input, input that is not JSON.
+    A call is a line ``Action: name`` followed by ``Action Input: {...}`` in JSON. Two inputs are equal if they are
+    equal as JSON: the order of keys makes no difference, nor does 1.0 for 1, but "1" or true for 1 does. The gold
+    answer is a JSON list of ``{"Action": name, "Action_Input": JSON text}``. A call that it marks ``[Optional]`` may be
+    missing. A text is unparsable if it has no call, a call without input, or input that is not JSON.
 
     Args:
-        max_length: characters of a text beyond which it is not looked at.
-        after_thinking: judge only what follows the last ``</think>``.
+        max_length: largest number of characters of a text; a longer one is unparsable
+        after_thinking: whether only what follows the last ``</think>`` counts
     """
 
     max_length: int = 100_000
@@ -59,7 +59,11 @@ class ToolUseVerifier(Verifier):
 
 
 def gold_calls(problem: Problem) -> tuple[Counter[str], Counter[str]]:
-    """(required, optional) calls, each as `name {"sorted": "json"}`. ValueError when the gold answer is malformed."""
+    """Returns required and optional calls, each as `name {"sorted": "json"}`, with the number of times they are made.
+
+    Raises:
+        ValueError: the gold answer is malformed.
+    """
     required, optional = Counter(), Counter()
     marked = [row["Action"].startswith(_OPTIONAL) for row in json.loads(problem.answer)]
     for (name, given), may_be_missing in zip(_gold_rows(problem), marked, strict=True):
@@ -68,7 +72,7 @@ def gold_calls(problem: Problem) -> tuple[Counter[str], Counter[str]]:
 
 
 def read_calls(text: str) -> list[str] | None:
-    """The calls of a text in order; None when one of them has no input or an input that is not JSON."""
+    """Returns the calls of a text in order; None where one of them has no input or an input that is not JSON."""
     calls = []
     for action in _ACTION.finditer(text):
         given = _INPUT.match(text, action.end())
@@ -97,7 +101,7 @@ def _call(name: str, given: Any) -> str:
 
 
 def _integers(value: Any) -> Any:
-    """2.0 becomes 2, at any depth."""
+    """Returns the value with whole floats such as 2.0 turned into integers, at any depth."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):

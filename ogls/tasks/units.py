@@ -1,4 +1,4 @@
-"""Words and units that follow a value: ``18 eggs``, ``60 km per hour``, ``5 million``."""
+"""Words and units follow a value: ``18 eggs``, ``60 km per hour``, ``5 million``. They are peeled off."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOST_WORDS = 6
 
 
 class Quantity(NamedTuple):
-    """A value without the words after it, the unit that they name if it is known, and what they multiply it by.
+    """A quantity is a value without the words after it, their unit if it is known, and what they multiply it by.
 
     `doubtful`: what was taken for a unit is a lone letter, which may as well be a variable.
     """
@@ -46,7 +46,7 @@ class Quantity(NamedTuple):
 
 
 def peel(text: str, gold: bool) -> Quantity:
-    r"""The value without the words and units after it: ``18 eggs``, ``5\text{ cm}^2``, ``9 (apples)``, ``60 km/h``.
+    r"""Returns the value without the words and units after it: ``18 eggs``, ``5\text{ cm}^2``, ``9 (apples)``.
 
     Letters that may be a product stay with the value: ``5x``, ``10ab``; of a gold answer also ``5 m``.
     """
@@ -84,7 +84,7 @@ def peel(text: str, gold: bool) -> Quantity:
 
 
 def _bracketed(tokens: list[str], end: int) -> int | None:
-    """Where the bracket begins that ends before `end`, if it holds nothing but words or units and follows a value."""
+    """Returns where the bracket begins that ends before `end`, if it holds words or units alone and follows a value."""
     for i in range(end - 2, max(-1, end - 16), -1):
         if tokens[i] == "(":
             inside = [t for t in tokens[i + 1 : end - 1] if not t.isspace()]
@@ -99,7 +99,7 @@ def _bracketed(tokens: list[str], end: int) -> int | None:
 
 
 def _exponent(tokens: list[str], end: int) -> int:
-    r"""Where an exponent of a unit begins that ends at `end`, or ``^\circ`` and ``^{\circ}C``; `end` for none."""
+    r"""Returns where an exponent of a unit, or ``^\circ``, begins that ends at `end`; `end` for none."""
     for shape in (("^", "{", "#", "}"), ("^", "#"), ("^", "{", "-", "#", "}"), ("^", "{", "-", "1", "}")):
         part = tokens[max(0, end - len(shape)) : end]
         if len(part) == len(shape) and all(
@@ -110,7 +110,7 @@ def _exponent(tokens: list[str], end: int) -> int:
 
 
 def _unit_word(tokens: list[str], end: int, gold: bool) -> str | None:
-    """Whether the token before `end` can be a word after a value: "word", "lone" for a single letter, None for no."""
+    """Returns whether the token before `end` can be a word after a value: "word", "lone" for a letter, None for no."""
     token, before = tokens[end - 1], tokens[end - 2] if end > 1 else ""
     if token.startswith(r"\text{"):
         return "word"
@@ -128,7 +128,7 @@ def _unit_word(tokens: list[str], end: int, gold: bool) -> str | None:
 
 
 def _unit(phrase: list[str], words: list[str]) -> str | None:
-    """One name for the unit, such as ``km/h``; None where it is not known."""
+    """Returns one name for the unit, such as ``km/h``; None where it is not known."""
     names: list[str] = []
     power = ""
     if "-" in phrase:  # m s^{-1}

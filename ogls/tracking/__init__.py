@@ -1,15 +1,14 @@
-"""Where a run's numbers go: `metrics.jsonl` in the run's folder, which is the truth, and MLflow, which is for looking.
+"""A run's numbers go to a file, which is the truth, and to MLflow for looking.
 
-    runs/<run name>/metrics.jsonl     one line a call: step, seconds since 1970, metrics
-    runs/<run name>/checkpoints/      last.ckpt and the best one
+    runs/<run name>/metrics.jsonl     one line per call: step, seconds since 1970, metrics
+    runs/<run name>/checkpoints/      last.ckpt and best.ckpt
     mlflow.db, mlartifacts/           what `mlflow ui` shows
 
     Tracker (the training thread) --calls--> Outbox (a queue and a thread) --> MLflowRun
 
-A tracking server that is away costs neither time nor the run.
+A tracking server that cannot be reached costs a run neither time nor numbers.
 """
 
-from ogls.tracking.config import SaveConfig
 from ogls.tracking.tracker import Tracker
 
-__all__ = ["SaveConfig", "Tracker"]
+__all__ = ["Tracker"]

@@ -1,47 +1,26 @@
-"""The resolved configuration as parameters and as a file."""
+"""The resolved configuration: as a file, as parameters, and as what a run is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+_NOT_PARAMETERS = ("trainer.logger", "trainer.callbacks", "config", "ckpt_path", "weights_only", "allow_changes")
+_MAY_CHANGE = (  # while a run is interrupted: how long it goes on, and what it costs, not what it computes
+    *("trainer.max_epochs", "trainer.max_time", "trainer.enable_progress_bar", "trainer.profiler"),
+    *("trainer.default_root_dir", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("data.grading_workers", "data.predict_file", "policy.gradient_checkpointing", "model.tokens_per_micro_batch"),
+    *("data.engine.memory_gib", "data.engine.max_num_seqs", "data.engine.enforce_eager", "data.engine.batch_size"),
+)
 
-from ogls.tracking.tracker import Tracker
 
-_NOT_PARAMETERS = ("trainer.logger", "trainer.callbacks", "config")
-
-
-class SaveConfig(SaveConfigCallback):
-    """Logs the resolved configuration; the stock callback wants a folder, which a database has not."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Too early: only the checkpoint, which is read later, says which run goes on."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "validate")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "test")
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.logger, Tracker):
-            text = self.parser.dump(self.config, skip_none=False)
-            leaves = flatten(yaml.safe_load(text))
-            kept = {name: value for name, value in leaves.items() if not name.startswith(_NOT_PARAMETERS)}
-            trainer.logger.log_config(text, kept)
+def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of a configuration by dotted name, without logger and callbacks."""
+    return {name: value for name, value in flatten(config).items() if not name.startswith(_NOT_PARAMETERS)}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted name. `k: {class_path: a.B, init_args: {x: 1}}` becomes `k: B` and `k.x: 1`."""
+    """Returns leaves by dotted name. ``k: {class_path: a.B, init_args: {x: 1}}`` becomes ``k: B`` and ``k.x: 1``."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -53,3 +32,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[name] = value
     return leaves
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Returns what makes two runs different, ``key: this there, that here``, but for what may change on the way."""
+    names = [name for name in dict.fromkeys([*before, *now]) if name not in _MAY_CHANGE]
+    return [
+        f"{name}: {before.get(name, 'nothing')} there, {now.get(name, 'nothing')} here"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]

@@ -1,4 +1,4 @@
-"""The files of a run's folder that tell its story without MLflow."""
+"""The files in a run's folder tell its story without MLflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 from ogls.records import Lane, Phase
 
-METRICS = "metrics.jsonl"  # a row a line: step, time, metrics
-TRACE = "trace.json"  # when each phase ran; for https://ui.perfetto.dev and chrome://tracing too
+METRICS = "metrics.jsonl"  # one row per line: step, time, metrics
+TRACE = "trace.json"  # when each phase ran; https://ui.perfetto.dev and chrome://tracing show it, too
 CONFIG = "config.yaml"  # the resolved configuration
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
 
@@ -23,7 +23,10 @@ TRACE_HEAD = "[\n" + "".join(
 
 
 def trace_lines(phases: Iterable[Phase]) -> str:
-    """Complete events in Chrome's JSON array format, whose closing bracket may be missing: the file can be added to."""
+    """Returns one line per phase, as a complete event in Chrome's JSON array format.
+
+    The format's closing bracket may be missing, so lines can be added to the file at any time.
+    """
     events = (
         {
             "ph": "X",
@@ -40,7 +43,7 @@ def trace_lines(phases: Iterable[Phase]) -> str:
 
 
 def read_trace(file: Path) -> list[Phase]:
-    """The phases of trace.json. A last line that a kill has cut short is left out."""
+    """Returns the phases of trace.json. A last line that a kill has cut short is left out."""
     events = [json.loads(line.removesuffix(",")) for line in file.read_text().split("\n")[1:-1]]
     return [
         Phase(
@@ -56,7 +59,7 @@ def read_trace(file: Path) -> list[Phase]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. A last line that a kill has cut short is left out."""
+    """Returns the rows of metrics.jsonl. A last line that a kill has cut short is left out."""
     *lines, rest = file.read_text().split("\n")
     rows = [json.loads(line) for line in lines]
     try:
@@ -66,12 +69,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Replaces the file by these rows, at once."""
+    """Replaces the whole file by these rows in one move."""
     replace_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def replace_text(file: Path, text: str) -> None:
-    """The file holds what it held, or all of `text`."""
+    """Replaces the whole file by `text` in one move: after a kill it holds the old text or the new, never a part."""
     draft = file.with_name(f".{file.name}.draft")
     draft.write_text(text)
     draft.replace(file)

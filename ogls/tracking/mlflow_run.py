@@ -1,4 +1,7 @@
-"""One run in MLflow, as the outbox's thread sees it: every method may wait or raise."""
+"""One run in MLflow is written to by a thread that may wait for the server.
+
+Every method may also raise; the outbox, which calls them, counts what is lost.
+"""
 
 from __future__ import annotations
 
@@ -23,39 +26,39 @@ _QUIET = ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.utils", "u
 
 
 class MLflowRun:
-    """Begun, or taken up again, at the first use.
+    """An MLflow run is begun, or continued, at its first use.
 
     Args:
-        uri: of the tracking store.
-        experiment: made if there is none of this name.
-        name: of the run.
-        tags: of the run.
-        system_metrics: start MLflow's own monitor.
+        uri: address of the tracking store
+        experiment: name of the experiment, which is made where it does not exist
+        name: name of the run
+        tags: tags of the run
+        system_metrics: whether MLflow's own monitor measures the machine
     """
 
     def __init__(self, uri: str, experiment: str, name: str, tags: dict[str, str], system_metrics: bool) -> None:
         self.uri, self.experiment, self.name, self.tags = uri, experiment, name, tags
         self.system_metrics = system_metrics
         self.run_id: str | None = None
-        self.resumed = False  # goes on in the run of this id, or of this name where the id is not known
+        self.resumed = False  # continue the run of this id, or of this name where the id is not known
         self.began = time.time()  # seconds; MLflow may hear of the run much later
         self._client: MlflowClient | None = None
         self._monitor: SystemMetricsMonitor | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What it takes to make this run elsewhere."""
+        """Returns what is needed to make this run in another store."""
         return {"experiment": self.experiment, "name": self.name, "tags": self.tags}
 
     def open(self) -> tuple[MlflowClient, str]:
-        """Client and run id."""
+        """Returns the client and the run's id; the first call begins or continues the run."""
         if self._client is not None and self.run_id is not None:
             return self._client, self.run_id
         for name, value in {"HTTP_REQUEST_TIMEOUT": "10", "HTTP_REQUEST_MAX_RETRIES": "2"}.items():
-            os.environ.setdefault(f"MLFLOW_{name}", value)  # as they come: 120 s, seven times
+            os.environ.setdefault(f"MLFLOW_{name}", value)  # MLflow's own: 120 s, seven times
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         for name in _QUIET:
-            logging.getLogger(name).setLevel(logging.ERROR)  # what fails is counted and told at the end
+            logging.getLogger(name).setLevel(logging.ERROR)  # failures are counted and reported at the end
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
 
@@ -80,7 +83,7 @@ class MLflowRun:
         return client, self.run_id
 
     def _alone(self) -> AbstractContextManager[object]:
-        """Two runs that begin the same new database at once would break each other's migrations of it."""
+        """Returns a lock on a local database: two runs that make the same one at once would break each other's work."""
         if not self.uri.startswith("sqlite:///"):
             return nullcontext()
         return FileLock(f"{self.uri.removeprefix('sqlite:///')}.lock", timeout=300)
@@ -93,13 +96,14 @@ class MLflowRun:
         return client.create_experiment(self.experiment, artifact_location=local)
 
     def metrics(self, row: Mapping[str, float], step: int, seconds: float) -> None:
+        """Logs the metrics of one step that were measured at `seconds` since 1970."""
         from mlflow.entities import Metric
 
         client, run_id = self.open()
         client.log_batch(run_id, metrics=[Metric(name, v, int(seconds * 1000), step) for name, v in row.items()])
 
     def missing(self, rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-        """`rows` of metrics with their step and time, less what the run has already."""
+        """Returns the rows without the metrics that the run has already; every row has ``step`` and ``time``."""
         client, run_id = self.open()
         names = {name for row in rows for name in row} - {"step", "time"}
         known = {(name, m.step) for name in names for m in client.get_metric_history(run_id, name)}
@@ -111,7 +115,7 @@ class MLflowRun:
         return lacking
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Parameters are immutable: what a resumed run has otherwise than before goes into the tag `changed`."""
+        """Logs parameters. They are immutable, so new values in a continued run go into the tag ``changed``."""
         from mlflow.entities import Param
 
         client, run_id = self.open()
@@ -125,7 +129,7 @@ class MLflowRun:
             client.set_tag(run_id, "changed", json.dumps(changed)[:5000])
 
     def data(self, described: Mapping[str, Mapping[str, Any]]) -> None:
-        """Each split as a data set of the run, and all of them as `data.json`."""
+        """Logs each split as a data set of the run, and all of them as `data.json`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         client, run_id = self.open()
@@ -139,22 +143,27 @@ class MLflowRun:
         client.log_dict(run_id, dict(described), "data.json")
 
     def text(self, text: str, file: str) -> None:
+        """Logs a text as the artifact `file`."""
         client, run_id = self.open()
         client.log_text(run_id, text, file)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], file: str) -> None:
-        """A file in MLflow's format of tables, and the tag by which its pages find the newest ones."""
+        """Logs a table in MLflow's format, with the tag by which MLflow's pages find the newest tables."""
         client, run_id = self.open()
         client.log_dict(run_id, {"columns": list(columns), "data": [list(row) for row in rows]}, file)
         shown = json.loads(client.get_run(run_id).data.tags.get(_TABLES, "[]"))[1 - _TABLES_LIMIT :]
         client.set_tag(run_id, _TABLES, json.dumps([*shown, {"path": file, "type": "table"}]))
 
     def folder(self, folder: Path, name: str) -> None:
+        """Logs the files of a folder as artifacts in the folder `name`."""
         client, run_id = self.open()
         client.log_artifacts(run_id, str(folder), name)
 
     def end(self, state: str, seconds: float | None = None) -> None:
-        """FINISHED, FAILED or KILLED, now or at that time; a later call takes the run up again."""
+        """Ends the run as FINISHED, FAILED or KILLED, now or at `seconds` since 1970.
+
+        A later call of any method continues the run.
+        """
         client, run_id = self.open()
         if self._monitor is not None:
             self._monitor.finish()

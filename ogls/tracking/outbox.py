@@ -1,4 +1,4 @@
-"""Calls to the outside world, made in order by one background thread, so that training never waits for them."""
+"""An outbox makes calls to the outside world, so that training never waits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 
 class Outbox:
-    """A bounded queue of calls and the thread that makes them.
+    """An outbox is a bounded queue of calls and the background thread that makes them in order.
 
-    A call that raises, or that finds the queue full, is lost: `lost` counts them and `error` keeps the first reason.
+    A call that raises, or that finds the queue full, is lost. `lost` counts such calls, and `error` keeps the first
+    reason.
 
     Args:
-        capacity: calls that may wait.
+        capacity: largest number of waiting calls
     """
 
     def __init__(self, capacity: int = 10_000) -> None:
@@ -27,25 +28,26 @@ class Outbox:
         self._thread.start()
 
     def put(self, call: Callable[[], None]) -> None:
-        """Leaves a call to be made. Returns at once and never raises."""
+        """Adds a call to the queue. It returns at once and never raises."""
         try:
             self._calls.put_nowait(call)
         except queue.Full:
             self.lose("the queue is full")
 
     def lose(self, reason: str) -> None:
+        """Counts one lost call."""
         with self._lock:
             self.lost += 1
             self.error = self.error or reason
 
     def close(self, timeout: float) -> None:
-        """Waits up to `timeout` seconds for the calls that were left; what is not made by then is lost."""
+        """Waits up to `timeout` seconds for the calls in the queue; those not made by then are lost."""
         deadline = time.monotonic() + timeout
         try:
             self._calls.put(None, timeout=timeout)
             self._thread.join(max(0.0, deadline - time.monotonic()))
         except queue.Full:
-            pass  # the thread is still alive, which the next line counts
+            pass  # the thread is still alive, which the next line notices
         if self._thread.is_alive():
             self._abandoned = True
             self.lose(f"no answer within {timeout:.0f} s; about {self._calls.qsize()} calls were waiting")

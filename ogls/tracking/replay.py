@@ -1,4 +1,4 @@
-"""A run whose tracking server was away goes from its folder into MLflow.
+"""A run whose tracking server was away is added to MLflow from its folder.
 
     python -m ogls.tracking.replay runs/NAME [sqlite:///mlflow.db]
 
@@ -16,7 +16,13 @@ from ogls.tracking.mlflow_run import MLflowRun
 
 
 def replay(folder: Path, tracking_uri: str) -> int:
-    """How many rows of metrics MLflow lacked and has now. The run of this name is taken up, or made."""
+    """Adds a run to MLflow from its folder, and returns the number of rows of metrics that were missing there.
+
+    The run of this name is continued, or made where there is none.
+
+    Raises:
+        ValueError: the folder is not a run's.
+    """
     for name in (METRICS, DESCRIPTION):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no run's folder: {name} is missing")
@@ -40,7 +46,8 @@ def replay(folder: Path, tracking_uri: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("tracking_uri", nargs="?", default="sqlite:///mlflow.db")
+    parser.add_argument("folder", type=Path, help="folder of the run, such as runs/NAME")
+    store = "sqlite:///file or the address of an MLflow server (default: %(default)s)"
+    parser.add_argument("tracking_uri", nargs="?", default="sqlite:///mlflow.db", help=store)
     given = parser.parse_args()
     print(f"{replay(given.folder, given.tracking_uri)} rows added to {given.tracking_uri}")

@@ -1,4 +1,4 @@
-"""The training thread's side of tracking: Lightning's logger."""
+"""The tracker is Lightning's logger: it keeps a run's files and tells MLflow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from secrets import token_hex
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from ogls.records import Phase
-from ogls.system.run_lock import RunLock
+from ogls.system.run_lock import lock_folder
 from ogls.tasks.base import ProblemSource
 from ogls.tracking.files import (
     CONFIG,
@@ -40,24 +41,28 @@ from ogls.tracking.outbox import Outbox
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
-_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits; a busy disk is slow
-_ROWS_LIMIT = 100  # of a table of completions
-_DESCRIBED = 5  # problems shown of each split
+_PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
+_ROWS_LIMIT = 100  # rows per table of completions
+_LABEL_LIMIT = 40  # largest number of characters of the method in a folder's name
+_DESCRIBED = 5  # problems shown per split
 _OF_A_STEP = ("train/", "time/", "speed/")
-_DIGESTED = 100  # problems hashed of each split: procedural ones have no end
+_DIGESTED = 100  # problems hashed per split: procedural ones may have very many
 
 
 class Tracker(Logger):
-    """Lightning's logger for this project.
+    """Tracker is Lightning's logger for this project: it writes a run's files and logs the run to MLflow.
 
     Args:
-        experiment: MLflow experiment.
-        run_name: also the name of the run's folder; null makes one of method, seed and time.
-        folder: holds one folder a run.
-        tracking_uri: `sqlite:///file` or the address of an MLflow server.
-        tags: further tags of the run.
-        parent_run_id: shows this run below that one.
-        system_metrics: processor, memory, disk, network and GPU, every 10 s.
+        experiment: name of the MLflow experiment
+        run_name: name of the run and of its folder; null makes one from method, seed and time
+        folder: folder that holds one folder per run
+        tracking_uri: MLflow's store: `sqlite:///file` or the address of a server
+        tags: further tags of the run in MLflow
+        parent_run_id: id of the MLflow run below which this one is shown
+        system_metrics: whether processor, memory, disk, network and GPU are measured every 10 s
+
+    Raises:
+        ValueError: the name cannot be a folder's, or the store is no address or holds a password.
     """
 
     def __init__(
@@ -71,8 +76,8 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
-        self._stamp = f"{datetime.now():%m%d-%H%M%S}-{token_hex(2)}"
-        self._named = run_name is not None
+        self._stamp = f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
+        self.named = run_name is not None
         run_name = run_name or f"run-{self._stamp}"
         if not _SAFE_NAME.fullmatch(run_name):
             raise ValueError(f"a run's name becomes a folder: expected {_SAFE_NAME.pattern}, got {run_name!r}")
@@ -94,28 +99,36 @@ class Tracker(Logger):
         self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics)
         self._outbox: Outbox | None = None
         self._ending: str | None = None
-        self._lock = RunLock()
+        self._lock: FileLock | None = None
         self._held = False
         self._latest: dict[str, float] = {}
-        self.config_sha256: str | None = None
-        self.updates: Callable[[], int] | None = None  # made so far; Lightning counts the update under way instead
+        self._configuration: tuple[str, dict[str, Any]] = "", {}
+        self._told = self._begun = False
+        self.updates: Callable[[], int] | None = None  # number made so far; Lightning counts the one under way, too
 
     def describe(self, method: str, seed: int) -> None:
-        """Says what is run, before anything is logged. It names the run, unless the run has a name.
+        """Says what is run. This comes before anything is logged, and names a run that has no name yet.
 
         Args:
-            method: the name that the method has by its choices
-            seed: of the run, as tables count it
+            method: name of the method
+            seed: seed of the run
         """
         self.method, self.seed = method, seed
         self._run.tags |= {"method": method, "seed": str(seed)}
-        if not self._named:
+        if not self.named:
             self.run_name, self._run.name = f"{self.label}-{self._stamp}", f"{method}-s{seed}-{self._stamp}"
 
     @property
     def label(self) -> str:
-        """Method and seed as the folders of their runs begin: ``OPSD-selection-ErrorSpan-s0``."""
-        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', self.method or 'run')[:40].strip('-')}-s{self.seed}"
+        """Returns the beginning of the run's name, made of method and seed: ``OPSD-selection-ErrorSpan-s0``.
+
+        The end of a long name becomes a digest, so that methods whose names begin alike stay apart.
+        """
+        method = self.method or "run"
+        plain = re.sub(r"[^A-Za-z0-9._]+", "-", method).strip("-.")
+        if len(plain) > _LABEL_LIMIT:
+            plain = f"{plain[: _LABEL_LIMIT - 7].strip('-')}-{sha256(method.encode()).hexdigest()[:6]}"
+        return f"{plain}-s{self.seed}"
 
     # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
 
@@ -133,9 +146,12 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row: a line of the JSONL file and a batch for MLflow. Names are `pass_at_8`, never `pass@8`.
+        """Logs one row of metrics: a line of metrics.jsonl and a batch for MLflow.
 
-        The row's step is the number of updates that the weights have seen, where `updates` says it.
+        The row's step is the number of updates that the weights have seen, where `updates` says it, else `step`.
+
+        Raises:
+            ValueError: a metric's name is one that MLflow refuses, such as `pass@8` for `pass_at_8`.
         """
         row = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         wrong = [name for name in row if not _METRIC_NAME.fullmatch(name)]
@@ -176,10 +192,15 @@ class Tracker(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Ends the run: FINISHED after success, else what `end_as` said, else FAILED. Waits for what is under way."""
+        """Ends the run and waits for the calls under way. Within `kept_open`, a success ends nothing.
+
+        The run's state is FINISHED after success, else what `end_as` set, else FAILED.
+        """
         if self._held and status == "success":
             return
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self._outbox is None:
             return
         if status == "success":
@@ -199,16 +220,17 @@ class Tracker(Logger):
 
     @property
     def run_folder(self) -> Path:
+        """Returns the folder of this run."""
         return self.folder / self.run_name
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's; None until the outbox has reached it."""
+        """Returns the run's id in MLflow; None until MLflow has been reached."""
         return self._run.run_id
 
     @property
     def ui_command(self) -> str:
-        """The command that shows this run; for a server, its address."""
+        """Returns the command that shows this run in MLflow, or the address of the server."""
         if not self.tracking_uri.startswith("sqlite"):
             return self.tracking_uri
         beside = Path(sys.executable).parent / "mlflow"
@@ -216,25 +238,33 @@ class Tracker(Logger):
         return f"{program} ui --backend-store-uri {self.tracking_uri} --host 127.0.0.1"
 
     def resume(self, run_id: str | None, run_folder: Path | None = None) -> None:
-        """Goes on in a run that was begun before, in its folder. To be called before anything is logged.
+        """Continues an earlier run. This comes before anything is logged.
 
-        In MLflow it is the run of this id or, where the id is not known, of the name that it had.
+        Args:
+            run_id: id of the earlier run in MLflow; None takes the run of the same name
+            run_folder: folder of the earlier run; None keeps the present folder
         """
         assert self._outbox is None, "this run has begun already"
+        self._begun = True
         if run_folder is not None:
-            self.folder, self.run_name, self._named = run_folder.parent, run_folder.name, True
+            self.folder, self.run_name, self.named = run_folder.parent, run_folder.name, True
             told = run_folder / DESCRIPTION
             self._run.name = json.loads(told.read_text())["name"] if told.is_file() else run_folder.name
         self._run.run_id, self._run.resumed = run_id, True
 
     @rank_zero_only
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
-        """Takes the rows of steps after `step` out of metrics.jsonl and trace.json: they are about to be made again.
+        """Removes the rows of later steps from metrics.jsonl and trace.json, since these steps are made again.
 
-        `row` is what `step` itself measured; it is added if the file lacks it.
+        Args:
+            step: last step to keep
+            row: metrics of that step, which are added if the file lacks them
         """
         file = self.run_folder / METRICS
         rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
+        rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
+        for kept in rows:
+            self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
         write_rows(file, rows)
         trace = self.run_folder / TRACE
         if trace.exists():
@@ -244,28 +274,85 @@ class Tracker(Logger):
 
     @rank_zero_only
     def hold_folder(self) -> None:
-        """No other run may write to this run's folder until it ends: FolderInUse if another one does so already."""
-        if not self._lock.held:
-            self._lock.acquire(self.run_folder)
+        """Keeps all other runs out of this run's folder until it ends. Raises FolderInUse where another one has it."""
+        if self._lock is None:
+            self._lock = lock_folder(self.run_folder)
+
+    @rank_zero_only
+    def begin(self, anew: bool = False) -> None:
+        """Takes the run's folder for a run that begins.
+
+        Args:
+            anew: whether what a run left there that was killed before its first checkpoint is taken away
+
+        Raises:
+            ValueError: another run has been there.
+        """
+        self.hold_folder()
+        if (self._begun or self._outbox is not None) and not anew:  # what is there is this run's own
+            return
+        self._begun = True
+        if anew:
+            for name in (METRICS, TRACE):
+                (self.run_folder / name).unlink(missing_ok=True)
+        elif (self.run_folder / METRICS).exists():
+            self._lock.release()
+            raise ValueError(
+                f"{self.run_folder} has a run already: go on with it by --ckpt_path last, or give another run_name"
+            )
 
     def end_as(self, state: Literal["FAILED", "KILLED"]) -> None:
-        """What an unsuccessful end will be called."""
+        """Sets the state that an unsuccessful end will have."""
         self._ending = state
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """Several stages in one run: success within does not end it."""
+        """Keeps the run open over several stages: a stage that succeeds inside does not end it."""
         self._held = True
         try:
             yield
         finally:
             self._held = False
 
+    def configure(self, text: str, values: Mapping[str, Any]) -> None:
+        """Says what the run's resolved configuration is, before anything is logged.
+
+        Args:
+            text: all of it, as YAML
+            values: its leaves by dotted name
+        """
+        self._configuration = text, dict(values)
+
+    @property
+    def configuration(self) -> dict[str, str]:
+        """The leaves of the configuration as text; empty where nothing said what it is."""
+        return {name: str(value) for name, value in self._configuration[1].items()}
+
+    @property
+    def config_sha256(self) -> str:
+        """The sha256 of the configuration's text."""
+        return sha256(self._configuration[0].encode()).hexdigest()
+
     @rank_zero_only
-    def log_config(self, text: str, values: Mapping[str, Any]) -> None:
-        """The resolved configuration: whole as `config.yaml`, its leaves as parameters, in the run's folder too."""
-        values = {**values, "method": self.method, "seed": self.seed}
-        self.config_sha256 = sha256(text.encode()).hexdigest()
+    def log_config(self, step: int = 0) -> None:
+        """Logs the configuration: whole as `config.yaml`, its leaves as parameters, in the run's folder too.
+
+        Args:
+            step: updates before it; a run that goes on with another one keeps the first and adds `config-stepN.yaml`
+        """
+        text, leaves = self._configuration
+        if not text or self._told:
+            return
+        self._told = True
+        values = {**leaves, "method": self.method, "seed": self.seed}
+        first = self.run_folder / CONFIG
+        if step and first.is_file():
+            if first.read_text() != text:
+                changed = f"config-step{step}.yaml"
+                self._keep(changed, text)
+                self._box.put(lambda: self._run.text(text, changed))
+                self.log_hyperparams(values)
+            return
         self._keep(CONFIG, text)
         self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
         self.log_hyperparams(values)
@@ -273,23 +360,13 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_data(self, splits: Mapping[str, ProblemSource]) -> None:
-        """What is trained and judged on: how many problems, how many left out, the first few, a digest of a hundred."""
-        described = {}
-        for name, problems in splits.items():
-            head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
-            lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
-            described[name] = {
-                "problems": len(problems),
-                "source": problems.origin,
-                "dropped": dict(problems.dropped),
-                "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
-                "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
-            }
+        """Logs what is trained and judged on: per split the number of problems, the first few, and a digest."""
+        described = problems_told(splits)
         self._box.put(lambda: self._run.data(described))
 
     @rank_zero_only
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """One table of at most 100 rows, in a file of its own: appending to a table would write it anew each time."""
+        """Logs one table of at most 100 rows in its own file, since adding to a table would write all of it again."""
         if rows:
             columns = list(rows[0])
             cells = [[row[column] for column in columns] for row in rows[:_ROWS_LIMIT]]
@@ -297,18 +374,18 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_phases(self, phases: Sequence[Phase]) -> None:
-        """When phases ran, for the timeline; in the run's folder only."""
+        """Adds phases to the timeline in the run's folder; MLflow does not get them."""
         self._append(TRACE, trace_lines(phases), TRACE_HEAD)
 
     @rank_zero_only
     def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:
-        """Accuracy of every held-out problem by its id, which paired tests of two runs need."""
+        """Logs the accuracy of every held-out problem by its id, which paired tests of two runs need."""
         text = json.dumps(dict(accuracy))
         self._box.put(lambda: self._run.text(text, f"problems/step-{step:06d}.json"))
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:
-        """A folder as an artifact."""
+        """Logs the files of a folder as artifacts."""
         self._box.put(lambda: self._run.folder(folder, name))
 
     @property
@@ -316,3 +393,19 @@ class Tracker(Logger):
         if self._outbox is None:
             self._outbox = Outbox()
         return self._outbox
+
+
+def problems_told(splits: Mapping[str, ProblemSource]) -> dict[str, dict[str, Any]]:
+    """Returns what is trained and judged on: how many problems, how many left out, the first few, a digest."""
+    described = {}
+    for name, problems in splits.items():
+        head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
+        lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
+        described[name] = {
+            "problems": len(problems),
+            "source": problems.origin,
+            "dropped": dict(problems.dropped),
+            "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
+            "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
+        }
+    return described

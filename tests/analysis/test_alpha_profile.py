@@ -20,9 +20,9 @@ ALPHAS = [0.0, 0.5, 1.0, 2.0]
 
 
 def scored(problem: str, ids: tuple[int, ...], weights: tuple[float, ...], direction: list[list[float]]) -> Scored:
-    """A lesson whose anchor and student are uniform."""
+    """Returns a lesson whose anchor and student are uniform."""
     zeros = torch.zeros(len(direction), 3)
-    lesson = Lesson(problem_id=problem, prompt_ids=(0,), token_ids=ids, weights=weights)
+    lesson = Lesson(problem_id=problem, prompt_ids=(0,), token_ids=ids, token_weights=weights)
     return Scored(lesson=lesson, student=zeros, anchor=zeros, direction=torch.tensor(direction), pools={})
 
 

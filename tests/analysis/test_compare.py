@@ -14,8 +14,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from scipy.stats import ttest_rel
 
-AFTER = {"opsd": [0.40, 0.44, 0.48], "ogls_sd": [0.60]}
-PROBLEMS = {"opsd": [[0.0, 0.5, 1.0], [0.0, 0.5, 0.75], [0.0, 0.25, 1.0]], "ogls_sd": [[0.25, 1.0, 1.0]]}
+from ogls.lessons.selection import ErrorSpan
+from ogls.methods import OGLS_SD, OPSD
+from ogls.tracking import Tracker
+
+STEERS, READS = OGLS_SD().name, OPSD(selection=ErrorSpan(), temperature=1.0).name
+AFTER = {READS: [0.40, 0.44, 0.48], STEERS: [0.60]}
+PROBLEMS = {READS: [[0.0, 0.5, 1.0], [0.0, 0.5, 0.75], [0.0, 0.25, 1.0]], STEERS: [[0.25, 1.0, 1.0]]}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
             accuracy = dict(zip("abc", PROBLEMS[method][seed], strict=True))
             client.log_text(run, json.dumps(accuracy), "problems/step-000020.json")
             client.set_terminated(run)
-    killed = client.create_run(experiment, tags={"method": "opsd"}).info.run_id
+    killed = client.create_run(experiment, tags={"method": READS}).info.run_id
     client.log_metric(killed, "val/avg_at_4", 0.9, step=10)
     client.set_terminated(killed, "KILLED")
     return client
@@ -49,15 +54,15 @@ def test_half_width_by_hand() -> None:
 
 def test_summary(client: MlflowClient) -> None:
     table = compare.summarise(runs.read(client, "ogls", [], "", "val/avg_at_4")).set_index("method")
-    assert list(table.index) == ["ogls_sd", "opsd"]  # the best first
-    opsd = table.loc["opsd"]
+    assert list(table.index) == [STEERS, READS]  # the best first
+    opsd = table.loc[READS]
     assert (opsd["runs"], opsd["steps"]) == (3, 20)
     assert opsd["before"] == pytest.approx(0.3)
     assert opsd["after"] == pytest.approx(0.44)
     assert opsd["change"] == pytest.approx(0.14)
     assert opsd["after ± seeds"] == pytest.approx(opsd["change ± seeds"])  # all began at 0.3
     assert opsd["after ± problems"] == pytest.approx(0.05)
-    assert math.isnan(table.loc["ogls_sd", "after ± seeds"])
+    assert math.isnan(table.loc[STEERS, "after ± seeds"])
 
 
 def history(values: dict[tuple[str, int], float]):
@@ -101,19 +106,67 @@ def test_without_common_seeds_or_problems_nothing_is_claimed() -> None:
 
 
 def test_filter_and_run_ids(client: MlflowClient) -> None:
-    found = runs.read(client, "ogls", [], "tags.method = 'opsd'", "val/avg_at_4")
-    assert set(found["method"]) == {"opsd"}
+    found = runs.read(client, "ogls", [], f"tags.method = '{READS}'", "val/avg_at_4")
+    assert set(found["method"]) == {READS}
     one = found["run"].iloc[0]
     assert set(runs.read(client, "", [one], "", "val/avg_at_4")["run"]) == {one}
+
+
+def test_old_runs_whose_method_was_typed_stand_beside_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("ogls", artifact_location=(tmp_path / "artifacts").as_uri())
+    old = client.create_run(experiment, tags={"method": "opsd", "seed": "4"}).info.run_id
+    older = client.create_run(experiment).info.run_id
+    for run, seed in ((old, 4), (older, 5)):  # the older one has parameters alone
+        client.log_batch(
+            run,
+            metrics=[Metric("val/avg_at_4", value, 0, step) for step, value in ((0, 0.3), (20, 0.4))],
+            params=[Param("method", "opsd"), Param("seed", str(seed))],
+        )
+        client.set_terminated(run)
+    changes = ", ".join(f"choice_{number}={number}" for number in range(30))
+    names = {4: f"OPSD[{changes}]", 5: OPSD(temperature=1.0).name}
+    assert len(names[4]) > 250  # where parameters are cut
+    for seed, name in names.items():
+        tracker = Tracker(tracking_uri=uri, system_metrics=False)
+        tracker.describe(name, seed)
+        tracker.configure("lr: 1\n", {})
+        tracker.log_config()
+        for step, value in ((0, 0.3), (20, 0.5)):
+            tracker.log_metrics({"val/avg_at_4": value}, step)
+        tracker.finalize("success")
+
+    history = runs.read(client, "ogls", [], "", "val/avg_at_4")
+    found = {(row["method"], row["seed"]) for row in history.to_dict("records")}
+    assert found == {("opsd", 4), ("opsd", 5), (names[4], 4), (names[5], 5)}
+    table = compare.summarise(history).set_index("method")
+    assert table["runs"].to_dict() == {"opsd": 2, names[4]: 1, names[5]: 1}
+    pairs = compare.compare_pairs(history, {}, against="opsd")
+    assert set(pairs["difference, seeds"].round(6)) == {0.1}
+    assert set(pairs["seeds"]) == {1}
+    with pytest.raises(ValueError, match="'OPSD' is the preset of several methods; say which: OPSD"):
+        compare.compare_pairs(history, {}, against="OPSD")
+    alone = history[history["method"] != names[4]]
+    assert set(compare.compare_pairs(alone, {}, against="OPSD")["against"]) == {names[5]}
+
+    def drawn(*options: str) -> set[str]:
+        curves.main([*options, "--tracking-uri", uri, "--out", str(tmp_path / "curves")])
+        return set(curves.pd.read_csv(tmp_path / "curves.csv")["method"])
+
+    assert drawn("ablation") == {"opsd", *names.values()}
+    assert drawn("accuracy", "--methods", "OPSD") == set(names.values())
+    assert drawn("accuracy", "--methods", "opsd", names[5]) == {"opsd", names[5]}
 
 
 def test_files(client: MlflowClient, tmp_path: Path) -> None:
     out = tmp_path / "figures" / "methods"
     compare.main(["--tracking-uri", client.tracking_uri, "--out", str(out)])
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert lines[2] == "| ogls_sd | 1 | 20 | 0.300 | 0.600 | - | 0.050 | 0.300 | - |"
+    assert lines[2] == f"| {STEERS} | 1 | 20 | 0.300 | 0.600 | - | 0.050 | 0.300 | - |"
     # One common seed: no test over seeds. Over problems 0.25, 0.5, 0: t = 0.25 / (0.25 / sqrt 3), 2 degrees of freedom.
-    assert lines[-1] == "| ogls_sd | opsd | 1 | 0.200 | - | - | 3 | 0.250 | 0.621 | 0.225 |"
+    assert lines[-1] == f"| {STEERS} | {READS} | 1 | 0.200 | - | - | 3 | 0.250 | 0.621 | 0.225 |"
     assert out.with_suffix(".csv").read_text().startswith("method,runs,steps,before,after")
     assert (tmp_path / "figures" / "methods_paired.csv").read_text().startswith("method,against,seeds")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -126,7 +179,7 @@ def test_curves_of_a_figure(client: MlflowClient, tmp_path: Path) -> None:
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     table = curves.pd.read_csv(out.with_suffix(".csv"))
     assert list(table["mean"].round(3)) == ([1.0] + [0.5] * 5) * 2  # 1, 0, 1, 0 ... by windows of two
-    assert table[table["method"] == "ogls_sd"]["low"].isna().all()
+    assert table[table["method"] == STEERS]["low"].isna().all()
 
 
 @pytest.mark.parametrize(

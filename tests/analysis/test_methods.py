@@ -12,6 +12,15 @@ from mlflow.entities import Metric, RunTag
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analysis"))
 import methods
 
+from ogls.lessons.privilege import PeerOutcomes
+from ogls.lessons.selection import FirstTokens, UpToError
+from ogls.loss.objective import Distillation
+from ogls.loss.steering import OutcomeSteering
+from ogls.methods import OGLS_SD, OPSD
+
+PLAIN = {"objective": Distillation(), "selection": UpToError(), "temperature": 1.0}
+STEERING = OGLS_SD(privilege=PeerOutcomes(max_peers=1), steering=OutcomeSteering(), **PLAIN).name
+READING = OPSD().name
 ENDS = {"opsd": [0.40, 0.44, 0.48], "ogls_sd": [0.50, 0.56, 0.56]}
 
 
@@ -26,9 +35,18 @@ def log(client: MlflowClient, experiment: str, recipe: methods.Recipe, seed: int
     return run
 
 
+@pytest.fixture(autouse=True)
+def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["methods.py"])
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with three seeds of two methods, and one run of another recipe."""
+    """Returns the folder of a database with three seeds of two recipes, and one run each of two others.
+
+    One of those has other arguments, the other's method was called otherwise when it ran: the code has changed. Another
+    experiment has three seeds of two recipes whose methods are called alike.
+    """
     place = tmp_path_factory.mktemp("methods")
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.create_experiment("lab", artifact_location=str(place / "artifacts"))
@@ -37,18 +55,95 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, end in enumerate(ends):
             log(client, experiment, made[name], seed, end)
     log(client, experiment, methods.recipes("lab.yaml", ["opsd"], [], ["--model.learning_rate", "1"])["opsd"], 0, 0.99)
+    changed = log(client, experiment, made["opsd"], 0, 0.98)
+    client.set_tag(changed, "method", "OPSD[temperature=0.5]")
+    experiment = client.create_experiment("terse", artifact_location=str(place / "terse"))
+    alike = methods.recipes("lab.yaml", ["opsd", "opsd+lab_terse"], [], []).values()
+    for recipe, ends in zip(alike, ENDS.values(), strict=True):
+        for seed, end in enumerate(ends):
+            log(client, experiment, recipe, seed, end)
     return place
 
 
 def test_a_recipe_is_its_files_and_arguments():
     made = methods.recipes("lab.yaml", ["opsd", "opsd+lab_terse"], ["alpha_zero"], ["--data.group_size", "2"])
-    assert made["opsd-lab_terse"].configs == ("lab.yaml", "opsd.yaml", "lab_terse.yaml", "alpha_zero.yaml")
+    assert made["opsd+lab_terse"].files[1::2] == ["lab.yaml", "opsd.yaml", "lab_terse.yaml", "alpha_zero.yaml"]
+    assert made["opsd+lab_terse"].text == "opsd+lab_terse+alpha_zero"
     command = made["opsd"].command(3, "lab", "sqlite:///x.db")
     assert command[2:7] == ["fit", "--config", "lab.yaml", "--config", "opsd.yaml"]
     assert command[command.index("--seed_everything") + 1] == "3"
     assert command[-2:] == ["--data.group_size", "2"]
     assert len({recipe.digest for recipe in made.values()}) == 2
+    assert not any("method" in word for word in command), "no label is typed"
+    assert list(methods.recipes("lab.yaml", ["opsd", "opsd.yaml"], [], [])) == ["opsd"]
     assert made["opsd"].digest != methods.recipes("lab.yaml", ["opsd"], ["alpha_zero"], [])["opsd"].digest
+
+
+def test_a_recipe_is_called_as_its_method_is():
+    made = methods.recipes("lab.yaml", ["opsd", "ogls_sd", "opsd+plain_kl+up_to_error"], [], [])
+    plain = OPSD(top_p=1.0, top_k=0, **PLAIN).name
+    assert methods.labels(made) == {"opsd": READING, "ogls_sd": STEERING, "opsd+plain_kl+up_to_error": plain}
+    (recipe,) = methods.recipes("lab.yaml", ["opsd"], ["up_to_error"], ["--method.temperature", "0.5"]).values()
+    assert (
+        recipe.name == OPSD(selection=UpToError(), temperature=0.5).name == "OPSD[selection=UpToError, temperature=0.5]"
+    )
+
+
+def test_what_is_called_alike_is_told_apart_by_its_overlays(monkeypatch: pytest.MonkeyPatch):
+    def name(recipe: methods.Recipe) -> str:
+        return "OGLS_SD" if "ogls_sd" in recipe.overlays else "OPSD"  # all other overlays change no choice
+
+    monkeypatch.setattr(methods.Recipe, "name", property(name))
+    texts = ["opsd", "opsd+lab_terse", "ogls_sd", "opsd+lab_terse+qwen3_4b"]
+    made = methods.recipes("lab.yaml", texts, ["plain_kl", "up_to_error"], [])
+    assert methods.labels(made) == {
+        "opsd": "OPSD",
+        "opsd+lab_terse": "OPSD (lab_terse)",
+        "ogls_sd": "OGLS_SD",
+        "opsd+lab_terse+qwen3_4b": "OPSD (lab_terse+qwen3_4b)",
+    }
+    twice = methods.recipes("lab.yaml", ["opsd+lab_terse", "lab_terse+opsd"], [], [])
+    assert set(methods.labels(twice).values()) == {"OPSD (opsd+lab_terse)", "OPSD (lab_terse+opsd)"}
+
+
+def test_names_are_printed_and_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """For data that are not there, too."""
+    monkeypatch.chdir(tmp_path)
+    methods.main(["--config", "math.yaml", "--methods", "gsm8k", "gsm8k+opsd+up_to_error", "--names"])
+    gsm8k, opsd = capsys.readouterr().out.splitlines()
+    peers, kl = PeerOutcomes(max_peers=1), Distillation()
+    first_tokens = OGLS_SD(
+        privilege=peers, steering=OutcomeSteering(), objective=kl, selection=FirstTokens(128), temperature=1.0
+    )
+    assert gsm8k == f"gsm8k                   {first_tokens.name}"
+    assert opsd == "gsm8k+opsd+up_to_error  OPSD[selection=UpToError]"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--methods", "opsd", "--against", "ogls_sd"], "--against: expected one of opsd, got ogls_sd"),
+        (["--methods", "nowhere"], "--config nowhere.yaml: no such file"),
+        (["--methods", "rosd_exact+rosd_student"], "in the recipe rosd_exact+rosd_student"),
+        (["--methods", "sdpo", "--args", "--method.temperature", "0.5"], "takes ratios to the sampler's probabilities"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_runs(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        methods.main(arguments)
+    assert stopped.value.code == 2
+    assert complaint in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_runs_of_the_same_recipe_count(place: Path):
@@ -69,15 +164,30 @@ def test_a_command_whose_runs_are_there_makes_the_table_at_once(
     lines = out.with_suffix(".md").read_text().splitlines()
     assert lines[0] == "| method | seeds | steps | accuracy | pass@8 | KL to base |"
     # s = 0.04 and 0.034641, t(0.975, 2) = 4.30265: half widths 0.0994 and 0.0861
-    assert lines[2] == "| ogls_sd | 3 | 10 | 0.540 ± 0.086 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
-    assert lines[3] == "| opsd | 3 | 10 | 0.440 ± 0.099 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
-    paired = out.with_name("lab_paired.csv").read_text().splitlines()[1]
-    assert paired.startswith("ogls_sd,opsd,3,0.1")
+    assert lines[2] == f"| {STEERING} | 3 | 10 | 0.540 ± 0.086 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
+    assert lines[3] == f"| {READING} | 3 | 10 | 0.440 ± 0.099 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
+    (paired,) = methods.pd.read_csv(out.with_name("lab_paired.csv")).to_dict("records")
+    assert (paired["method"], paired["against"], paired["seeds"]) == (STEERING, READING, 3)
+    assert paired["difference, seeds"] == pytest.approx(0.1)
     assert {file.name for file in out.parent.glob("*.png")} == {
         "lab_accuracy.png",
         "lab_pass_8.png",
         "lab_kl_to_base.png",
     }
+
+
+def test_recipes_that_are_called_alike_have_rows_of_their_own(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    where = ["--experiment", "terse", "--tracking-uri", f"sqlite:///{place}/mlflow.db", "--out", "terse"]
+    methods.main(["--methods", "opsd", "opsd+lab_terse", "--against", "opsd+lab_terse", "--seeds", "3", *where])
+    lines = Path("terse.md").read_text().splitlines()
+    assert lines[2].startswith(f"| {READING} (lab_terse) | 3 | 10 | 0.540 ± 0.086 |")
+    assert lines[3].startswith(f"| {READING} | 3 | 10 | 0.440 ± 0.099 |")
+    (paired,) = methods.pd.read_csv("terse_paired.csv").to_dict("records")
+    assert (paired["method"], paired["against"]) == (READING, f"{READING} (lab_terse)")
+    assert paired["difference, seeds"] == pytest.approx(-0.1)
 
 
 def test_a_failed_run_is_counted_and_its_output_kept(
@@ -86,7 +196,7 @@ def test_a_failed_run_is_counted_and_its_output_kept(
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-c", "import sys; print('said'); sys.exit(3)"]
     monkeypatch.setattr(methods.Recipe, "command", lambda *_: command)
-    recipe = methods.Recipe(method="opsd", configs=("lab.yaml",))
+    recipe = methods.Recipe(config="lab.yaml", overlays=("opsd", "plain_kl"))
     assert methods.make_runs([(recipe, 1)], "lab", "sqlite:///x.db", 2, tmp_path / "logs") == 1
-    assert "opsd, seed 1: failed with 3" in capsys.readouterr().out
-    assert (tmp_path / "logs" / "opsd-s1.log").read_text() == "said\n"
+    assert "opsd+plain_kl, seed 1: failed with 3" in capsys.readouterr().out
+    assert (tmp_path / "logs" / "opsd+plain_kl-s1.log").read_text() == "said\n"

@@ -11,21 +11,21 @@ from ogls.records import Lane, Phase
 from ogls.tracking.files import TRACE, TRACE_HEAD, read_trace, trace_lines
 
 
-def interval(lane: Lane, phase: str, step: int, start: float, end: float) -> Phase:
-    return Phase(lane=lane, phase=phase, step=step, start=1.8e9 + start, end=1.8e9 + end)
+def phase(lane: Lane, name: str, step: int, start: float, end: float) -> Phase:
+    return Phase(lane=lane, name=name, step=step, start=1.8e9 + start, end=1.8e9 + end)
 
 
 # Steps of 10 s and, after a validation of 20 s, of 6 s, in which the rollouts of a third are sampled.
 RUN = [
-    interval("rollouts", "generate", 1, 0, 4),
-    interval("rollouts", "grade", 1, 4, 5),
-    interval("training", "teacher", 1, 5, 7),
-    interval("training", "student", 1, 7, 10),
-    interval("training", "validate", 1, 10, 30),
-    interval("rollouts", "generate", 2, 30, 31),
-    interval("rollouts", "generate", 3, 31, 35),
-    interval("training", "wait", 2, 30, 32),
-    interval("training", "student", 2, 32, 36),
+    phase("rollouts", "generate", 1, 0, 4),
+    phase("rollouts", "grade", 1, 4, 5),
+    phase("training", "teacher", 1, 5, 7),
+    phase("training", "student", 1, 7, 10),
+    phase("training", "validate", 1, 10, 30),
+    phase("rollouts", "generate", 2, 30, 31),
+    phase("rollouts", "generate", 3, 31, 35),
+    phase("training", "wait", 2, 30, 32),
+    phase("training", "student", 2, 32, 36),
 ]
 
 
@@ -48,9 +48,9 @@ def test_one_command_makes_the_picture(tmp_path: Path, capsys: pytest.CaptureFix
     timeline.main([str(tmp_path), "--steps", "1", "2"])
     assert (tmp_path / "timeline.png").stat().st_size > 10_000
     # 16 s of steps: rollouts 10, training 9, both 3
-    assert "8.0 s a step, of which rollouts 62%, training 56%, both at once 19%" in capsys.readouterr().out
+    assert "8.0 s per step, of which rollouts 62%, training 56%, both at once 19%" in capsys.readouterr().out
     timeline.main([str(tmp_path)])  # without steps: those after the last validation
-    assert "6.0 s a step" in capsys.readouterr().out
+    assert "6.0 s per step" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         timeline.main([str(tmp_path), "--steps", "7", "9"])
     assert "no step from 7 to 9: the trace has 1 to 2" in capsys.readouterr().err

@@ -18,6 +18,9 @@ from reading import Page, Reading, Token
 from transformers import AutoModelForCausalLM
 
 from ogls.data import RolloutDataModule
+from ogls.loss.objective import Distillation
+from ogls.loss.steering import OutcomeSteering
+from ogls.methods import OGLS_SD
 from ogls.module import SelfDistillation
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 from tests.test_cli import small
@@ -79,6 +82,18 @@ def step(run: tuple[SelfDistillation, RolloutDataModule]) -> Page:
     return reading.read_step(*run, None, top=3)
 
 
+def test_a_page_says_which_method_it_shows(step: Page, run: tuple[SelfDistillation, RolloutDataModule]) -> None:
+    method = run[0].method
+    assert method.name.startswith("OGLS_SD[max_peers=1, alpha=1, ")
+    assert step.title == f"{method.name} · weights after 0 steps"
+
+
+def test_the_steering_of_a_term_comes_before_the_methods() -> None:
+    own = Distillation(steering=OutcomeSteering(alpha=2.0))
+    assert states.steering_of(OGLS_SD(objective=own)) == own.steering
+    assert states.steering_of(OGLS_SD()) == OutcomeSteering(alpha=3.0, ramp_steps=100)
+
+
 def test_every_token_of_the_rollouts_is_there(step: Page) -> None:
     readings = [one for _, all_ in step.groups for one in all_]
     assert len(readings) == 3 * 4
@@ -92,7 +107,7 @@ def test_every_token_of_the_rollouts_is_there(step: Page) -> None:
 
 
 def test_the_states_give_the_papers_target(tiny_model: Path, run: tuple[SelfDistillation, RolloutDataModule]) -> None:
-    """Against full logits, one forward pass a view."""
+    """Compares with full logits, one forward pass per view."""
     model, data = run
     lesson = max(data.make_batch(0).lessons, key=lambda lesson: len(lesson.token_ids))
     (one,) = states.score(model, [states.reaching(lesson, len(lesson.token_ids))], pools=True)

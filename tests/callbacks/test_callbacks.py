@@ -20,6 +20,7 @@ from ogls.callbacks import RichProgress
 from ogls.callbacks.checkpoint_io import read_manifest, write
 from ogls.callbacks.progress import describe, phases
 from ogls.system.exits import DiskFailed
+from ogls.tracking import Tracker
 from ogls.tracking.files import read_trace
 from tests.faults.nursery import Nursery
 
@@ -41,7 +42,7 @@ def client() -> MlflowClient:
 
 def trace() -> list[tuple[int, str]]:
     (folder,) = Path("runs").iterdir()
-    return [(interval.step, interval.phase) for interval in read_trace(folder / "trace.json")]
+    return [(phase.step, phase.name) for phase in read_trace(folder / "trace.json")]
 
 
 def runs() -> list[Run]:
@@ -57,7 +58,7 @@ def rows() -> list[dict[str, float]]:
 def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
     stopped = Tiny(during={2: lambda: signal.raise_signal(signal.SIGTERM)})
     with pytest.raises(SystemExit) as caught:
-        trainer(2, method="tiny", system_metrics=False).fit(stopped, TinyData())
+        trainer(2, system_metrics=False).fit(stopped, TinyData())
     assert caught.value.code == 143
     assert [run.info.status for run in runs()] == ["KILLED"]
     assert [row["step"] for row in rows()] == [1, 2]
@@ -68,7 +69,7 @@ def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
         )
 
     model = Tiny()
-    trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
+    trainer(2, system_metrics=False).fit(model, TinyData(), ckpt_path="last")
     assert model.policy.weight.item() == sum(range(1, 2 * STEPS + 1))  # no step skipped, none made twice
     (run,) = runs()
     assert run.info.status == "FINISHED"
@@ -86,13 +87,13 @@ def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
 def test_ctrl_c_makes_the_validation_that_is_due(capsys: pytest.CaptureFixture[str]) -> None:
     stopped = Tiny(during={STEPS: lambda: signal.raise_signal(signal.SIGINT)})
     with pytest.raises(SystemExit) as caught:
-        trainer(2, method="tiny", system_metrics=False).fit(stopped, TinyData())
+        trainer(2, system_metrics=False).fit(stopped, TinyData())
     assert caught.value.code == 130
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS]
     assert "--ckpt_path last" in capsys.readouterr().err
 
     model = Tiny()
-    trainer(2, method="tiny", system_metrics=False).fit(model, TinyData(), ckpt_path="last")
+    trainer(2, system_metrics=False).fit(model, TinyData(), ckpt_path="last")
     assert model.policy.weight.item() == sum(range(1, 2 * STEPS + 1))
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
 
@@ -111,12 +112,12 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Exit, match="130"):
-        trainer(1, method="tiny", system_metrics=False).fit(Tiny(during={2: twice}), TinyData())
+        trainer(1, system_metrics=False).fit(Tiny(during={2: twice}), TinyData())
 
 
 def test_after_a_run_ctrl_c_is_what_it_was() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    trainer(1, method="tiny", system_metrics=False).fit(Tiny(), TinyData())
+    trainer(1, system_metrics=False).fit(Tiny(), TinyData())
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
@@ -127,7 +128,7 @@ def test_an_error_ends_the_run_as_failed() -> None:
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        trainer(1, method="tiny", system_metrics=False).fit(Tiny(during={2: fail}), TinyData())
+        trainer(1, system_metrics=False).fit(Tiny(during={2: fail}), TinyData())
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 
@@ -150,7 +151,7 @@ def test_a_full_disk_is_a_metric_and_the_third_time_in_a_row_the_end(monkeypatch
 
     failing = Tiny(during={2: lambda: monkeypatch.setattr(os, "fsync", full)})
     with pytest.raises(DiskFailed) as caught:
-        trainer(2, method="tiny", system_metrics=False).fit(failing, TinyData())
+        trainer(2, system_metrics=False).fit(failing, TinyData())
     assert caught.value.exit_code == 74
     failed = [(row["step"], row["train/checkpoints_failed"]) for row in rows() if "train/checkpoints_failed" in row]
     assert failed == [(2, 1), (3, 2)]
@@ -165,24 +166,28 @@ def test_no_room_for_the_best_adapter_ends_no_run(capsys: pytest.CaptureFixture[
 
     tiny = Tiny()
     tiny.policy.save_adapter = full
-    trainer(1, method="tiny", system_metrics=False).fit(tiny, TinyData())
+    trainer(1, system_metrics=False).fit(tiny, TinyData())
     assert tiny.trainer.global_step == STEPS
     assert "best_adapter keeps what it had: [Errno 28]" in capsys.readouterr().err
 
 
 def test_last_is_an_error_where_there_is_none() -> None:
     with pytest.raises(ValueError, match=r"there is no .*tiny-s7-"):
-        trainer(1, method="tiny", seed=7).fit(Tiny(), TinyData(), ckpt_path="last")
+        trainer(1).fit(Tiny(), TinyData(seed=7), ckpt_path="last")
 
 
 def test_last_is_of_the_same_method_and_seed() -> None:
-    for run in ("tiny-s0-1", "tiny-s1-1", "other-s0-1"):
+    for run in ("tiny-s0-1", "tiny-s1-1", "other-s0-1", "tiny-selection-ErrorSpan-s1-1", "run-s1-1"):
         folder = Path("runs") / run / "checkpoints"
         write({"global_step": 1}, folder / "last.ckpt")
-    made = trainer(1, method="tiny", seed=1)
+    made = trainer(1)
+    assert isinstance(made.logger, Tracker)
+    made.logger.describe("tiny", 1)
     checkpoint = made.checkpoint_callback
     assert checkpoint is not None
     assert checkpoint._find_last_checkpoints(made) == {"runs/tiny-s1-1/checkpoints/last.ckpt"}
+    made.logger.describe("tiny[selection=ErrorSpan]", 1)
+    assert checkpoint._find_last_checkpoints(made) == {"runs/tiny-selection-ErrorSpan-s1-1/checkpoints/last.ckpt"}
 
 
 def test_lines_of_progress() -> None:
@@ -192,7 +197,7 @@ def test_lines_of_progress() -> None:
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    made = trainer(1, method="tiny", system_metrics=False)
+    made = trainer(1, system_metrics=False)
     assert isinstance(made.progress_bar_callback, RichProgress)
     made.fit(Tiny(), TinyData())
     printed = capsys.readouterr().out

@@ -15,6 +15,7 @@ from ogls.data import RolloutDataModule
 from ogls.lessons.privilege import PeerOutcomes
 from ogls.lessons.prompts import Prompts
 from ogls.lessons.selection import UpToError
+from ogls.loss.steering import OutcomeSteering
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
 from ogls.policy.teacher import EMA
@@ -23,43 +24,38 @@ from ogls.rollout.accuracy import Evaluation
 from ogls.tasks.chains import ChainErrors, Chains
 from ogls.tracking import Tracker
 from tests.faults.boxed import Boxed
+from tests.pair import make_pair
 from tests.scripted import ChainEngine
 
 EPOCHS, STEPS = 3, 4
 AWAY = "http://127.0.0.1:9"  # a tracking server that refuses at once
 
 
-def data_module(**changes: Any) -> RolloutDataModule:
+def pair(model: Path, **changes: Any) -> tuple[SelfDistillation, RolloutDataModule]:
+    """A module and its data; `changes` go to policy, method, module and data by their names."""
     settings: dict[str, Any] = {
+        "lora": Lora(rank=4, alpha=8),
+        "dtype": "float32",
+        "privilege": PeerOutcomes(max_peers=1),
+        "teacher": EMA(0.5),
+        "steering": OutcomeSteering(),
+        "selection": UpToError(),
+        "learning_rate": 1e-3,
+        "schedule": "linear",
         "train": Chains(size=30),
         "val": Chains(size=4, split="heldout"),
-        "prompts": Prompts(system="", student="{problem}", attempt="{problem} Not {attempt}?"),
+        "prompts": Prompts(system="", student="{problem}", views={"attempt": "{problem} Not {text}?"}),
         "engine": ChainEngine(),
-        "privilege": PeerOutcomes(max_peers=1),
-        "selection": UpToError(),
         "locator": ChainErrors(),
         "verifier": Boxed(),
-        "sampling": Sampling(max_tokens=60),
+        "max_tokens": 60,
         "evaluation": Evaluation(samples=2, sampling=Sampling(max_tokens=60)),
         "group_size": 3,
         "problems_per_step": 3,
         "steps_per_epoch": STEPS,
         "context_length": 300,
     }
-    return RolloutDataModule(**(settings | changes))
-
-
-def module(model: Path, kind: type[SelfDistillation] = SelfDistillation, **changes: Any) -> SelfDistillation:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "lora": Lora(rank=4, alpha=8),
-        "learning_rate": 1e-3,
-        "teacher": EMA(0.5),
-        "schedule": "linear",
-    }
-    made = kind(model=str(model), dtype="float32", **(settings | changes))
-    made.configure_model()  # now, so that the same seed makes the same adapter
-    return made
+    return make_pair(model, **(settings | changes))
 
 
 def trainer(
@@ -67,9 +63,7 @@ def trainer(
 ) -> Trainer:
     settings: dict[str, Any] = {
         "max_epochs": epochs,
-        "logger": Tracker(
-            method="small", folder=str(folder), run_name="small-s0-run", tracking_uri=tracking_uri, system_metrics=False
-        ),
+        "logger": Tracker(folder=str(folder), run_name="small-s0-run", tracking_uri=tracking_uri, system_metrics=False),
         "callbacks": [
             RunRecorder(),
             BestCheckpoint("val/avg_at_2", save_every=1),
@@ -94,15 +88,14 @@ def fit(
     folder: Path,
     *,
     goes_on: bool = False,
-    learner: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     epochs: int = EPOCHS,
     training: Mapping[str, Any] | None = None,
     tracking_uri: str = AWAY,
-    **data: Any,
+    **changes: Any,
 ) -> SelfDistillation:
-    """Train in `folder`; with `goes_on`, from its last checkpoint."""
-    student, problems = module(model, **(learner or {})), data_module(**data)
+    """Train in `folder`; with `goes_on`, from its last checkpoint. `changes` are those of `pair`."""
+    student, problems = pair(model, **changes)
     try:
         made = trainer(folder, callbacks, epochs, tracking_uri, **(training or {}))
         made.fit(student, problems, ckpt_path="last" if goes_on else None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
+from ogls.algorithm import MicroBatch
 from ogls.callbacks import StopWithoutSignal
-from ogls.loss.objective import States
+from ogls.loss.objective import Distillation, States
 from ogls.module import SelfDistillation
-from ogls.records import Lesson
 from ogls.system.exits import RunEnded
 from ogls.system.step_metrics import StepMetrics
 from ogls.tracking import tracker
@@ -29,22 +30,28 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-class Poisoned(SelfDistillation):
+class Poisoned(Distillation):
     """Loss, gradient or target of some steps is multiplied by something that is no number."""
 
     steps: ClassVar[dict[int, float]] = {}
     place: ClassVar[str] = "loss"
+    step: ClassVar[int] = 0
 
-    def _states(self, lessons: Sequence[Lesson], anchor: Any, target: Any) -> States:
-        return super()._states(lessons, anchor, target * self._factor("teacher"))
-
-    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: StepMetrics) -> torch.Tensor:
-        value = super()._micro_batch(lessons, totals, meter)
+    def __call__(self, states: States) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert states.hidden_target is not None
+        value, extras = super().__call__(replace(states, hidden_target=states.hidden_target * self._factor("teacher")))
         value.register_hook(lambda gradient: gradient * self._factor("gradient"))
-        return value * self._factor("loss")
+        return value * self._factor("loss"), extras
 
     def _factor(self, place: str) -> float:
-        return self.steps.get(self.policy_version, 1.0) if place == self.place else 1.0
+        return self.steps.get(self.step, 1.0) if place == self.place else 1.0
+
+
+class Poisoner(Callback):
+    """Says which step it is."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        Poisoned.step = trainer.global_step
 
 
 class Watch(Callback):
@@ -72,7 +79,7 @@ def test_a_step_that_is_not_finite_moves_no_bit(
     monkeypatch.setattr(Poisoned, "steps", {1: value})
     monkeypatch.setattr(Poisoned, "place", place)
     watch = Watch()
-    small.fit(tiny_model, tmp_path, epochs=1, learner={"kind": Poisoned}, callbacks=[watch])
+    small.fit(tiny_model, tmp_path, epochs=1, objective=Poisoned(), callbacks=[Poisoner(), watch])
     before, after, then = watch.weights[0], watch.weights[1], watch.weights[2]
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert any(not torch.equal(then[name], after[name]) for name in before)
@@ -90,7 +97,7 @@ def test_three_such_steps_in_a_row_end_the_run(
 ) -> None:
     monkeypatch.setattr(Poisoned, "steps", {0: float("nan"), 2: float("nan"), 3: float("nan"), 4: float("nan")})
     with pytest.raises(RunEnded, match=r"not finite in 3 steps in a row; see .*skipped-step-000005.json") as caught:
-        small.fit(tiny_model, tmp_path, epochs=2, learner={"kind": Poisoned})
+        small.fit(tiny_model, tmp_path, epochs=2, objective=Poisoned(), callbacks=[Poisoner()])
     assert caught.value.exit_code == 1
 
 
@@ -99,12 +106,12 @@ class Cramped(SelfDistillation):
 
     room: ClassVar[int] = 0
 
-    def _micro_batch(self, lessons: Sequence[Lesson], totals: Sequence[float], meter: StepMetrics) -> torch.Tensor:
-        value = super()._micro_batch(lessons, totals, meter)
+    def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
+        super()._observe(metrics, batch)
         if self.tokens_per_micro_batch > self.room:
-            value.backward()  # half-made gradients must not stay
+            for p in self.policy.trainable().values():
+                p.grad = torch.ones_like(p)  # half-made gradients must not stay
             raise torch.OutOfMemoryError("injected")
-        return value
 
 
 @pytest.mark.fault("out of memory")
@@ -117,7 +124,7 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
 ) -> None:
     expected = small.fit(tiny_model, tmp_path / "wide", epochs=1)
     monkeypatch.setattr(Cramped, "room", 4096 // 8)
-    student = small.fit(tiny_model, tmp_path / "cramped", epochs=1, learner={"kind": Cramped})
+    student = small.fit(tiny_model, tmp_path / "cramped", epochs=1, kind=Cramped)
     assert student.tokens_per_micro_batch == 512
     assert capsys.readouterr().err.count("Out of memory") == 3
     for name, value in small.weights(expected).items():
@@ -134,10 +141,10 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
 @pytest.mark.fault("out of memory")
 def test_the_fourth_time_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        small.fit(tiny_model, tmp_path, epochs=1, learner={"kind": Cramped})
+        small.fit(tiny_model, tmp_path, epochs=1, kind=Cramped)
 
 
 @pytest.mark.fault("no signal: all right or all wrong")
 def test_steps_without_a_signal_end_the_run_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunEnded, match=r"no step had a lesson since 3 steps.*accuracy 1\.000"):
+    with pytest.raises(RunEnded, match=r"no step had a lesson for 3 steps.*accuracy 1\.000"):
         small.fit(tiny_model, tmp_path, engine=ChainEngine(slips=0.0), callbacks=[StopWithoutSignal(max_silent=3)])

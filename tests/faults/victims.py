@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save_file
 
@@ -24,7 +24,7 @@ from ogls.loss.objective import Distillation, Mixture
 from ogls.loss.policy_gradient import GRPO
 from ogls.records import Completion, Sampling
 from ogls.system.exits import FolderInUse
-from ogls.system.run_lock import RunLock
+from ogls.system.run_lock import lock_folder
 from ogls.tracking import Tracker, tracker
 from ogls.tracking.mlflow_run import MLflowRun
 from tests import tiny
@@ -57,11 +57,9 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
         problems_per_step=5,
         epochs=2,
         advantage=GroupRelative(),
-        learner={
-            "objective": Mixture((GRPO(), Distillation()), (0.5, 1.0)),
-            "tokens_per_micro_batch": 150,
-            "learning_rate": 1e-4,
-        },
+        objective=Mixture([GRPO(), Distillation()], [0.5, 1.0]),
+        tokens_per_micro_batch=150,
+        learning_rate=1e-4,
     )
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
 
@@ -87,7 +85,7 @@ def train_until_told(folder: str) -> None:
             time.sleep(0.01)
 
     os.chdir(folder)
-    tiny.trainer(2, method="tiny", system_metrics=False).fit(tiny.Tiny(during={2: wait}), tiny.TinyData())
+    tiny.trainer(2, system_metrics=False).fit(tiny.Tiny(during={2: wait}), tiny.TinyData())
 
 
 def begin_database(uri: str, name: str) -> None:
@@ -133,6 +131,27 @@ class KilledAt(Checkpoint):
             os.kill(os.getpid(), self.by)
 
 
+class KilledIn(Callback):
+    """Kills the run in one of its last hooks."""
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+
+    def on_train_end(self, *_: Any) -> None:
+        self._end("on_train_end")
+
+    def on_fit_end(self, *_: Any) -> None:
+        self._end("on_fit_end")
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._end("teardown")
+
+    def _end(self, moment: str) -> None:
+        if moment == self.moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def save_for_ever(path: str) -> None:
     """Checkpoint after checkpoint, of growing number, under one name."""
     step = 0
@@ -144,11 +163,11 @@ def save_for_ever(path: str) -> None:
 
 def race(folder: str, go: str) -> None:
     """Take the folder at the moment `go`; exit code 0, or 73 where the other has it, who keeps it until then."""
-    lock, lost = RunLock(), Path(folder) / "lost"
+    lost = Path(folder) / "lost"
     while time.time() < float(go):
         pass
     try:
-        lock.acquire(Path(folder))
+        _held = lock_folder(Path(folder))
     except FolderInUse:
         lost.touch()
         os._exit(FolderInUse.exit_code)
@@ -158,6 +177,5 @@ def race(folder: str, go: str) -> None:
 
 def hold(folder: str) -> None:
     """Take the folder and keep it."""
-    lock = RunLock()
-    lock.acquire(Path(folder))
+    _held = lock_folder(Path(folder))
     time.sleep(600)

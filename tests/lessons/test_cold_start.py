@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from lab.demonstrations import WorkedAttempts
 
-from ogls.lessons.cold_start import WorkedAttempts
 from ogls.lessons.privilege import PrivilegedText, ReflectionTask
 from ogls.records import RolloutGroup
 from ogls.tasks.chains import Chain, Chains, first_mistake

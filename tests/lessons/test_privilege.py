@@ -13,6 +13,7 @@ from ogls.lessons.privilege import (
     SuccessfulPeer,
     Unprivileged,
 )
+from ogls.lessons.prompts import ATTEMPT
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 
@@ -29,7 +30,7 @@ def group(*rollouts: Rollout, solution: str | None = "s") -> RolloutGroup:
 def pools(privilege: PeerOutcomes, of: RolloutGroup) -> dict[str, tuple[list[str], list[str]]]:
     """Of each drafted rollout: texts of P+ and of P-."""
     return {
-        d.rollout.text: tuple([h.text for h in d.hints if h.role == role] for role in ("success", "failure"))
+        d.rollout.text: tuple([t.text for t in d.texts if t.role == role] for role in ("success", "failure"))
         for d in privilege.drafts(of)
     }
 
@@ -96,7 +97,7 @@ def test_an_unfinished_rollout_is_wrong_whatever_its_verdict():
 def test_reference_solution_reads_the_solution_for_all_rollouts_or_for_the_wrong_ones():
     assert [d.rollout.text for d in ReferenceSolution().drafts(MIXED)] == ["r1", "w1", "r2", "w2", "w3"]
     assert [d.rollout.text for d in ReferenceSolution(rollouts="wrong").drafts(MIXED)] == ["w1", "w2", "w3"]
-    assert all([h.text for h in d.hints] == ["s"] for d in ReferenceSolution().drafts(MIXED))
+    assert all([t.text for t in d.texts] == ["s"] for d in ReferenceSolution().drafts(MIXED))
 
 
 @settings(deadline=None)
@@ -134,7 +135,7 @@ def test_where_right_rollouts_are_learned_too_each_has_pools_too():
 
 
 def peers(privilege: SuccessfulPeer, of: RolloutGroup) -> dict[str, str]:
-    return {d.rollout.text: hint.text for d in privilege.drafts(of) for hint in d.hints}
+    return {d.rollout.text: shown.text for d in privilege.drafts(of) for shown in d.texts}
 
 
 def test_a_successful_peer_is_another_right_rollout_taken_in_turn():
@@ -151,7 +152,7 @@ def test_the_only_success_has_no_peer_unless_the_solution_takes_its_place():
 
 def test_two_rollouts_of_the_same_text_are_two_rollouts():
     of = group(rollout("same", True), rollout("same", True))
-    assert [d.hints[0].text for d in SuccessfulPeer().drafts(of)] == ["same", "same"]
+    assert [d.texts[0].text for d in SuccessfulPeer().drafts(of)] == ["same", "same"]
 
 
 @settings(deadline=None)
@@ -172,19 +173,17 @@ def test_short_successes_are_learned_at_their_end():
     of = group(*(rollout(text, True, length=n) for text, n in lengths.items()), rollout("wrong", False, length=5))
     (draft,) = ShortSuccesses(count=2).drafts(of)
     assert draft.rollout.text == "short"
-    assert draft.hints == ()
-    assert draft.selection.weights((1, 1, 1), None) == (0, 1, 1)
+    assert draft.texts == ()
+    assert draft.selection.token_weights(rollout("any", True, length=3), None) == (0, 1, 1)
 
 
 def test_several_privileges_give_all_their_drafts_and_need_the_same_steering():
-    both = Several((PeerOutcomes(), ShortSuccesses()))
-    assert both.roles == {"success", "failure"}
-    assert both.min_group_size == 2
-    assert both.samples_rollouts
-    assert not both.needs_reflector
+    both = Several([PeerOutcomes(), ShortSuccesses()])
+    assert both.views == {"success": ATTEMPT, "failure": ATTEMPT}
+    assert both.needs == {"rollouts", "peers"}
     of = group(rollout("r", True, length=1), rollout("w", False, length=3), rollout("w2", False, length=3))
     assert [d.rollout.text for d in both.drafts(of)] == ["w", "w2", "r"]
     with pytest.raises(ValueError, match=r"views of the same roles, got \[\('failure', 'success'\), \('success',\)\]"):
-        Several((PeerOutcomes(), SuccessfulPeer()))
+        Several([PeerOutcomes(), SuccessfulPeer()])
     with pytest.raises(ValueError, match="at least one privilege"):
-        Several(())
+        Several([])

@@ -6,17 +6,27 @@ from hypothesis import strategies as st
 
 from ogls.lessons import selection
 from ogls.lessons.selection import token_span
+from ogls.records import Completion, Rollout, Verdict
+
+
+def of_ids(*token_ids: int) -> Rollout:
+    completion = Completion(token_ids=token_ids, logprobs=(-1.0,) * len(token_ids), finish_reason="stop")
+    return Rollout(completion=completion, text="", verdict=Verdict(correct=False, status="graded"))
+
+
+def rollout(length: int) -> Rollout:
+    return of_ids(*range(length))
 
 
 def test_each_selection_on_a_rollout_of_eight_tokens_with_its_error_in_tokens_3_and_4():
     error = (3, 5)
-    assert selection.AllTokens().weights(range(8), error) == (1,) * 8
-    assert selection.FirstTokens(2).weights(range(8), error) == (1, 1, 0, 0, 0, 0, 0, 0)
-    assert selection.LastTokens(2).weights(range(8), error) == (0, 0, 0, 0, 0, 0, 1, 1)
-    assert selection.UpToError().weights(range(8), error) == (1, 1, 1, 1, 1, 0, 0, 0)
-    assert selection.FromError().weights(range(8), error) == (0, 0, 0, 1, 1, 1, 1, 1)
-    assert selection.ErrorSpan(before=1, after=1).weights(range(8), error) == (0, 0, 1, 1, 1, 1, 0, 0)
-    decay = selection.DecayFromError(half_life=1.0).weights(range(8), error)
+    assert selection.AllTokens().token_weights(rollout(8), error) == (1,) * 8
+    assert selection.FirstTokens(2).token_weights(rollout(8), error) == (1, 1, 0, 0, 0, 0, 0, 0)
+    assert selection.LastTokens(2).token_weights(rollout(8), error) == (0, 0, 0, 0, 0, 0, 1, 1)
+    assert selection.UpToError().token_weights(rollout(8), error) == (1, 1, 1, 1, 1, 0, 0, 0)
+    assert selection.FromError().token_weights(rollout(8), error) == (0, 0, 0, 1, 1, 1, 1, 1)
+    assert selection.ErrorSpan(before=1, after=1).token_weights(rollout(8), error) == (0, 0, 1, 1, 1, 1, 0, 0)
+    decay = selection.DecayFromError(half_life=1.0).token_weights(rollout(8), error)
     assert decay == pytest.approx((0, 0, 0, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16))
 
 
@@ -26,7 +36,7 @@ def test_each_selection_on_a_rollout_of_eight_tokens_with_its_error_in_tokens_3_
     ids=lambda s: type(s).__name__,
 )
 def test_a_right_rollout_has_no_error_and_is_learned_whole(chosen: selection.TokenSelection):
-    assert chosen.weights(range(5), None) == (1,) * 5
+    assert chosen.token_weights(rollout(5), None) == (1,) * 5
 
 
 @given(st.integers(1, 30), st.data())
@@ -34,8 +44,8 @@ def test_up_to_and_from_the_error_cover_the_rollout_and_share_the_error(length: 
     first = data.draw(st.integers(0, length - 1))
     last = data.draw(st.integers(first + 1, length))
     up_to, since = (
-        selection.UpToError().weights(range(length), (first, last)),
-        selection.FromError().weights(range(length), (first, last)),
+        selection.UpToError().token_weights(rollout(length), (first, last)),
+        selection.FromError().token_weights(rollout(length), (first, last)),
     )
     assert [a + b for a, b in zip(up_to, since, strict=True)] == [2 if first <= t < last else 1 for t in range(length)]
 
@@ -60,23 +70,24 @@ def test_a_size_that_selects_nothing_is_refused(make: type):
 
 def test_a_shifted_error_stays_inside_the_rollout():
     shifted = selection.ShiftedError(selection.ErrorSpan(), tokens=2)
-    assert shifted.weights(range(8), (3, 5)) == (0, 0, 0, 0, 0, 1, 1, 0)
-    assert shifted.weights(range(8), (6, 8)) == (0, 0, 0, 0, 0, 0, 0, 1)
-    assert selection.ShiftedError(selection.FromError(), tokens=-4).weights(range(4), (3, 4)) == (1, 1, 1, 1)
-    assert shifted.weights(range(3), None) == (1, 1, 1)
+    assert shifted.token_weights(rollout(8), (3, 5)) == (0, 0, 0, 0, 0, 1, 1, 0)
+    assert shifted.token_weights(rollout(8), (6, 8)) == (0, 0, 0, 0, 0, 0, 0, 1)
+    assert selection.ShiftedError(selection.FromError(), tokens=-4).token_weights(rollout(4), (3, 4)) == (1, 1, 1, 1)
+    assert shifted.token_weights(rollout(3), None) == (1, 1, 1)
 
 
 def test_a_random_place_has_as_many_tokens_and_each_place_comes_up():
     control = selection.RandomPlace(selection.FromError())
-    places = [control.weights((5, 6, 7, i), (2, 4)) for i in range(300)]
+    places = [control.token_weights(of_ids(5, 6, 7, i), (2, 4)) for i in range(300)]
     counts = {place: places.count(place) for place in places}
     assert set(counts) == {(1, 1, 0, 0), (0, 1, 1, 0), (0, 0, 1, 1)}
     assert min(counts.values()) > 70  # of 100
-    assert places == [control.weights((5, 6, 7, i), (2, 4)) for i in range(300)]
+    assert places == [control.token_weights(of_ids(5, 6, 7, i), (2, 4)) for i in range(300)]
     assert places != [
-        selection.RandomPlace(selection.FromError(), seed=1).weights((5, 6, 7, i), (2, 4)) for i in range(300)
+        selection.RandomPlace(selection.FromError(), seed=1).token_weights(of_ids(5, 6, 7, i), (2, 4))
+        for i in range(300)
     ]
-    assert control.weights((1, 2), None) == (1, 1)
+    assert control.token_weights(of_ids(1, 2), None) == (1, 1)
 
 
 def test_a_control_of_errors_needs_a_selection_that_has_one():

@@ -346,7 +346,7 @@ def test_bad_states_are_named() -> None:
         chunked_divergence(student, target, weight[:, :4], bias, ForwardKL())
     with pytest.raises(ValueError, match=r"target states \[23, 5\], got \[22, 5\]"):
         chunked_divergence(student, target[:22], weight, bias, ForwardKL())
-    with pytest.raises(ValueError, match=r"one token id a state, 23, got \[22\]"):
+    with pytest.raises(ValueError, match=r"one token id per state, 23, got \[22\]"):
         chunked_logprobs(student, weight, bias, torch.zeros(22, dtype=torch.long))
     with pytest.raises(ValueError, match="frozen head"):
         chunked_logprobs(student, weight.requires_grad_(), bias, torch.zeros(T, dtype=torch.long))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ogls.loss.divergence import ForwardKL, JensenShannon, ReverseKL
-from ogls.loss.objective import Distillation, Likelihood, Mixture, States, Term
+from ogls.loss.objective import Distillation, Likelihood, Mixture, ReferenceKL, States, Target, Term, per_token
 from ogls.loss.policy_gradient import GRPO, Scaled, Shifted
+from ogls.loss.steering import OutcomeSteering, Plain, PositiveMean, Steered, Unsteered
 from ogls.loss.topk import TopK
 from ogls.records import Lesson, View
 
@@ -27,8 +29,8 @@ def make_states(seed: int = 0, num_tokens: int = T) -> States:
         hidden_student=normal(num_tokens, H).requires_grad_(),
         hidden_target=normal(num_tokens, H),
         hidden_anchor=normal(num_tokens, H),
-        weight=normal(V, H),
-        bias=normal(V),
+        head_weight=normal(V, H),
+        head_bias=normal(V),
         token_ids=torch.randint(V, (num_tokens,), generator=generator),
         token_weights=torch.linspace(0.0, 2.0, num_tokens, dtype=torch.float64),
         old_logprobs=-4 * normal(num_tokens).abs() - 1,
@@ -43,7 +45,7 @@ def rows(states: States, index: slice) -> States:
 
 
 def student_logprobs(states: States, temperature: float = 1.0) -> Tensor:
-    z = torch.nn.functional.linear(states.hidden_student, states.weight, states.bias) / temperature
+    z = torch.nn.functional.linear(states.hidden_student, states.head_weight, states.head_bias) / temperature
     return z.log_softmax(-1)
 
 
@@ -58,6 +60,7 @@ OBJECTIVES = [
     Distillation(ForwardKL(), clip=0.05, one_sided=True),
     Distillation(ReverseKL(), importance_cap=2.0),
     Distillation(JensenShannon(), support=TopK(3, "union")),
+    ReferenceKL(),
     Likelihood(),
     GRPO(temperature=1.2),
     GRPO(shaping=Scaled()),
@@ -107,33 +110,64 @@ def test_tokens_are_picked_by_their_weight(objective: Term) -> None:
         torch.testing.assert_close(values, whole[1][name][weights != 0], rtol=1e-10, atol=1e-12)
 
 
-PLAIN = Lesson(problem_id="p", prompt_ids=(1,), token_ids=(2, 3, 4), weights=(1.0, 0.5, 0.0))
+PLAIN = Lesson(problem_id="p", prompt_ids=(1,), token_ids=(2, 3, 4), token_weights=(1.0, 0.5, 0.0))
 VIEWED = replace(PLAIN, views=(View(role="plain", prefix_ids=(1,)), View(role="success", prefix_ids=(5,))))
 
 
 def test_each_term_takes_the_tokens_that_are_meant_for_it() -> None:
     """By hand: weights go to distillation where somebody has read something, to the likelihood where nobody has."""
     reinforced = replace(VIEWED, advantage=-0.5)
-    assert [tuple(Distillation().weights_of(lesson)) for lesson in (PLAIN, VIEWED)] == [(0, 0, 0), (1, 0.5, 0)]
-    assert [tuple(Likelihood().weights_of(lesson)) for lesson in (PLAIN, VIEWED)] == [(1, 0.5, 0), (0, 0, 0)]
-    assert [tuple(GRPO(per="token").weights_of(lesson)) for lesson in (VIEWED, reinforced)] == [(0, 0, 0), (1, 1, 1)]
-    assert sum(GRPO().weights_of(reinforced)) == pytest.approx(1)
+    assert [tuple(Distillation().token_weights(lesson)) for lesson in (PLAIN, VIEWED)] == [(0, 0, 0), (1, 0.5, 0)]
+    assert [tuple(Likelihood().token_weights(lesson)) for lesson in (PLAIN, VIEWED)] == [(1, 0.5, 0), (0, 0, 0)]
+    assert [tuple(GRPO(per="token").token_weights(lesson)) for lesson in (VIEWED, reinforced)] == [(0, 0, 0), (1, 1, 1)]
+    assert sum(GRPO().token_weights(reinforced)) == pytest.approx(1)
     assert (VIEWED.num_learned, reinforced.num_learned, reinforced.num_weighted) == (2, 3, 2)
 
 
 def test_a_mixture_is_its_terms_and_needs_what_they_need() -> None:
-    inner = Mixture((Likelihood(), Distillation(importance_cap=2.0)), (0.5, 2.0))
-    mixture = Mixture((GRPO(), inner), (1.0, 3.0))
+    inner = Mixture([Likelihood(), Distillation(importance_cap=2.0)], [0.5, 2.0])
+    mixture = Mixture([GRPO(), inner], [1.0, 3.0])
     assert mixture.terms == ((1.0, GRPO()), (1.5, Likelihood()), (6.0, Distillation(importance_cap=2.0)))
-    assert mixture.needs_teacher
-    assert mixture.needs_advantage
-    assert not mixture.corrects_staleness
-    assert Mixture((GRPO(), Distillation(importance_cap=2.0)), (1.0, 1.0)).corrects_staleness
-    assert not Mixture((GRPO(), Likelihood()), (1.0, 1.0)).needs_teacher
-    with pytest.raises(ValueError, match="one factor an objective, got 1 for 2"):
-        Mixture((GRPO(), Likelihood()), (1.0,))
+    assert [set(term.needs) for _, term in mixture.terms] == [
+        {"rollouts", "peers", "advantages", "logprobs"},
+        set(),
+        {"logprobs"},
+    ]
+    assert Mixture([GRPO(), Likelihood()]).terms == ((1.0, GRPO()), (1.0, Likelihood()))
+    with pytest.raises(ValueError, match="one factor per objective, or none, got 1 for 2 objectives"):
+        Mixture([GRPO(), Likelihood()], [1.0])
+    with pytest.raises(ValueError, match="one factor per objective, or none, got 0 for 0 objectives"):
+        Mixture([])
+    with pytest.raises(ValueError, match=r"factors above 0, got \[1.0, 0.0\]"):
+        Mixture([GRPO(), Likelihood()], [1.0, 0.0])
     with pytest.raises(ValueError, match="factors above 0"):
-        Mixture((GRPO(), Likelihood()), (1.0, 0.0))
+        Mixture([GRPO(), Likelihood()], [1.0, float("nan")])
+
+
+def test_a_mixture_keeps_lists_of_its_own() -> None:
+    objectives, factors = [GRPO(), Likelihood()], [1.0, 0.5]
+    mixture = Mixture(objectives, factors)
+    objectives.pop()
+    factors[0] = 2.0
+    assert mixture == Mixture([GRPO(), Likelihood()], [1.0, 0.5])
+
+
+def test_each_term_learns_towards_its_own_target() -> None:
+    steering = OutcomeSteering(2.0)
+    assert Distillation().target(steering) == Target("teacher", steering)
+    assert Distillation(steering=PositiveMean()).target(steering) == Target("teacher", PositiveMean())
+    assert GRPO(shaping=Scaled()).target(steering) == Target("teacher", steering)
+    assert ReferenceKL().target(steering) == Target("start", Plain())
+    assert ReferenceKL(steering=Unsteered()).target(steering) == Target("start", Unsteered())
+    assert GRPO().target(steering) is Likelihood().target(steering) is None
+
+
+def test_the_teacher_scores_no_token_in_vain() -> None:
+    reinforced, unread = replace(VIEWED, advantage=-0.5), replace(PLAIN, advantage=1.0)
+    lessons = (PLAIN, VIEWED, reinforced, unread)
+    for term in (Distillation(), GRPO(shaping=Shifted())):
+        assert [term.num_scored(lesson) for lesson in lessons] == [0, 2, 2, 0]
+    assert [ReferenceKL().num_scored(lesson) for lesson in lessons] == [2, 2, 3, 3]
 
 
 def test_distillation_is_the_weighted_sum_of_its_divergences() -> None:
@@ -161,7 +195,7 @@ def test_importance_ratio_is_a_capped_constant() -> None:
 def test_likelihood_is_cross_entropy() -> None:
     states = make_states()
     loss, extras = Likelihood()(states)
-    z = torch.nn.functional.linear(states.hidden_student, states.weight, states.bias)
+    z = torch.nn.functional.linear(states.hidden_student, states.head_weight, states.head_bias)
     each = torch.nn.functional.cross_entropy(z, states.token_ids, reduction="none")
     torch.testing.assert_close(loss, (states.token_weights * each).sum())
     torch.testing.assert_close(-extras["logprob"], each.detach())
@@ -170,10 +204,75 @@ def test_likelihood_is_cross_entropy() -> None:
 
 
 def test_likelihood_needs_no_teacher() -> None:
-    assert Distillation().needs_teacher
-    assert not Likelihood().needs_teacher
     Likelihood()(replace(make_states(), hidden_target=None, old_logprobs=None))
     GRPO()(replace(make_states(), hidden_target=None, hidden_anchor=None))
+
+
+REINFORCED = replace(PLAIN, token_ids=(2, 3, 4, 5), token_weights=(0.0,) * 4, advantage=-0.5)
+LEARNED = (REINFORCED, VIEWED, replace(VIEWED, advantage=1.0), PLAIN)  # 4, 2, 3 and 2 tokens
+
+
+def kl_to_start(student: Tensor, start: Tensor, weight: Tensor, bias: Tensor | None, per: str) -> Tensor:
+    """KL(student || start) from full logits: the mean over lessons of the mean over tokens, or over all tokens."""
+    p, q = (torch.nn.functional.linear(hidden, weight, bias).softmax(-1) for hidden in (student, start))
+    each = (p * (p / q).log()).sum(-1)
+    return torch.stack([part.mean() for part in each.split([4, 2, 3, 2])]).mean() if per == "sequence" else each.mean()
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("per", ["sequence", "token"])
+def test_the_kl_to_the_start_is_exact_over_all_learned_tokens(per: Any, has_bias: bool) -> None:
+    states = make_states(num_tokens=11)
+    student, start, weight = states.hidden_student, states.hidden_target, states.head_weight
+    assert start is not None
+    bias = states.head_bias if has_bias else None
+    term, target = ReferenceKL(per=per), Steered(anchor=start, direction=torch.zeros_like(start), alpha=0.0)
+    made = States.of(LEARNED, student, (weight, bias)).towards(target)
+    value, extras = term(made.weighted(per_token(LEARNED, term.token_weights, student)))
+    loss = value / sum(sum(term.token_weights(lesson)) for lesson in LEARNED)
+    expected = kl_to_start(student, start, weight, bias, per)
+    assert expected > 0.1
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient_of(loss, states), gradient_of(expected, states), rtol=1e-6, atol=1e-9)
+    assert extras.keys() == {"kl_to_reference"}
+    torch.testing.assert_close(extras["kl_to_reference"].mean(), kl_to_start(student, start, weight, bias, "token"))
+
+
+def test_the_kl_to_the_start_counts_rollouts_or_tokens_alike() -> None:
+    assert [tuple(ReferenceKL().token_weights(lesson)) for lesson in LEARNED] == [
+        (1 / 4,) * 4,
+        (1 / 2, 1 / 2, 0),
+        (1 / 3,) * 3,
+        (1 / 2, 1 / 2, 0),
+    ]
+    assert [sum(ReferenceKL(per="token").token_weights(lesson)) for lesson in LEARNED] == [4, 2, 3, 2]
+    nothing = replace(PLAIN, token_weights=(0.0,) * 3)
+    assert [tuple(ReferenceKL(per=per).token_weights(nothing)) for per in ("sequence", "token")] == [(0, 0, 0)] * 2
+
+
+def test_at_the_start_there_is_no_kl_and_no_gradient() -> None:
+    states = make_states()
+    loss, _ = ReferenceKL()(replace(states, hidden_target=states.hidden_student.detach()))
+    assert loss.item() == 0.0
+    assert not gradient_of(loss, states).any()
+
+
+def test_a_written_text_beside_sampled_ones_is_nothing_to_a_term_that_leaves_it_out() -> None:
+    """The sampler's log-probs are there for a term whose tokens were all sampled, whatever else is in the batch."""
+    sampled, written = replace(REINFORCED, logprobs=(-1.0, -2.0, -3.0, -4.0)), PLAIN
+    states = make_states(num_tokens=6)
+    made = States.of((sampled, written), states.hidden_student, (states.head_weight, None))
+
+    def of(term: Term, lessons: tuple[Lesson, ...] = (sampled, written)) -> States:
+        return made.weighted(per_token(lessons, term.token_weights, made.hidden_student))
+
+    assert of(GRPO()).old_logprobs is not None
+    assert of(GRPO()).old_logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert of(Likelihood()).old_logprobs is None
+    assert of(ReferenceKL()).old_logprobs is None
+    only = States.of((written,), states.hidden_student[:2], (states.head_weight, None))
+    nothing = only.weighted(per_token((written,), GRPO().token_weights, only.hidden_student))
+    assert GRPO()(nothing)[0].item() == 0.0
 
 
 def test_missing_states_are_named() -> None:
@@ -196,8 +295,9 @@ def test_missing_states_are_named() -> None:
         ({"clip": 0.0}, "clip > 0, or none, got clip=0.0"),
         ({"one_sided": True}, "got clip=None"),
         ({"importance_cap": -1.0}, "importance_cap > 0, or none, got -1.0"),
+        ({"compiled": True, "support": TopK(3)}, "got compiled and a support"),
     ],
 )
-def test_parameters_out_of_range(arguments: dict[str, float], message: str) -> None:
+def test_parameters_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Distillation(**arguments)

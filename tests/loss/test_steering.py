@@ -14,6 +14,7 @@ from ogls.loss.steering import (
     BoundedSteering,
     OutcomeContrast,
     OutcomeSteering,
+    Plain,
     PositiveMean,
     PositiveOnly,
     Steering,
@@ -35,28 +36,29 @@ def combine(coefficients: tuple[float, ...], states: Tensor) -> Tensor:
 
 
 def target_of(steering: Steering, roles: list[str], states: Tensor, step: int = 0) -> Tensor:
-    anchor, direction = (combine(coefficients, states) for coefficients in steering.mixture(roles))
+    anchor, direction = (combine(coefficients, states) for coefficients in steering.coefficients(roles))
     return anchor + steering.strength(anchor, direction, step, (torch.empty(0), None)) * direction
 
 
 def test_coefficients_by_hand() -> None:
     third = float(Fraction(1, 3))
-    assert Unsteered().mixture(["plain", "success", "idea"]) == ((0, 0.5, 0.5), (0, 0, 0))
-    assert PositiveMean().mixture(ROLES) == ((0.5, 0, 0, 0.5, 0, 0), (0, 0, 0, 0, 0, 0))
-    assert PositiveOnly().mixture(ROLES) == ((0, 1, 0, 0, 0, 0), (0.5, -1, 0, 0.5, 0, 0))
+    assert Unsteered().coefficients(["plain", "success", "idea"]) == ((0, 0.5, 0.5), (0, 0, 0))
+    assert Unsteered().coefficients(["plain", "a new role"]) == ((0, 1), (0, 0))
+    assert Plain().coefficients(ROLES) == ((0, 1, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0))
+    assert Plain().coefficients(["plain"]) == ((1,), (0,))
+    assert PositiveMean().coefficients(ROLES) == ((0.5, 0, 0, 0.5, 0, 0), (0, 0, 0, 0, 0, 0))
+    assert PositiveOnly().coefficients(ROLES) == ((0, 1, 0, 0, 0, 0), (0.5, -1, 0, 0.5, 0, 0))
     expected = (0, 1, 0, 0, 0, 0), (0.5, 0, -third, 0.5, -third, -third)
-    assert OutcomeSteering().mixture(ROLES) == expected
-    assert BoundedSteering().mixture(ROLES) == expected
-    assert OutcomeContrast().mixture(ROLES) == ((0, 0, third, 0, third, third), expected[1])
-    assert BoundedSteering().mixture(ROLES) == expected
-    assert OutcomeContrast().mixture(ROLES) == ((0, 0, third, 0, third, third), expected[1])
+    assert OutcomeSteering().coefficients(ROLES) == expected
+    assert BoundedSteering().coefficients(ROLES) == expected
+    assert OutcomeContrast().coefficients(ROLES) == ((0, 0, third, 0, third, third), expected[1])
 
 
 @settings(deadline=None)
 @given(st.permutations(["plain", "success", "failure"]), st.lists(st.sampled_from(ROLES), max_size=9))
 def test_anchor_sums_to_one_and_direction_to_zero(needed: list[str], more: list[str]) -> None:
-    for steering in (Unsteered(), PositiveMean(), PositiveOnly(), OutcomeSteering(), OutcomeContrast()):
-        anchor, direction = steering.mixture(needed + more)
+    for steering in (Plain(), Unsteered(), PositiveMean(), PositiveOnly(), OutcomeSteering(), OutcomeContrast()):
+        anchor, direction = steering.coefficients(needed + more)
         assert len(anchor) == len(direction) == len(needed + more)
         assert sum(anchor) == pytest.approx(1, abs=1e-12)
         assert sum(direction) == pytest.approx(0, abs=1e-12)
@@ -65,7 +67,8 @@ def test_anchor_sums_to_one_and_direction_to_zero(needed: list[str], more: list[
 @pytest.mark.parametrize(
     ("steering", "roles", "missing"),
     [
-        (Unsteered(), ["plain"], "'success' or 'failure' or 'idea', got roles \\['plain'\\]"),
+        (Unsteered(), ["plain"], "other than 'plain', got roles \\['plain'\\]"),
+        (Plain(), ["success"], "'plain', got roles \\['success'\\]"),
         (PositiveMean(), ["plain", "failure"], "'success', got"),
         (PositiveOnly(), ["success"], "'plain', got"),
         (PositiveOnly(), ["plain", "idea"], "'success', got"),
@@ -76,7 +79,7 @@ def test_anchor_sums_to_one_and_direction_to_zero(needed: list[str], more: list[
 )
 def test_a_missing_role_is_named(steering: Steering, roles: list[str], missing: str) -> None:
     with pytest.raises(ValueError, match=missing):
-        steering.mixture(roles)
+        steering.coefficients(roles)
 
 
 @pytest.mark.parametrize("make", [PositiveOnly, OutcomeSteering])
@@ -92,7 +95,7 @@ def test_ramp(make: type) -> None:
 
 
 def test_without_a_direction_there_is_no_strength() -> None:
-    assert Unsteered().alpha_at(7) == PositiveMean().alpha_at(7) == 0.0
+    assert Plain().alpha_at(7) == Unsteered().alpha_at(7) == PositiveMean().alpha_at(7) == 0.0
 
 
 def test_alpha_zero_is_bitwise_the_plain_view() -> None:
@@ -124,7 +127,7 @@ def test_combined_states_give_the_combined_logits_also_with_a_bias() -> None:
     states, weight = random_views(len(ROLES))
     bias = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
     steering = OutcomeSteering(alpha=1.7)
-    anchor, direction = steering.mixture(ROLES)
+    anchor, direction = steering.coefficients(ROLES)
     separately = combine(tuple(a + 1.7 * d for a, d in zip(anchor, direction, strict=True)), states @ weight.T + bias)
     once = target_of(steering, ROLES, states) @ weight.T + bias
     torch.testing.assert_close(once, separately, rtol=0, atol=1e-12)
@@ -143,11 +146,11 @@ def test_the_outcome_contrast_ends_at_the_success_mean() -> None:
     torch.testing.assert_close(ends, target_of(PositiveMean(), ROLES, states), rtol=0, atol=1e-12)
 
 
-def test_a_trust_region_bounds_every_token_and_a_wide_one_is_outcome_steering() -> None:
+def test_a_bound_holds_at_every_token_and_a_wide_one_is_outcome_steering() -> None:
     states, weight = random_views(len(ROLES))
     bias = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
     steering = BoundedSteering(epsilon=0.05, alpha_max=3.0, ramp_steps=4)
-    anchor, direction = (combine(coefficients, states) for coefficients in steering.mixture(ROLES))
+    anchor, direction = (combine(coefficients, states) for coefficients in steering.coefficients(ROLES))
     alpha = steering.strength(anchor, direction, 4, (weight, bias))
     assert alpha.shape == (3, 1)
     log_p0 = (anchor @ weight.T + bias).log_softmax(-1)

@@ -40,7 +40,7 @@ def change(policy: Policy) -> None:
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)], ids=["full", "lora"])
 def test_the_student_has_moved_as_far_as_full_logits_say(tiny_model: Path, lora: Lora | None):
-    policy = Policy(tiny_model, lora=lora, dtype="float32")
+    policy = Policy(str(tiny_model), lora=lora, dtype="float32").load()
     assert kl_to_base(policy, groups(), 1000) == 0.0
     change(policy)
     student, base = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) for _ in range(2))

@@ -20,7 +20,7 @@ def test_runs_keep_the_order_and_the_budget(costs: list[int], budget: int):
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), max_size=30), st.integers(1, 60))
 def test_no_lesson_is_lost_and_those_of_one_prompt_stay_together(shapes: list[tuple[int, int]], budget: int):
     lessons = [
-        Lesson(problem_id=str(i), prompt_ids=(prompt,) * prompt, token_ids=(7,) * tokens, weights=(1.0,) * tokens)
+        Lesson(problem_id=str(i), prompt_ids=(prompt,) * prompt, token_ids=(7,) * tokens, token_weights=(1.0,) * tokens)
         for i, (prompt, tokens) in enumerate(shapes)
     ]
     out = [lesson for batch in micro_batches(lessons, budget) for lesson in batch]

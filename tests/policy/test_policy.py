@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ from ogls.policy.policy import Policy
 PREFIXES = [[5, 6, 7, 8, 9], [40, 41, 42], [100, 101, 102, 103, 104, 105, 106]]
 SUFFIXES = [[11, 12, 13, 14], [21], [31, 32], [51, 52, 53, 54, 55, 56], [61, 62, 63], [71, 72]]
 OWNERS = [1, 0, 0, 2, 0, 2]
+
+
+def loaded(folder: Path, lora: Lora | None, **settings: Any) -> Policy:
+    return Policy(str(folder), lora=lora, **settings).load()
 
 
 def randomised(policy: Policy, seed: int = 0) -> Policy:
@@ -43,7 +48,7 @@ def plain_states(policy: Policy, prefixes: list, suffixes: list, owners: list) -
 @pytest.fixture(params=["tiny_model", "tiny_qwen3"])
 def policy(request: pytest.FixtureRequest) -> Policy:
     """In double precision (but for the norms, which transformers computes in single)."""
-    policy = randomised(Policy(request.getfixturevalue(request.param), lora=Lora(rank=4), dtype="float32"))
+    policy = randomised(loaded(request.getfixturevalue(request.param), Lora(rank=4), dtype="float32"))
     return policy.double()
 
 
@@ -82,7 +87,7 @@ _POLICIES: dict[Path, Policy] = {}
 def any_policy(path: Path) -> Policy:
     """One policy for all examples of a property."""
     if path not in _POLICIES:
-        _POLICIES[path] = randomised(Policy(path, lora=Lora(rank=4), dtype="float32"))
+        _POLICIES[path] = randomised(loaded(path, Lora(rank=4), dtype="float32"))
     return _POLICIES[path]
 
 
@@ -96,7 +101,7 @@ def test_head_on_states_is_the_models_logits(policy: Policy) -> None:
 
 def test_bfloat16_stays_near_float32(tiny_model: Path) -> None:
     exact = any_policy(tiny_model)
-    rounded = Policy(tiny_model, lora=Lora(rank=4))
+    rounded = loaded(tiny_model, Lora(rank=4))
     rounded.load_trainable({name: p.detach() for name, p in exact.trainable().items()})
     with torch.no_grad():
         a, b = (p.hidden(PREFIXES, SUFFIXES, OWNERS).float() for p in (exact, rounded))
@@ -108,7 +113,7 @@ def test_bfloat16_stays_near_float32(tiny_model: Path) -> None:
 def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path) -> None:
     found = []
     for checkpointing in (False, True):
-        policy = Policy(tiny_model, lora=Lora(rank=4), dtype="float32", gradient_checkpointing=checkpointing)
+        policy = loaded(tiny_model, Lora(rank=4), dtype="float32", gradient_checkpointing=checkpointing)
         policy.load_trainable({name: p.detach() for name, p in any_policy(tiny_model).trainable().items()})
         policy.train()
         policy.hidden(PREFIXES, SUFFIXES, OWNERS).square().mean().backward()
@@ -117,8 +122,50 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: Path) -> None:
         torch.testing.assert_close(found[1][name], found[0][name], atol=1e-6, rtol=1e-5)
 
 
+def test_settings_folder_and_tokenizer_are_there_before_the_weights(tiny_model: Path) -> None:
+    policy = Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32")
+    assert policy.folder == tiny_model
+    assert policy.tokenizer.eos_token_id == 2
+    assert list(policy.parameters()) == []
+    assert policy.load() is policy
+    model = policy.model
+    assert policy.load().model is model
+    with pytest.raises(
+        ValueError, match=r"policy.adapter: no folder 'nowhere' in the working directory or the project"
+    ):
+        _ = Policy(str(tiny_model), adapter="nowhere").folder
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+def test_at_the_start_weights_and_version_are_those_of_the_folder(tiny_model: Path, lora: Lora | None) -> None:
+    policy = loaded(tiny_model, lora, dtype="float32")
+    start = policy.hidden(PREFIXES, SUFFIXES, OWNERS).detach()
+    for p in policy.trainable().values():
+        p.data += 0.05
+    policy.version = 7
+    moved = policy.hidden(PREFIXES, SUFFIXES, OWNERS).detach()
+    assert not torch.equal(moved, start)
+    own = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    with policy.at_start():
+        assert policy.version == 0
+        assert torch.equal(policy.hidden(PREFIXES, SUFFIXES, OWNERS), start)
+        with policy.swapped(own):
+            assert policy.version == 0
+        with policy.swapped(own, version=5):
+            assert policy.version == 5
+            assert torch.equal(policy.hidden(PREFIXES, SUFFIXES, OWNERS), moved)
+        assert policy.version == 0
+    with policy.swapped(own):
+        assert policy.version == 7
+    assert policy.version == 7
+    with pytest.raises(RuntimeError, match="lost"), policy.at_start():
+        raise RuntimeError("lost")
+    assert policy.version == 7
+    assert torch.equal(policy.hidden(PREFIXES, SUFFIXES, OWNERS), moved)
+
+
 def test_full_weights_train_all_but_embeddings_and_head(tiny_model: Path) -> None:
-    policy = Policy(tiny_model)
+    policy = loaded(tiny_model, None)
     assert not any("embed" in name or "lm_head" in name for name in policy.trainable())
     assert len(policy.trainable()) == 2 * 9 + 1  # seven projections and two norms a layer, and the last norm
     policy.hidden(PREFIXES, SUFFIXES, OWNERS).float().square().mean().backward()
@@ -137,7 +184,7 @@ def test_peft_reads_the_adapter_and_computes_the_same(tiny_model: Path, tmp_path
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(base, tmp_path)(input_ids=ids).logits
         torch.testing.assert_close(policy.model(input_ids=ids).logits, theirs, atol=1e-4, rtol=1e-4)
-    other = Policy(tiny_model, lora=Lora(rank=4), dtype="float32")
+    other = loaded(tiny_model, Lora(rank=4), dtype="float32")
     other.load_adapter(tmp_path)
     assert all(torch.equal(p, policy.trainable()[name]) for name, p in other.trainable().items())
 
@@ -168,14 +215,14 @@ def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     cases: list[tuple[str, Callable[[], object]]] = [
         ("share embeddings and output head", lambda: Lora(targets=("q_proj", "lm_head"))),
         ("rank >= 1", lambda: Lora(rank=0)),
-        (r"\['c_attn'\] match no layer", lambda: Policy(tiny_model, lora=Lora(targets=("c_attn", "q_proj")))),
+        (r"\['c_attn'\] match no layer", lambda: loaded(tiny_model, Lora(targets=("c_attn", "q_proj")))),
         ("one owner for each", lambda: policy.hidden([[1]], [[2]], [0, 0])),
         ("continues prefix 3", lambda: policy.hidden([[1]], [[2]], [3])),
         ("need a token each: got 0 and 1", lambda: policy.hidden([[1]], [[]], [0])),
         ("not in both", lambda: policy.load_trainable({})),
-        ("no adapter to save", lambda: Policy(tiny_model).save_adapter(tmp_path)),
-        ("expected", lambda: Policy(tiny_model, lora=Lora(rank=8)).load_adapter(rank4)),
-        ("of another model", lambda: Policy(tiny_model, lora=Lora(rank=4)).load_adapter(stray)),
+        ("no adapter to save", lambda: loaded(tiny_model, None).save_adapter(tmp_path)),
+        ("expected", lambda: loaded(tiny_model, Lora(rank=8)).load_adapter(rank4)),
+        ("of another model", lambda: loaded(tiny_model, Lora(rank=4)).load_adapter(stray)),
     ]
     for message, attempt in cases:
         with pytest.raises(ValueError, match=message):
@@ -185,10 +232,10 @@ def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path) -> None:
 def test_capped_logits_are_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "gemma2", "gemma2", tie_word_embeddings=True)
     with pytest.raises(ValueError, match="soft-caps its logits"):
-        Policy(folder, lora=Lora(rank=4))
+        loaded(folder, Lora(rank=4))
 
 
 def test_scaled_logits_are_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "granite", "granite", logits_scaling=4.0)
     with pytest.raises(ValueError, match=r"off head\(last states\)"):
-        Policy(folder, lora=Lora(rank=4), dtype="float32")
+        loaded(folder, Lora(rank=4), dtype="float32")

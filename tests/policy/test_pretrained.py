@@ -25,7 +25,7 @@ def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    policy = Policy(tiny_model, lora=Lora(rank=4, alpha=8), dtype="float32")
+    policy = Policy(str(tiny_model), lora=Lora(rank=4, alpha=8), dtype="float32").load()
     for p in policy.trainable().values():
         torch.nn.init.normal_(p, std=0.1)
     policy.save_adapter(tmp_path / "adapter")
@@ -130,7 +130,7 @@ def test_embedded_model_speaks(embedded_model: Path) -> None:
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True
     )["input_ids"]
-    policy = Policy(embedded_model, lora=Lora(rank=1))
+    policy = Policy(str(embedded_model), lora=Lora(rank=1)).load()
     answer = tokenizer("The capital of France is Paris", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logits = policy.hidden([prompt], [answer], [0]) @ policy.head[0].T

@@ -81,7 +81,7 @@ def test_empty_completions_are_completions(tiny_model: Path) -> None:
 @pytest.fixture
 def policy(tiny_model: Path) -> Policy:
     torch.manual_seed(0)
-    return Policy(tiny_model, lora=Lora(rank=4), dtype="float32")
+    return Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32").load()
 
 
 class Another(TransformersEngine):
@@ -89,7 +89,7 @@ class Another(TransformersEngine):
 
     def _load(self, policy: Policy) -> None:
         torch.manual_seed(0)
-        other = Policy(policy.path, lora=policy.lora, dtype="float32")
+        other = Policy(policy.name, lora=policy.lora, dtype="float32").load()
         for own, given in zip(other.trainable().values(), policy.trainable().values(), strict=True):
             own.data += 0.05 * torch.randn_like(given)
         super()._load(other)

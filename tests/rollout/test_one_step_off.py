@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ogls.cli import build
+from ogls.data import RolloutDataModule
 from ogls.lessons.privilege import Demonstration, ReferenceSolution
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.selection import AllTokens
-from ogls.loss.objective import Distillation
+from ogls.loss.objective import Distillation, Likelihood
 from ogls.loss.steering import Unsteered
+from ogls.module import SelfDistillation
 from ogls.policy.policy import Policy
 from ogls.records import Batch, Completion, Sampling
 from ogls.rollout.accuracy import Evaluation
@@ -29,8 +31,7 @@ from ogls.rollout.sampler import Sampler
 from ogls.rollout.transformers import TransformersEngine
 from ogls.system.exits import EngineFailed
 from tests.scripted import ChainEngine
-from tests.test_module import SaveAt, fit, module, trainer, weights
-from tests.test_module import data_module as on_policy_data
+from tests.test_module import SaveAt, fit, pair, trainer, weights
 
 
 class Copying(TransformersEngine):
@@ -44,7 +45,7 @@ class Copying(TransformersEngine):
         self.fault, self.at = fault, at
 
     def _load(self, policy: Policy) -> None:
-        made = Policy(policy.path, lora=policy.lora, dtype="float32")
+        made = Policy(policy.name, lora=policy.lora, dtype="float32").load()
         made.load_trainable({name: p.detach() for name, p in policy.trainable().items()})
         super()._load(made)
 
@@ -64,23 +65,21 @@ def _engine_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ogls.data.EngineProcess", lambda engine: engine)
 
 
-def stale(engine: RolloutEngine, **arguments: Any) -> dict[str, Any]:
-    """Settings of a run whose rollouts are learned from whatever their verdict."""
+def stale(folder: Path, engine: RolloutEngine, **arguments: Any) -> tuple[SelfDistillation, RolloutDataModule]:
+    """A run whose rollouts are learned from whatever their verdict."""
     settings: dict[str, Any] = {
         "engine": engine,
         "one_step_off": True,
         "privilege": ReferenceSolution(),
+        "steering": Unsteered(),
+        "objective": Distillation(importance_cap=1.1),
         "selection": AllTokens(),
-        "sampling": Sampling(max_tokens=12),
+        "max_tokens": 12,
         "evaluation": Evaluation(samples=1, sampling=Sampling(max_tokens=12)),
+        "learning_rate": 1e-2,
+        "schedule": "linear",
     }
-    return settings | arguments
-
-
-def learner(folder: Path) -> Any:
-    return module(
-        folder, steering=Unsteered(), objective=Distillation(importance_cap=1.1), learning_rate=1e-2, schedule="linear"
-    )
+    return pair(folder, **(settings | arguments))
 
 
 class Watch(Callback):
@@ -101,8 +100,7 @@ class Watch(Callback):
 
 def test_every_batch_was_sampled_by_the_weights_of_one_update_ago(tiny_model: Path, tmp_path: Path) -> None:
     engine, watch = Copying(), Watch()
-    model = learner(tiny_model)
-    data = on_policy_data(tiny_model, **stale(engine))
+    model, data = stale(tiny_model, engine)
     made = trainer(tmp_path, epochs=3, callbacks=[watch])
     made.limit_val_batches = 1.0  # after steps 2, 4 and 6
     made.fit(model, data)
@@ -137,8 +135,9 @@ def gap(policy: Policy, of: dict[str, Tensor], batch: Batch) -> float:
 
 def test_the_corrected_loss_by_the_formula(tiny_model: Path, tmp_path: Path) -> None:
     """sum w min(pi / pi_sampler, cap) KL(teacher || pi) / sum w from full logits; pi has made one update more."""
-    watch, model = Watch(), learner(tiny_model)
-    losses = fit(tiny_model, tmp_path, model, callbacks=[watch], epochs=2, **stale(Copying()))
+    watch = Watch()
+    model, data = stale(tiny_model, Copying())
+    losses = fit(tmp_path, model, data, callbacks=[watch], epochs=2)
     start = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     total = count = 0.0
     ratios = []
@@ -155,18 +154,19 @@ def test_the_corrected_loss_by_the_formula(tiny_model: Path, tmp_path: Path) -> 
         ratio = (student[range(len(ids)), ids] - torch.tensor(lesson.logprobs)).exp()
         ratios += ratio.tolist()
         kl = (teacher.exp() * (teacher - student)).sum(-1)
-        total += float((torch.tensor(lesson.weights) * ratio.clamp(max=1.1) * kl).sum())
-        count += sum(lesson.weights)
+        total += float((torch.tensor(lesson.token_weights) * ratio.clamp(max=1.1) * kl).sum())
+        count += sum(lesson.token_weights)
     assert min(ratios) < 0.9 < 1.1 < max(ratios)
     assert losses[2] == pytest.approx(total / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("step", [3, 4], ids=["mid-epoch", "end of an epoch"])
 def test_a_run_goes_on_bitwise(tiny_model: Path, tmp_path: Path, step: int) -> None:
-    file, whole, resumed = tmp_path / "kept.ckpt", learner(tiny_model), learner(tiny_model)
-    expected = fit(tiny_model, tmp_path, whole, epochs=3, callbacks=[SaveAt(step, file)], **stale(Copying()))
-    engine = Copying()
-    got = fit(tiny_model, tmp_path, resumed, epochs=3, ckpt_path=file, **stale(engine))
+    file, engine = tmp_path / "kept.ckpt", Copying()
+    whole, data = stale(tiny_model, Copying())
+    expected = fit(tmp_path, whole, data, epochs=3, callbacks=[SaveAt(step, file)])
+    resumed, data = stale(tiny_model, engine)
+    got = fit(tmp_path, resumed, data, epochs=3, ckpt_path=file)
     assert got == expected[step:]
     assert [version for version, _ in engine.calls] == list(range(step - 1, 5))
     for name, value in weights(whole).items():
@@ -189,9 +189,9 @@ def test_an_engine_that_fails_beside_the_training_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ogls.rollout.one_step_off.PATIENCE", 8.0 if fault == "hang" else 600.0)
-    expected = fit(tiny_model, tmp_path, learner(tiny_model), epochs=2, **stale(Copying()))
+    expected = fit(tmp_path, *stale(tiny_model, Copying()), epochs=2)
     engine = Copying(fault, at=2)
-    assert fit(tiny_model, tmp_path, learner(tiny_model), epochs=2, **stale(engine)) == expected
+    assert fit(tmp_path, *stale(tiny_model, engine), epochs=2) == expected
     assert [version for version, _ in engine.calls] == [0, 0, 1, 1, 2]
     assert engine.calls[3][1] == "MainThread"  # from the weights that were kept
     assert f"is rebuilt: {said}" in capfd.readouterr().err
@@ -203,19 +203,20 @@ def test_weights_that_could_not_be_handed_over_leave_those_of_the_batch_in_the_c
     class OneWeight(Policy):
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
+            self.version = 0
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def trainable(self) -> dict[str, Any]:
             return {"weight": self.weight}
 
     class Failing(Sampler):
-        def __init__(self) -> None:
-            self.version = 0
+        def __init__(self, policy: Policy) -> None:
+            self.version, self._policy = 0, policy
 
-        def hold(self, version: int) -> None:
-            if version == 2:
+        def hold(self) -> None:
+            if self._policy.version == 2:
                 raise EngineFailed("it was told to")
-            self.version = version
+            self.version = self._policy.version
 
         def beside(self) -> Failing:
             return self
@@ -225,12 +226,13 @@ def test_weights_that_could_not_be_handed_over_leave_those_of_the_batch_in_the_c
         return Batch(lessons=(), policy_version=sampler.version)
 
     policy = OneWeight()
-    stream = OneStepOff(make, Failing(), policy)
-    for step in range(2):
-        stream.take(step, more=True)
+    stream = OneStepOff(make, Failing(policy), policy)
+    for _ in range(2):
+        stream.take(more=True)
         policy.weight.data += 1.0
+        policy.version += 1
     with pytest.raises(EngineFailed):
-        stream.take(2, more=True)
+        stream.take(more=True)
     assert stream.weights == {"weight": torch.tensor([1.0])}, "those that made the batch of step 2"
 
 
@@ -238,21 +240,22 @@ def test_weights_that_could_not_be_handed_over_leave_those_of_the_batch_in_the_c
     ("arguments", "message"),
     [
         ({"updates_per_rollout": 2}, "makes every batch anew: data.updates_per_rollout is 2"),
-        ({"privilege": Demonstration()}, "Demonstration samples nothing ahead: set data.one_step_off to false"),
-        ({"reflector": ModelReflector(weights="frozen")}, "set data.reflector.weights to student"),
+        (
+            {"privilege": Demonstration(), "objective": Likelihood()},
+            r"Method\[.*Demonstration.*\] samples nothing ahead: set data.one_step_off to false",
+        ),
+        ({"reflector": ModelReflector(weights="frozen")}, "set method.reflector.weights to student"),
     ],
 )
-def test_what_cannot_be_sampled_ahead_is_refused(
-    tiny_model: Path, tmp_path: Path, arguments: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_sampled_ahead_is_refused(tiny_model: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fit(tiny_model, tmp_path, learner(tiny_model), **stale(ChainEngine(), **arguments))
+        stale(tiny_model, ChainEngine(), **arguments)
 
 
-def test_stale_rollouts_need_a_correction(tiny_model: Path, tmp_path: Path) -> None:
-    model = module(tiny_model, steering=Unsteered())
-    with pytest.raises(ValueError, match=r"one_step_off is True, .* off-policy: set model.objective.importance_cap"):
-        fit(tiny_model, tmp_path, model, **stale(ChainEngine()))
+def test_stale_rollouts_need_a_correction(tiny_model: Path) -> None:
+    message = "one_step_off is True, .* off-policy for Distillation: set method.objective.importance_cap"
+    with pytest.raises(ValueError, match=message):
+        stale(tiny_model, ChainEngine(), objective=Distillation())
 
 
 def test_the_overlay_builds_on_vllm_and_is_refused_where_the_policy_itself_samples(
@@ -262,7 +265,9 @@ def test_the_overlay_builds_on_vllm_and_is_refused_where_the_policy_itself_sampl
     monkeypatch.setattr("sys.argv", ["run.py"])
     built = build(["--config", "math.yaml", "--config", "one_step_off.yaml", "--trainer.accelerator", "cpu"], run=False)
     assert isinstance(built.datamodule.engine, EngineProcess)
-    assert built.model.objective.corrects_staleness
+    assert built.model.method is built.datamodule.method
+    assert built.model.method.objective == Distillation(importance_cap=2.0)
+    assert built.model.method.uncorrected == ()
     built.datamodule.close()
     with pytest.raises(ValueError, match="TransformersEngine samples with the policy itself and cannot run beside"):
         EngineProcess(TransformersEngine())

@@ -60,13 +60,13 @@ def completions(engine: RolloutEngine, policy: Policy) -> object:
 
 
 def test_it_gives_what_the_engine_gives(beside: EngineProcess, tiny_model: Path) -> None:
-    policy, here = Policy(tiny_model, lora=Lora(rank=4), dtype="float32"), ScriptedEngine(numbers)
+    policy, here = Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32").load(), ScriptedEngine(numbers)
     here.start(tiny_model, 256)
     assert completions(beside, policy) == completions(here, policy)
 
 
 def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
-    policy = Policy(tiny_model, lora=Lora(rank=4), dtype="float32")
+    policy = Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32").load()
     torch.manual_seed(0)
     for p in policy.trainable().values():
         p.data += torch.randn_like(p)
@@ -82,7 +82,7 @@ def test_a_process_that_was_killed_is_rebuilt(tiny_model: Path, capfd: pytest.Ca
     engine = EngineProcess(ScriptedEngine(numbers))
     guard = EngineGuard(engine)
     guard.start(tiny_model, 256)
-    guard.load(Policy(tiny_model), 0)
+    guard.load(Policy(str(tiny_model)).load(), 0)
     expected = guard.generate(PROMPTS, SAMPLING, 2, seed=1)
     assert engine._process is not None
     os.kill(engine._process.pid, signal.SIGKILL)

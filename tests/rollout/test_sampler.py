@@ -1,8 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ GREEDY = Sampling(max_tokens=12, temperature=0)
 
 def moved(folder: Path, lora: Lora | None) -> tuple[Policy, Policy]:
     """A policy as it begins, and one that has learned something."""
-    start, policy = Policy(folder, lora=lora, dtype="float32"), Policy(folder, lora=lora, dtype="float32")
+    start, policy = (Policy(str(folder), lora=lora, dtype="float32").load() for _ in range(2))
     torch.manual_seed(0)
     with torch.no_grad():
         for p in policy.trainable().values():
@@ -38,18 +37,18 @@ def test_frozen_replies_come_from_the_weights_that_training_began_with(tiny_mode
     prompts = [encoder.student(Problem(id="p", text=text, answer="1")) for text in ("What is 1+1?", "Is 2 odd?")]
 
     def sampler(of: Policy, version: int) -> tuple[Sampler, TransformersEngine]:
-        module: Any = SimpleNamespace(policy=of, policy_version=version, folder=of.path)
-        engine = TransformersEngine()
-        made = Sampler(engine, module, encoder, GradingPool(ByKind()), 200)
-        made.hold(version)
+        of.version, engine = version, TransformersEngine()
+        made = Sampler(engine, of, encoder, GradingPool(ByKind()), 200)
+        made.hold()
         return made, engine
 
     expected = sampler(start, 0)[0].replies(prompts, GREEDY, 0, frozen=False)
     mine, engine = sampler(policy, 3)
+    assert (mine.version, engine.version) == (3, 3)
     now = mine.replies(prompts, GREEDY, 0, frozen=False)
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     assert mine.replies(prompts, GREEDY, 0, frozen=True) == expected != now
-    assert engine.version == 0
+    assert (engine.version, mine.version, policy.version) == (0, 3, 3)
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
     assert mine.replies(prompts, GREEDY, 0, frozen=False) == now
     assert engine.version == 3
@@ -66,15 +65,15 @@ def test_at_the_start_what_an_engine_copies_is_the_folders(tiny_model: Path):
 def test_phases_are_timed(tiny_model: Path):
     start, _ = moved(tiny_model, Lora(rank=4, alpha=8))
     encoder = PromptEncoder(Prompts(system=""), load_tokenizer(tiny_model))
-    module: Any = SimpleNamespace(policy=start, policy_version=0, folder=tiny_model)
-    problem, meter = Problem(id="p", text="What is 1+1?", answer="2"), StepMetrics("rollouts", 1)
+    problem, metrics = Problem(id="p", text="What is 1+1?", answer="2"), StepMetrics("rollouts", 1)
     with GradingPool(ByKind()) as pool:
-        sampler = Sampler(TransformersEngine(), module, encoder, pool, 200)
-        sampler.hold(0)
-        (group,) = sampler.rollouts([problem], [encoder.student(problem)], 2, GREEDY, 0, meter)
+        sampler = Sampler(TransformersEngine(), start, encoder, pool, 200)
+        sampler.hold()  # nobody records yet
+        with metrics.recording():
+            (group,) = sampler.rollouts([problem], [encoder.student(problem)], 2, GREEDY, 0)
+            sampler.hold()  # it has these weights: nothing to do but to find that out
     first, second = group.rollouts
     assert first.completion == second.completion
-    assert [interval.phase for interval in meter.intervals] == ["generate", "grade"]
-    assert all(a.end <= b.start for a, b in zip(meter.intervals, meter.intervals[1:], strict=False))
-    lengths = {f"time/{interval.phase}": interval.end - interval.start for interval in meter.intervals}
-    assert meter.metrics() == lengths
+    assert [phase.name for phase in metrics.phases] == ["generate", "grade", "sync"]
+    assert all(a.end <= b.start for a, b in pairwise(metrics.phases))
+    assert metrics.metrics() == {f"time/{phase.name}": phase.end - phase.start for phase in metrics.phases}

@@ -16,7 +16,7 @@ PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [100, 101]]
 
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> Policy:
-    return Policy(tiny_model, lora=Lora(rank=4), dtype="float32")
+    return Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32").load()
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def test_logprobs_are_the_policys_own(engine: TransformersEngine, policy: Policy
         assert len(group) == 3
         for completion in group:
             ids = completion.token_ids
-            ended = ids[-1] in end_token_ids(policy.path)
+            ended = ids[-1] in end_token_ids(policy.folder)
             assert completion.finish_reason == ("stop" if ended else "length")
-            assert not set(ids[:-1]) & set(end_token_ids(policy.path))
+            assert not set(ids[:-1]) & set(end_token_ids(policy.folder))
             assert ended or len(ids) == 30
             logits = policy.hidden([prompt], [ids], [0]) @ weight.T
             expected = (logits / 0.8).log_softmax(-1)[torch.arange(len(ids)), list(ids)]
@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused(tiny_model: Path, engine: TransformersEngi
         engine.generate(PROMPTS, Sampling(max_tokens=125), n=1, seed=0)
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         engine.generate([[]], Sampling(max_tokens=1), n=1, seed=0)
-    with pytest.raises(ValueError, match="n, the completions a prompt"):
+    with pytest.raises(ValueError, match="n, the completions per prompt"):
         engine.generate(PROMPTS, Sampling(max_tokens=1), n=0, seed=0)
     with pytest.raises(ValueError, match="call load"):
         _ = TransformersEngine().version

@@ -39,7 +39,7 @@ def engine(tiny_model: Path) -> Iterator[VllmEngine]:
 @pytest.fixture
 def policy(tiny_model: Path) -> Policy:
     torch.manual_seed(0)
-    return Policy(tiny_model, lora=Lora(rank=8))
+    return Policy(str(tiny_model), lora=Lora(rank=8)).load()
 
 
 def shift(policy: Policy, size: float = 0.03) -> None:
@@ -74,7 +74,7 @@ def test_completions_are_whole(engine: VllmEngine, policy: Policy) -> None:
     engine.load(policy, 0)
     groups = engine.generate(PROMPTS, SAMPLING, n=16, seed=0)
     assert [len(group) for group in groups] == [16] * 3
-    ends = set(end_token_ids(policy.path))
+    ends = set(end_token_ids(policy.folder))
     for completion in (c for group in groups for c in group):
         ids = completion.token_ids
         assert len(ids) == len(completion.logprobs) <= 40
@@ -146,8 +146,8 @@ def test_other_trainable_sets_are_synced_too(engine: VllmEngine, tiny_model: Pat
 
     Full weights come last: what they change (norms, say) no later adapter would put back, and the canary would say so.
     """
-    engine.load(Policy(tiny_model, lora=lora), 0)
-    policy = Policy(tiny_model, lora=lora)
+    engine.load(Policy(str(tiny_model), lora=lora).load(), 0)
+    policy = Policy(str(tiny_model), lora=lora).load()
     shift(policy, 0.05 if lora is None else 0.1)
     engine.load(policy, 1)
     assert mismatch(policy, engine.generate(PROMPTS, SAMPLING, n=8, seed=0)) <= 0.03
@@ -157,15 +157,15 @@ def test_other_trainable_sets_are_synced_too(engine: VllmEngine, tiny_model: Pat
 def test_adapter_is_swapped_after_every_change(engine: VllmEngine, policy: Policy) -> None:
     engine.close()  # one engine a process at a time; this test is the last that needs one
     swapping = VllmEngine(sync="adapter", memory_gib=0.25, max_num_seqs=64, max_lora_rank=8)
-    swapping.start(policy.path, context_length=256)
+    swapping.start(policy.folder, context_length=256)
     for version in (0, 0, 1):  # a version may come twice, with other weights: they count
         shift(policy)
         swapping.load(policy, version)
         assert mismatch(policy, swapping.generate(PROMPTS, SAMPLING, n=8, seed=version)) <= 0.03
     with pytest.raises(ValueError, match="rank 16, the engine takes up to 8"):
-        swapping.load(Policy(policy.path, lora=Lora(rank=16)), 2)
+        swapping.load(Policy(policy.name, lora=Lora(rank=16)).load(), 2)
     with pytest.raises(ValueError, match='sync="merged"'):
-        swapping.load(Policy(policy.path), 2)
+        swapping.load(Policy(policy.name).load(), 2)
     swapping.close()
 
 
@@ -176,7 +176,7 @@ def test_in_a_process_of_its_own_it_samples_from_the_policy_too(
 ) -> None:
     beside = EngineProcess(VllmEngine(sync=sync, memory_gib=0.25, max_num_seqs=64, max_lora_rank=8))
     with closing(beside):
-        beside.start(policy.path, context_length=256)
+        beside.start(policy.folder, context_length=256)
         for version in range(2):
             shift(policy)
             beside.load(policy, version)

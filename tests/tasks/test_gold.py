@@ -1,24 +1,22 @@
-"""Gold answers before training: what cannot be read or is not the only right answer is named, at the command line too."""
+"""Gold answers before training: what cannot be read or is not the only right answer is named, also for a user."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ogls.cli import main
-from ogls.records import Problem, Verdict
-from ogls.tasks.base import Verifier
+from ogls.records import Problem
 from ogls.tasks.by_kind import ByKind
 from ogls.tasks.gold import gold_faults, unverifiable_gold, verify_gold
 from ogls.tasks.grading import GradingPool
 from ogls.tasks.reasoning_gym import ReasoningGym
+from tests.faults.nursery import Nursery
+from tests.tasks.careless import Careless
 
 TOOLS = '[{"Action": "go", "Action_Input": "{}"}]'
 
@@ -71,27 +69,12 @@ def test_equal_answers_of_several_problems_are_all_named(pool: GradingPool) -> N
     assert unverifiable_gold(problems("5", "nan", "5", "nan", "See it.", "See it."), pool) == ["p1", "p3", "p4", "p5"]
 
 
-@dataclass(frozen=True)
-class Careless(Verifier):
-    """Right is what the gold answer says and whatever `also` says; two answers of this many digits are one."""
-
-    also: tuple[str, ...] = ()
-    digits: int = 99
-
-    def grade(self, problem: Problem, text: str) -> Verdict:
-        same = text[: self.digits] == problem.answer[: self.digits]
-        return Verdict(correct=same or text in self.also, status="graded", answer=text)
-
-    def canonical(self, problem: Problem) -> str:
-        return problem.answer
-
-
 @pytest.mark.fault("gold answer that cannot verify itself")
 @pytest.mark.parametrize("wrong", ["", "xyzzy", "0", "nan"])
 def test_a_verifier_that_takes_a_wrong_answer_for_right_is_found(wrong: str) -> None:
     with GradingPool(Careless(also=(wrong,))) as careless:
         faults = gold_faults(problems("5", "6"), careless)
-        assert faults == {"p0": f"beside '5', {wrong!r} is graded right", "p1": f"beside '6', {wrong!r} is graded right"}
+        assert faults == {f"p{i}": f"beside '{5 + i}', {wrong!r} is graded right" for i in range(2)}
         assert gold_faults(problems(wrong or "7"), careless).keys() <= {"p0"}
 
 
@@ -114,7 +97,9 @@ def test_one_problem_and_none(pool: GradingPool) -> None:
     assert gold_faults([], pool) == {}
 
 
-def test_thirty_thousand_problems_take_seconds(pool: GradingPool, record_property: Callable[[str, object], None]) -> None:
+def test_thirty_thousand_problems_take_seconds(
+    pool: GradingPool, record_property: Callable[[str, object], None]
+) -> None:
     """Of one gold answer only one is checked: a data set of whole numbers has hundreds of them."""
     given = problems(*(str(i * i % 997) for i in range(30_000)))
     asked: list[int] = []
@@ -151,14 +136,16 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str) -> int:
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["run.py", "fit", *args])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
+def fit(nursery: Nursery, folder: Path, *args: str) -> tuple[int, str]:
+    """Returns exit code and output of a run in a process of its own."""
+    output, environment = folder / "output.txt", {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    code = nursery.wait(nursery.fork("run", folder, output, json.dumps(environment), "fit", *args))
+    return code, output.read_text()
+
+
+def error(output: str) -> str:
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    return line
 
 
 SOUND = [{"id": f"sound-{i}", "problem": f"{i}+1?", "answer": str(i + 1)} for i in range(4)]
@@ -170,37 +157,36 @@ ODD = [
 LONG = {"id": "long", "problem": "1+1 " * 300, "answer": "2"}
 
 
-def test_a_fit_is_refused_in_one_line_that_names_all(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fit_is_refused_in_one_line_that_names_all(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
     train, val = write(tmp_path / "train.jsonl", *SOUND, *ODD), write(tmp_path / "val.jsonl", *SOUND)
-    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val)) == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: data.train: expected every gold answer to verify against itself and no wrong answer, ")
+    code, output = fit(nursery, tmp_path, *settings(tiny_model, train, val))
+    assert code == 2, output[-2000:]
+    line = error(output)
+    assert line.startswith("error: data.train: expected every gold answer to verify against itself and no wrong ")
     assert "3 did not: worked, prose, missing (" in line
     assert line.endswith("data.drop_unverifiable: true leaves them out")
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_key_that_drops_it(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    nursery: Nursery, tiny_model: Path, tmp_path: Path
 ) -> None:
     train, val = write(tmp_path / "train.jsonl", *SOUND), write(tmp_path / "val.jsonl", *SOUND, LONG)
-    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val)) == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    code, output = fit(nursery, tmp_path, *settings(tiny_model, train, val))
+    assert code == 2, output[-2000:]
+    line = error(output)
     assert line.startswith("error: data.val: the prompt of problem 'long' has ")
-    assert line.endswith("context_length 256 leaves 250 beside the rollout; data.drop_long: true leaves out the 1 that "
-                         "are too long")
+    assert line.endswith(
+        "context_length 256 leaves 250 beside the rollout; data.drop_long: true leaves out the 1 that are too long"
+    )
 
 
-def test_problems_are_dropped_counted_and_logged(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_problems_are_dropped_counted_and_logged(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
     train, val = write(tmp_path / "train.jsonl", *SOUND, *ODD, LONG), write(tmp_path / "val.jsonl", *SOUND, LONG)
     drop = ["--data.drop_unverifiable", "true", "--data.drop_long", "true"]
-    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val), *drop) == 0
-    printed = capfd.readouterr().out
-    assert "data.train: 4 of 8 problems are left, dropped are 3 unverifiable and 1 long" in printed
-    assert "data.val: 4 of 5 problems are left, dropped are 1 long" in printed
+    code, output = fit(nursery, tmp_path, *settings(tiny_model, train, val), *drop)
+    assert code == 0, output[-2000:]
+    assert "data.train: 4 of 8 problems are left, dropped are 3 unverifiable and 1 long" in output
+    assert "data.val: 4 of 5 problems are left, dropped are 1 long" in output
     (file,) = tmp_path.glob("mlartifacts/*/artifacts/data.json")
     logged = json.loads(file.read_text())
     assert {name: (split["problems"], split["dropped"]) for name, split in logged.items()} == {
@@ -211,9 +197,8 @@ def test_problems_are_dropped_counted_and_logged(
     assert [problem["id"] for problem in logged["train"]["first"]] == [row["id"] for row in SOUND]
 
 
-def test_nothing_left_is_refused(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_left_is_refused(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
     train, val = write(tmp_path / "train.jsonl", *ODD), write(tmp_path / "val.jsonl", *SOUND)
-    assert fit(monkeypatch, tmp_path, *settings(tiny_model, train, val), "--data.drop_unverifiable", "true") == 2
-    assert "error: data.train has no problems left: dropped are 3 unverifiable\n" in capfd.readouterr().err
+    code, output = fit(nursery, tmp_path, *settings(tiny_model, train, val), "--data.drop_unverifiable", "true")
+    assert code == 2, output[-2000:]
+    assert error(output) == "error: data.train has no problems left: dropped are 3 unverifiable"

@@ -376,12 +376,24 @@ def test_verify_gold(pool: GradingPool) -> None:
         verify_gold([*fine, Problem(id="p", text="?", answer="1", kind="poem")], pool)
 
 
-def stop(process: int) -> None:
-    os.kill(process, signal.SIGSTOP)
+def state(process: int) -> str:
+    """A letter: T is stopped, Z has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def wait_for(wanted: str, process: int) -> None:
     deadline = time.monotonic() + 5
-    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+    while state(process) != wanted:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def stop(process: int) -> None:
+    os.kill(process, signal.SIGSTOP)
+    wait_for("T", process)
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
@@ -400,17 +412,19 @@ def test_stopped_processes_are_replaced_and_the_innocent_answers_asked_again(who
         assert [v.status for v in verdicts] == ["graded", "crash", "graded", "timeout", "graded"]
         assert [v.answer for v in verdicts if v.correct] == texts[::2]
     for process in (worker, nursery):
-        assert not Path(f"/proc/{process}").exists(), "stopped processes are ended, too"
+        wait_for("Z", process)  # stopped processes are ended, too
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
 def test_a_stopped_process_does_not_keep_the_pool_from_closing() -> None:
     pool = GradingPool(Obedient())
     (verdict,) = tell(pool, "python __import__('os').getppid()")
-    stop(int(verdict.answer or ""))
+    nursery = int(verdict.answer or "")
+    stop(nursery)
     start = time.monotonic()
     pool.close()
     assert time.monotonic() - start < 5
+    wait_for("Z", nursery)
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
@@ -452,7 +466,7 @@ def test_a_verifier_that_cannot_be_loaded(capfd: pytest.CaptureFixture[str]) -> 
     pool.close()
 
 
-@pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout": 0.0}, {"memory_gib": 0.1}])
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout": 0.0}, {"memory_gib": 0.1}, {"timeout_budget": -1.0}])
 def test_settings(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"expected workers >= 1, timeout > 0 and memory_gib >= 0\.5"):
         GradingPool(Obedient(), **settings)  # type: ignore[arg-type]

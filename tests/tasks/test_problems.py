@@ -72,7 +72,7 @@ def test_columns(tmp_path: Path) -> None:
         ('"text"', "row 2: expected an object with columns, got str"),
         ({"id": "x", "problem": "p"}, r"row 2: expected a column 'answer', got \['id', 'problem'\]"),
         ({"id": "x", "problem": "p", "answer": None}, "row 2: expected text in column 'answer', got NoneType"),
-        ({"id": "x", "problem": "p", "answer": ["1"]}, "row 2: expected text in column 'answer', got list"),
+        ({"id": "x", "problem": "p", "answer": ["1", {}]}, "row 2: expected text in column 'answer', got list"),
         ({"id": "x", "problem": "p", "answer": True}, "row 2: expected text in column 'answer', got bool"),
         ({"id": "x", "problem": " \n", "answer": "1"}, "row 2: column 'problem' is empty"),
         ({"id": "x", "problem": "p\ud800", "answer": "1"}, "row 2: column 'problem' holds a lone surrogate"),

@@ -7,13 +7,15 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from ogls.cli import build
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import PromptEncoder
+from ogls.methods import ROSD
+from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
 from ogls.tasks.gold import unverifiable_gold
 from tests.lessons.reflection.made import letters, reply
@@ -37,9 +39,17 @@ def test_gold_answers_verify_and_rosd_makes_lessons(
     monkeypatch.setattr(sys, "argv", ["run.py"])
     paths = [arg for key, file in files.items() for arg in (f"--data.{key}.path", f"data/{folder.name}/{file}.jsonl")]
     stack = [arg for c in ("math", name, "rosd") for arg in ("--config", f"{c}.yaml")]
-    sizes = ["--data.context_length", "9000", "--data.reflector.prompt_tokens", "9000", "--data.problems_per_step", "2"]
+    sizes = [
+        "--data.context_length",
+        "9000",
+        "--data.reflection.prompt_tokens",
+        "9000",
+        "--data.problems_per_step",
+        "2",
+    ]
     data = build([*stack, *paths, *sizes, "--trainer.accelerator", "cpu"], run=False).datamodule
     assert isinstance(data, RolloutDataModule)
+    assert data.method == ROSD()
     problems = [problem for key in files for problem in getattr(data, f"{key}_problems")]
     assert len(problems) == count
     assert unverifiable_gold(problems, data.pool) == []
@@ -60,9 +70,7 @@ def test_gold_answers_verify_and_rosd_makes_lessons(
         return letters(encoder, rng.choice([right, wrong]))
 
     data.engine = ScriptedEngine(script)
-    module = SimpleNamespace(policy_version=0, policy=None, tokenizer=tokenizer, folder=tiny_model)
-    data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
-    data.encoder = encoder
+    data.policy, data.encoder = Policy(str(tiny_model), lora=Lora(rank=2), dtype="float32").load(), encoder
     batch = data.make_batch(0)
     data.close()
     assert batch.metrics["train/mixed_groups"] == 1

@@ -83,7 +83,7 @@ def test_missing_values_of_optional_columns(tmp_path: Path) -> None:
             {"answer": "reward_model"},
             "text in column 'reward_model', got dict; take another with columns: {answer: reward_model.ground_truth}",
         ),
-        ({"problem": "?"}, {}, "expected a column 'answer', got ['problem']; take another with columns: {answer: NAME}"),
+        ({"problem": "?"}, {}, "a column 'answer', got ['problem']; take another with columns: {answer: NAME}"),
         ({"problem": " ", "answer": "1"}, {}, "column 'problem' is empty; take another with columns: {text: NAME}"),
         (
             {"problem": float("nan"), "prompt": "?", "answer": "1"},
@@ -201,7 +201,7 @@ def test_files_of_the_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("name", "content", "complaint"),
     [
         ("rows.jsonl", b'{"question": "1+1?", "answer": "2"}\n', "take another with columns: {text: question}"),
-        ("rows.csv", CSV.encode(), "is no JSON: HubProblems reads it, with class_path: HubProblems, init_args: {dataset:"),
+        ("rows.csv", CSV.encode(), "is no JSON: HubProblems reads it, with class_path: HubProblems, init_args: {"),
         ("rows.csv.gz", gzip.compress(CSV.encode()), "HubProblems reads it"),
         ("rows.parquet", b"PAR1....PAR1", "HubProblems reads it"),
         ("named_wrongly.jsonl", b"PAR1....PAR1", "HubProblems reads it"),

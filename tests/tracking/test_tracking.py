@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import Namespace
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny import STEPS, Tiny, TinyData, trainer
 
 from ogls.tracking import Tracker, tracker
-from ogls.tracking.config import SaveConfig, flatten
+from ogls.tracking.config import differences, flatten, parameters
 from ogls.tracking.files import METRICS, read_rows
 from ogls.tracking.outbox import Outbox
 from ogls.tracking.replay import replay
@@ -34,8 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
         path = tmp_path_factory.mktemp("tracking")
         patch.chdir(path)
         shutil.copy(empty_database, path)
-        made = trainer(2, method="tiny", seed=3, run_name="finished", tags={"purpose": "test"})
-        model, data = Tiny(rises=False), TinyData()
+        made = trainer(2, run_name="finished", tags={"purpose": "test"})
+        model, data = Tiny(rises=False), TinyData(seed=3)
         assert isinstance(made.logger, Tracker)
         with made.logger.kept_open():
             made.validate(model, data, verbose=False)
@@ -123,12 +125,11 @@ def test_system_metrics_are_watched(tmp_path: Path, place: Path, monkeypatch: py
 
 
 def test_parameters_and_configuration(tmp_path: Path, place: Path) -> None:
-    class Parser:
-        def dump(self, config: Namespace, skip_none: bool) -> str:
-            return "model:\n  steering: {class_path: ogls.loss.steering.OutcomeSteering, init_args: {alpha: 1.5}}\n"
-
-    made = trainer(1, method="tiny", run_name="configured", system_metrics=False, folder=str(tmp_path))
-    made.callbacks.append(SaveConfig(Parser(), Namespace()))
+    text = "model:\n  steering: {class_path: ogls.loss.steering.OutcomeSteering, init_args: {alpha: 1.5}}\n"
+    text += "trainer: {logger: {class_path: Tracker}}\n"
+    made = trainer(1, run_name="configured", system_metrics=False, folder=str(tmp_path))
+    assert isinstance(made.logger, Tracker)
+    made.logger.configure(text, parameters(yaml.safe_load(text)))
     made.fit(Tiny(), TinyData())
     (run,) = runs(place, "configured")
     assert run.data.params == {
@@ -149,15 +150,27 @@ def test_flatten_by_hand() -> None:
     assert flatten(config) == {"a": 1, "b.c": None, "b.d": "Z", "b.d.e": [1, 2], "f": "G"}
 
 
+def test_differences_by_hand() -> None:
+    before = {"method.steering.alpha": "1.0", "trainer.max_epochs": "2", "data.train": "Chains"}
+    assert differences(before, before) == []
+    assert differences(before, before | {"trainer.max_epochs": "3"}) == []
+    assert differences(before, {"trainer.max_epochs": "2", "data.train": "Chains", "data.seed": "0"}) == [
+        "method.steering.alpha: 1.0 there, nothing here",
+        "data.seed: nothing there, 0 here",
+    ]
+
+
 def test_what_a_resumed_run_changes_is_a_tag(tmp_path: Path, place: Path) -> None:
     first = Tracker(run_name="changed", folder=str(tmp_path), system_metrics=False)
-    first.log_config("lr: 1", {"lr": 1, "long": "x" * 1000})
+    first.configure("lr: 1", {"lr": 1, "long": "x" * 1000})
+    first.log_config()
     first.end_as("KILLED")
     first.finalize("failed")
     assert runs(place, "changed")[0].info.status == "KILLED"
     second = Tracker(folder=str(tmp_path), system_metrics=False)
     second.resume(first.run_id, None)
-    second.log_config("lr: 2", {"lr": 2, "long": "x" * 1000, "new": 3})
+    second.configure("lr: 2", {"lr": 2, "long": "x" * 1000, "new": 3})
+    second.log_config()
     second.finalize("success")
     (run,) = runs(place, "changed")
     assert run.info.status == "FINISHED"
@@ -224,13 +237,36 @@ def test_names_that_become_folders(name: str) -> None:
 @settings(max_examples=200)
 @given(st.text() | st.from_regex(r"[\\./~A-Za-z0-9]{1,70}", fullmatch=True))
 def test_whatever_name_is_taken_its_folder_lies_below_the_folder_of_runs(name: str) -> None:
-    for arguments in ({"run_name": name}, {"method": name}):
-        try:
-            made = Tracker(folder="runs", **arguments)
-        except ValueError:
-            continue
-        assert made.run_folder.resolve().parent == Path("runs").resolve()
-        assert made.run_folder.name
+    described = Tracker(folder="runs")
+    described.describe(name, 0)
+    made = [described]
+    with suppress(ValueError):
+        made.append(Tracker(folder="runs", run_name=name))
+    for one in made:
+        assert one.run_folder.resolve().parent == Path("runs").resolve()
+        assert one.run_folder.name
+
+
+def test_a_run_is_called_after_its_method_and_seed() -> None:
+    made = Tracker()
+    assert re.fullmatch(r"run-\d{6}-\d{6}-\w{4}", made.run_name)
+    made.describe("OPSD[selection=ErrorSpan]", 3)
+    assert made.label == "OPSD-selection-ErrorSpan-s3"
+    assert re.fullmatch(r"OPSD-selection-ErrorSpan-s3-\d{6}-\d{6}-\w{4}", made.run_name)
+    named = Tracker(run_name="mine")
+    named.describe("OPSD", 3)
+    assert (named.run_name, named.label) == ("mine", "OPSD-s3")
+
+
+def test_long_names_that_begin_alike_are_told_apart() -> None:
+    choices = "OGLS_SD[max_peers=1, alpha=1, ramp_steps=0, clip=None, selection={}]"
+    labels = []
+    for selection in ("ErrorSpan", "UpToError", "ErrorSpan"):
+        made = Tracker()
+        made.describe(choices.format(selection), 0)
+        labels.append(made.label)
+    assert labels[0] == labels[2] != labels[1]
+    assert all(label.startswith("OGLS_SD-max_peers-1-alpha-1") and len(label) <= 43 for label in labels)
 
 
 def test_a_password_in_the_address_is_refused() -> None:
@@ -246,7 +282,9 @@ def test_a_run_whose_server_was_away_is_replayed(
     monkeypatch.setattr(tracker, "_PATIENCE_SERVER", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Tracker(tracking_uri="http://127.0.0.1:9", folder=str(tmp_path), run_name="away", tags={"purpose": "test"})
-    away.log_config("lr: 1\n", {"lr": 1})
+    away.describe("tiny", 0)
+    away.configure("lr: 1\n", {"lr": 1})
+    away.log_config()
     for step in range(1, 6):
         away.log_metrics({"train/loss": 1.0 / step, "train/accuracy": 0.5}, step)
     away.log_metrics({"val/avg_at_4": 0.25}, 5)
@@ -258,7 +296,7 @@ def test_a_run_whose_server_was_away_is_replayed(
     assert replay(tmp_path / "away", uri) == 0  # nothing twice
     (run,) = runs(place, "away")
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"lr": "1", "method": "ogls_sd", "seed": "0"}
+    assert run.data.params == {"lr": "1", "method": "tiny", "seed": "0"}
     assert run.data.tags["purpose"] == "test"
     rows = read_rows(tmp_path / "away" / METRICS)
     times = [int(row["time"] * 1000) for row in rows]

@@ -1,4 +1,4 @@
-"""The reflector that knows: it recomputes arithmetic chains."""
+"""The chain reflector knows the truth, since it recomputes arithmetic chains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ogls.tasks.chains import Chain, first_mistake
 
 @dataclass(frozen=True, kw_only=True)
 class ChainReflector(Reflector):
-    """Knows the truth about `ogls.tasks.chains.Chains`: the first wrong number, its line, and what to do instead."""
+    """A chain reflector recomputes the problems of `Chains`, so its quotes and ideas are true.
+
+    It knows the first wrong number, the line that holds it, and what to do instead.
+    """
 
     def answer(
         self, cases: Sequence[ReflectionCase], context: ReflectionContext

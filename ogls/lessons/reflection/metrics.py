@@ -1,4 +1,4 @@
-"""What reflections are worth: rates of one step, and their places against the true ones."""
+"""Reflections are measured by rates, and by their places against true errors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from ogls.tasks.base import ErrorLocator
 def report(
     found: Sequence[tuple[Problem, Rollout, Reflection | None]], encoder: PromptEncoder, truth: ErrorLocator | None
 ) -> dict[str, float]:
-    """Rates of the reflections asked for. One whose denominator is 0 is left out.
+    """Returns rates of one step's reflections by name. A rate whose denominator is 0 is left out.
 
-    ``reflections``             how many there are
-    ``reflection_parse_rate``   of all asked for
-    ``reflection_leak_rate``    of these, ideas that state the gold answer
-    ``reflection_located_rate`` of the wrong rollouts asked about, those with a place in the rollout
-    ``reflection_start``        where these places begin: 0 the first token, 1 the end
+    ``reflections``             number of reflections
+    ``reflection_parse_rate``   share of the cases that have a reflection
+    ``reflection_leak_rate``    share of the reflections whose idea states the gold answer
+    ``reflection_located_rate`` share of the wrong rollouts whose quote was found in the rollout
+    ``reflection_start``        mean place where these quotes begin: 0 is the first token, 1 the end
 
-    and, where `truth` finds the error of a wrong rollout,
+    Where `truth` finds the error of a wrong rollout, there are also
 
-    ``reflection_line_precision``   of the located ones: the quote begins in the line where the error is
-    ``reflection_line_recall``      the same, of all wrong rollouts asked about
-    ``reflection_token_precision``  tokens of the quotes that belong to the error, of all tokens quoted
-    ``reflection_token_recall``     of all tokens of the errors
+    ``reflection_line_precision``   share of the located quotes that begin in the line of the error
+    ``reflection_line_recall``      share of the wrong rollouts with such a quote
+    ``reflection_token_precision``  share of the quoted tokens that belong to an error
+    ``reflection_token_recall``     share of the tokens of errors that are quoted
+
+    Args:
+        found: problem, rollout and reflection of every case; None where no reflection was obtained
+        encoder: encoder of the rollouts' text
+        truth: locator of the true errors; None where there is none
     """
     reflections = [(problem, reflection) for problem, _, reflection in found if reflection is not None]
     wrong = [(problem, rollout, r.span if r else None) for problem, rollout, r in found if not rollout.correct]
@@ -60,15 +65,16 @@ def report(
 
 
 def answer_in(problem: Problem, text: str) -> bool:
-    """Whether `text` states the gold answer: as a word or number of its own, a letter of a choice only as an option.
+    """Returns whether `text` states the gold answer as a word or number of its own.
 
-    A small number may be there for another reason, so this sees too much rather than too little.
+    The letter of a multiple choice counts only where it is named as an option. A small number may be there for another
+    reason, so this finds too many answers rather than too few.
     """
     return _stated(problem).search(text) is not None
 
 
 def without_answer(problem: Problem, text: str) -> str:
-    """`text` with the gold answer blotted out wherever `answer_in` sees it."""
+    """Returns `text` with the gold answer blotted out wherever `answer_in` finds it."""
     return _stated(problem).sub("___", text)
 
 
@@ -85,7 +91,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _line(text: str, span: Span) -> int:
-    """Number of the line in which a span begins; past the end, of the last one."""
+    """Returns the number of the line in which a span begins; a span past the end belongs to the last line."""
     return text.count("\n", 0, span[0])
 
 

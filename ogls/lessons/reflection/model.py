@@ -1,4 +1,4 @@
-"""The reflector of ROSD: a language model that is asked, in the student's weights or in those it began with."""
+"""The reflector of ROSD is a language model that is asked about each rollout."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from ogls.system.seeds import derive
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReflector(Reflector):
-    """Asks for a quote and an idea in JSON (`prompts.reflect_wrong`, `prompts.reflect_right`), and believes no reply
-    that is not exactly that.
+    """A model reflector asks a language model for a quote and an idea in JSON, and believes no other reply.
 
-    A reply that cannot be read, or whose quote does not stand in the rollout, is asked for again. What is best of all
-    replies counts: a quote that is there, else the nearest one that is near enough, else the idea without a place.
+    The prompts are `prompts.reflect_wrong` and `prompts.reflect_right`. A reply that cannot be read, or whose quote is
+    not in the rollout, is asked for again. The best reply counts: one whose quote is in the rollout, else the one whose
+    quote is nearest and near enough, else an idea without a place.
 
     Args:
-        right_rollouts: reflect on right rollouts too, so that they are distilled, whole.
-        shuffle_ideas: a control: every rollout is given the idea for another problem's rollout of the same outcome.
-        weights: ``student`` as it is now, or ``frozen``: as it was when training began.
-        temperature: of the replies.
-        retries: how often a bad reply is asked for again.
-        min_quote: characters that a quote has at least, white space and ornaments not counted.
-        min_similarity: of a quote that is not there as it is, 1 - edits / length.
+        right_rollouts: whether right rollouts are reflected on, too; all their tokens are then distilled
+        shuffle_ideas: whether, as a control, every rollout gets an idea for another problem's rollout of the same
+            outcome
+        weights: weights of the reflector: ``student`` for the student's present ones, ``frozen`` for those that
+            training began with
+        temperature: temperature at which replies are sampled
+        retries: number of times that a bad reply is asked for again
+        min_quote: smallest number of characters of a quote, white space and ornaments not counted
+        min_similarity: smallest similarity, 1 - edits / length, of a quote that is not in the rollout word for word
+
+    Raises:
+        ValueError: a value is out of its range, or replies without randomness are to be asked for again.
     """
 
     weights: Literal["student", "frozen"] = "student"
@@ -90,7 +95,7 @@ class ModelReflector(Reflector):
         return [best[index][1] if index in best else None for index in range(len(cases))], rates
 
     def _read(self, case: ReflectionCase, reply: str) -> tuple[float, Reflection | None]:
-        """A reflection and how good it is: 1 leaves nothing to be asked, 0 has no place in the rollout."""
+        """Returns the reflection and its quality: 1 needs no further reply, 0 has no place in the rollout."""
         reflection = parse_reflection(reply, case.rollout.correct)
         if reflection is None or reflection.quote is None:
             return 1.0, reflection

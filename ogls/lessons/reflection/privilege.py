@@ -1,4 +1,4 @@
-"""What the teacher reads when rollouts have been reflected on."""
+"""Reflections become privileges: the teacher reads an idea, or a right rollout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ogls.records import Need, Role, RolloutGroup
 
 @dataclass(frozen=True)
 class CorrectiveIdea(Privilege):
-    """ROSD (arXiv 2605.28014): the teacher reads the idea of the rollout's own reflection, and no solution.
+    """The teacher reads the idea of the rollout's own reflection and no solution (ROSD, arXiv 2605.28014).
 
-    A rollout without a reflection gives nothing. Which tokens count is up to the selection; published is `FromError`.
+    A rollout without a reflection gives nothing. The selection decides which tokens count; the paper's is `FromError`.
 
     Args:
-        redact_answer: blot out the gold answer where the idea states it.
+        redact_answer: whether the gold answer is blotted out where an idea states it
     """
 
     redact_answer: bool = False
@@ -37,9 +37,10 @@ class CorrectiveIdea(Privilege):
 
 @dataclass(frozen=True)
 class LocatedSolution(Privilege):
-    """ROSD without its idea: the error is located by reflection, and the teacher reads a right rollout of the group.
+    """The teacher reads a right rollout, while the reflection only locates the error: ROSD without its idea.
 
-    It is never the rollout itself; right rollouts take turns. A rollout without a reflection gives nothing.
+    The right rollout is another one of the same group; right rollouts take turns. A rollout without a reflection, or
+    without such a peer, gives nothing.
     """
 
     views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT}

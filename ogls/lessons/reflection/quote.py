@@ -1,4 +1,4 @@
-"""Where a quote stands in a text: verbatim, but for white space and ornaments, or but for a few characters."""
+"""A quote is found in a text even where white space or a few letters differ."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ _SAME = str.maketrans("\u2018\u2019\u201c\u201d\u2212\u2013\u2014\u00d7\u00b7", 
 
 
 class Match(NamedTuple):
-    """Characters [start, end), and how much of the quote they have: 1 - edits / length of the quote."""
+    """A match is a place in a text and its similarity to the quote: 1 - edits / length of the quote."""
 
     span: Span
     similarity: float
 
 
 def locate(text: str, quote: str, min_length: int, min_similarity: float) -> Match | None:
-    """The place of `quote` in `text`, by the first of three ways that finds one.
+    """Returns the place of `quote` in `text` by the first of three ways that finds one; None where none does.
 
-    1. As it is. Of several places the first whole one counts, where neither end cuts through a word or a number: in
-       ``120-9=111, 20-9=11`` the quote ``20-9=11`` is the second. If none is whole, the first.
-    2. Without white space and ornaments such as ``$`` and ``**``, in lower case, with plain quotation marks and dashes;
-       the same rule for repeats.
-    3. The place with the fewest edits (Levenshtein) from the quote, the first of equals, if there are at most
-       1 - `min_similarity` times the length of the quote.
+    1. The quote is looked for as it is. Of several places the first whole one is taken, where neither end cuts through
+       a word or a number: in ``120-9=111, 20-9=11`` the quote ``20-9=11`` is the second. If none is whole, the first
+       one is taken.
+    2. Both texts are compared without white space and ornaments such as ``$`` and ``**``, in lower case, with plain
+       quotation marks and dashes. Of several places, one is taken as above.
+    3. The place with the fewest edits (Levenshtein) from the quote is taken, the first of equals, if its similarity
+       is at least `min_similarity`.
 
-    A quote of fewer than `min_length` characters that count in 2 is found nowhere: it would be found anywhere.
+    A quote with fewer than `min_length` of the characters that way 2 compares is not looked for, since it would be
+    found anywhere.
     """
     letters, places = _plain(text)
     wanted, _ = _plain(quote)
@@ -54,7 +56,7 @@ def locate(text: str, quote: str, min_length: int, min_similarity: float) -> Mat
 
 
 def _plain(text: str) -> tuple[str, list[int]]:
-    """The characters that count, and where each of them comes from."""
+    """Returns the characters to compare, and the place in `text` that each of them comes from."""
     letters, places = [], []
     for place, character in enumerate(text):
         for letter in unicodedata.normalize("NFKC", character).translate(_SAME).lower():
@@ -81,20 +83,21 @@ def _first_whole(text: str, spans: list[Span]) -> Span | None:
 
 
 def _nearest(text: str, quote: str) -> tuple[Span, int]:
-    """The part of `text` with the fewest edits from `quote` and their number (Sellers, 1980)."""
+    """Returns the part of `text` with the fewest edits from `quote`, and their number (Sellers, 1980)."""
     edits = _edits(text, quote, np.zeros(len(text) + 1, dtype=np.int32))
     end = int(edits.argmin())
-    # Backwards, with a fixed end, the same table says where it begins. No part twice as long is ever nearest.
+    # With the end fixed, the same table of the reversed texts says where the part begins. It is never longer than twice
+    # the quote.
     before = text[max(0, end - 2 * len(quote)) : end]
     backwards = _edits(before[::-1], quote[::-1], np.arange(len(before) + 1, dtype=np.int32))
     return (end - int(backwards.argmin()), end), int(edits[end])
 
 
 def _edits(text: str, quote: str, row: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Edits between `quote` and the best part of `text` that ends at each place; `row` is what beginning there costs.
+    """Returns the number of edits between `quote` and the best part of `text` that ends at each place.
 
-    One row of the table a character of the quote; going on within a row costs 1 a step, which a running minimum takes
-    in at once: ``row[j] = min over i <= j of (start[i] + j - i)``.
+    `row` is the cost of beginning at each place. The table has one row per character of the quote. A step within a row
+    costs 1, and a running minimum makes all steps at once: ``row[j] = min over i <= j of (start[i] + j - i)``.
     """
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     steps = np.arange(len(row), dtype=np.int32)

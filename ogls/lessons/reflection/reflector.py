@@ -1,4 +1,4 @@
-"""What a reflector is, and which rollouts it is asked about."""
+"""A reflector explains rollouts; this is its interface, and what it is asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from ogls.tasks.base import ErrorLocator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReflectionCase:
-    """A rollout to reflect on. `solution` is the text of a right rollout of the same group; empty for a right one."""
+    """A reflection case is one rollout to reflect on.
+
+    Args:
+        problem: problem that the rollout answers
+        rollout: rollout to reflect on
+        solution: text of a right rollout of the same group, to compare a wrong one with; empty for a right one
+    """
 
     problem: Problem
     rollout: Rollout
@@ -24,11 +30,12 @@ class ReflectionCase:
 
 @dataclass(frozen=True, kw_only=True)
 class ReflectionLimits:
-    """How long a reflector's prompts and replies may be.
+    """Reflection limits say how long a reflector's prompts and replies may be.
 
     Args:
-        prompt_tokens: of a prompt; the solution is shortened in its middle for it, then the rollout at its end
-        max_tokens: of a reply
+        prompt_tokens: largest number of tokens per prompt of the reflector; in a longer one the solution loses its
+            middle, then the rollout its end
+        max_tokens: largest number of tokens per reply of the reflector
     """
 
     prompt_tokens: int = 2048
@@ -43,14 +50,14 @@ class ReflectionLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReflectionContext:
-    """What a reflector works with.
+    """A reflection context is what a reflector works with during one step.
 
     Args:
-        encoder: text to token ids and back
-        ask: ``ask(prompts, sampling, seed, frozen)`` has a language model continue every prompt once, with the
-            student's present weights or with those that training began with
-        seed: for this step's reflections alone
-        limits: how long prompts and replies may be
+        encoder: encoder of text to token ids and back
+        ask: function ``ask(prompts, sampling, seed, frozen)`` by which a language model continues every prompt once,
+            with the weights that training began with if `frozen` is true, else with the student's present ones
+        seed: seed of this step's reflections alone
+        limits: largest lengths of prompts and replies
     """
 
     encoder: PromptEncoder
@@ -61,14 +68,15 @@ class ReflectionContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Reflector(ABC):
-    """Says where wrong rollouts first go wrong, and names the idea of each rollout.
+    """A reflector says where wrong rollouts first go wrong, and names the idea that each rollout needs.
 
-    Only groups with both outcomes are reflected on: where none is right there is nothing to compare with, where all are
-    there is nothing to correct. Right rollouts of one group take turns as the solution that is compared with.
+    Only groups with both outcomes are reflected on: without a right rollout there is nothing to compare with, without a
+    wrong one there is nothing to correct. Right rollouts of one group take turns as the solution to compare with.
 
     Args:
-        right_rollouts: reflect on right rollouts too, so that they are distilled, whole.
-        shuffle_ideas: a control: every rollout is given the idea for another problem's rollout of the same outcome.
+        right_rollouts: whether right rollouts are reflected on, too; all their tokens are then distilled
+        shuffle_ideas: whether, as a control, every rollout gets an idea for another problem's rollout of the same
+            outcome
     """
 
     right_rollouts: bool = True
@@ -76,20 +84,26 @@ class Reflector(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it asks of the run: ``replies`` of a language model, of the weights that training ``start``-ed with."""
+        """Returns what the reflector asks of the run: ``replies`` of a language model, the weights of the ``start``."""
         return frozenset()
 
     @abstractmethod
     def answer(
         self, cases: Sequence[ReflectionCase], context: ReflectionContext
     ) -> tuple[list[Reflection | None], dict[str, float]]:
-        """One reflection for each case, None where there is none to be had, and what was measured on the way."""
+        """Returns one reflection per case, None where none was obtained, and measurements by name."""
 
     @timed("reflect")
     def reflect(
         self, groups: Sequence[RolloutGroup], context: ReflectionContext, truth: ErrorLocator | None
     ) -> tuple[list[RolloutGroup], dict[str, float]]:
-        """The groups with their reflections, and rates; `truth` is what located errors are measured against."""
+        """Returns the groups with their reflections, and measurements by name.
+
+        Args:
+            groups: rollout groups, of which those with both outcomes are reflected on
+            context: what the reflector works with
+            truth: locator of the true errors, against which reflections are measured; None where there is none
+        """
         cases, places = [], []
         for place, group in enumerate(groups):
             if group.mixed:
@@ -108,7 +122,7 @@ class Reflector(ABC):
         return [replace(g, rollouts=tuple(new)) for g, new in zip(groups, rollouts, strict=True)], measured
 
     def _cases(self, group: RolloutGroup) -> dict[int, ReflectionCase]:
-        """By the rollout's index in its group."""
+        """Returns the cases of a group by the index of their rollout."""
         cases, wrong = {}, 0
         for index, rollout in enumerate(group.rollouts):
             if not rollout.correct:
@@ -121,9 +135,10 @@ class Reflector(ABC):
 
 
 def exchange_ideas(cases: Sequence[ReflectionCase], found: Sequence[Reflection | None]) -> list[Reflection | None]:
-    """Every idea from the next problem that has one of the same outcome; None where no other problem has.
+    """Returns the reflections with their ideas exchanged between problems, as a control.
 
-    What was located stays where it is.
+    Every idea comes from the next problem that has a reflection on a rollout of the same outcome. A reflection becomes
+    None where no other problem has one. Located errors stay where they are.
     """
     exchanged: list[Reflection | None] = [None] * len(found)
     for correct in (False, True):

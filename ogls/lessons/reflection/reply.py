@@ -1,4 +1,4 @@
-"""Replies of a reflector are untrusted text: read as JSON of one exact shape, or not at all."""
+"""Replies of a reflector are untrusted: JSON of one exact shape, or not read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 
 
 def parse_reflection(reply: str, correct: bool) -> Reflection | None:
-    """``{"quote": ..., "idea": ...}`` about a wrong rollout, ``{"idea": ...}`` about a right one; None for all else.
+    """Returns the reflection that a reply states; None for a reply of any other form.
 
-    Nothing may stand around the object but white space or a code fence. Values are texts, not empty, of at most
-    `MAX_QUOTE` and `MAX_IDEA` characters, without control characters. A key too many, too few or twice is an error.
+    The form is ``{"quote": ..., "idea": ...}`` about a wrong rollout and ``{"idea": ...}`` about a right one. Only
+    white space or a code fence may stand around the object. Values are texts that are not empty, have at most
+    `MAX_QUOTE` and `MAX_IDEA` characters and no control characters. No key may be missing, unknown or repeated.
     """
     reply = reply.strip()
     if len(reply) > MAX_REPLY:

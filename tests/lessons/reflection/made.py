@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from ogls.lessons.prompts import PromptEncoder
-from ogls.lessons.reflection.reflector import ReflectionContext
+from ogls.lessons.reflection.reflector import ReflectionContext, ReflectionLimits
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Sampling, Verdict
 
 SUM = Problem(id="sum", text="What is 12+8-9?", answer="11")
@@ -66,5 +66,5 @@ class Scripted:
         ]
 
 
-def means(asked: Scripted) -> ReflectionContext:
-    return ReflectionContext(encoder=asked.encoder, ask=asked, seed=1)
+def context(asked: Scripted, **limits: int) -> ReflectionContext:
+    return ReflectionContext(encoder=asked.encoder, ask=asked, seed=1, limits=ReflectionLimits(**limits))

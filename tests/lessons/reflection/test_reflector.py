@@ -13,25 +13,25 @@ from ogls.lessons.reflection.chains import ChainReflector
 from ogls.lessons.reflection.metrics import answer_in, without_answer
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea, LocatedSolution
-from ogls.lessons.reflection.reflector import ReflectionCase, Reflector, exchange_ideas
+from ogls.lessons.reflection.reflector import ReflectionCase, ReflectionLimits, Reflector, exchange_ideas
 from ogls.policy.pretrained import load_tokenizer
-from ogls.records import Problem, Reflection, Sampling
+from ogls.records import Problem, Reflection
 from ogls.tasks.chains import ChainErrors
-from tests.lessons.reflection.made import OTHER, RIGHT, SUM, WRONG, Scripted, group, means, reply, rollout
+from tests.lessons.reflection.made import OTHER, RIGHT, SUM, WRONG, Scripted, context, group, reply, rollout
 
 TRUTH = ChainErrors()
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_model: Path) -> PromptEncoder:
-    return PromptEncoder(Prompts(system="", idea="{problem} {idea}"), load_tokenizer(tiny_model))
+    return PromptEncoder(Prompts(system="", views={"idea": "{problem} {text}"}), load_tokenizer(tiny_model))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noted(Reflector):
     cases: list[ReflectionCase] = field(default_factory=list)
 
-    def answer(self, cases: Any, means: Any) -> Any:
+    def answer(self, cases: Any, context: Any) -> Any:
         self.cases.extend(cases)
         return [Reflection(idea=f"idea {i}") for i in range(len(cases))], {}
 
@@ -45,7 +45,7 @@ def test_only_groups_with_both_outcomes_are_reflected_on_and_right_rollouts_take
     ]
     for right_rollouts, expected in ((True, [0, 1, 2, 3, 4]), (False, [0, 2, 4])):
         reflector = Noted(right_rollouts=right_rollouts)
-        made, _ = reflector.reflect(groups, means(Scripted(encoder, lambda *_: "")), None)
+        made, _ = reflector.reflect(groups, context(Scripted(encoder, lambda *_: "")), None)
         assert [made[g].rollouts[r].reflection for g in (0, 1) for r in (0, 1)] == [None] * 4
         assert [r for r, x in enumerate(made[2].rollouts) if x.reflection] == expected
         solutions = [case.solution for case in reflector.cases if not case.rollout.correct]
@@ -55,7 +55,7 @@ def test_only_groups_with_both_outcomes_are_reflected_on_and_right_rollouts_take
 
 def test_the_exact_reflector_is_where_the_exact_locator_is(encoder: PromptEncoder):
     groups = [group(encoder, p, RIGHT[p.id], WRONG[p.id]) for p in (SUM, OTHER)]
-    (one, two), rates = ChainReflector().reflect(groups, means(Scripted(encoder, lambda *_: "")), TRUTH)
+    (one, two), rates = ChainReflector().reflect(groups, context(Scripted(encoder, lambda *_: "")), TRUTH)
     assert one.rollouts[0].reflection == Reflection(idea="Calculate from left to right.")
     assert one.rollouts[1].reflection == Reflection(idea="Calculate 20-9 again.", quote="20-9=12", span=(14, 15))
     assert two.rollouts[1].reflection == Reflection(idea="Start with the parentheses.", quote="20-9=11", span=(0, 2))
@@ -73,7 +73,7 @@ def test_rates_worked_by_hand(encoder: PromptEncoder):
         return reply(quotes[wrong], "It is 11.") if wrong else "no idea"
 
     groups = [group(encoder, p, RIGHT[p.id], WRONG[p.id]) for p in (SUM, OTHER)]
-    made, rates = ModelReflector(retries=0).reflect(groups, means(Scripted(encoder, script)), TRUTH)
+    made, rates = ModelReflector(retries=0).reflect(groups, context(Scripted(encoder, script)), TRUTH)
     assert len(made[0].rollouts[1].completion.token_ids) == 8 + 8 + 10 + 1
     assert rates == {
         "reflections": 2,
@@ -94,7 +94,7 @@ def test_rates_worked_by_hand(encoder: PromptEncoder):
 
 def test_a_rate_of_nothing_is_left_out(encoder: PromptEncoder):
     _, rates = ModelReflector().reflect(
-        [group(encoder, SUM, RIGHT["sum"])], means(Scripted(encoder, lambda *_: "")), TRUTH
+        [group(encoder, SUM, RIGHT["sum"])], context(Scripted(encoder, lambda *_: "")), TRUTH
     )
     assert rates == {"reflections": 0}
 
@@ -113,7 +113,7 @@ def test_a_bad_reply_is_asked_for_once_more_with_another_seed(encoder: PromptEnc
     asked = Scripted(encoder, script)
     groups = [group(encoder, p, WRONG[p.id], RIGHT[p.id]) for p in (SUM, OTHER)]
     reflector = ModelReflector(right_rollouts=False, weights="frozen")
-    (one, two), rates = reflector.reflect(groups, means(asked), None)
+    (one, two), rates = reflector.reflect(groups, context(asked), None)
     assert one.rollouts[0].reflection == Reflection(idea="good at once", quote="20-9=12", span=(8, 15))
     assert two.rollouts[0].reflection == Reflection(idea="good at last", quote="20-9=11", span=(0, 7))
     assert rates["reflection_retry_rate"] == 1 / 2
@@ -142,7 +142,7 @@ def test_a_bad_reply_is_asked_for_once_more_with_another_seed(encoder: PromptEnc
 def test_the_best_of_both_replies_counts(encoder: PromptEncoder, first: str, second: str, expected: Reflection | None):
     asked = Scripted(encoder, lambda prompt, turn: (first, second)[turn])
     reflector = ModelReflector(right_rollouts=False, min_similarity=0.85)
-    (made,), _ = reflector.reflect([group(encoder, SUM, WRONG["sum"], RIGHT["sum"])], means(asked), None)
+    (made,), _ = reflector.reflect([group(encoder, SUM, WRONG["sum"], RIGHT["sum"])], context(asked), None)
     assert made.rollouts[0].reflection == expected
 
 
@@ -151,14 +151,13 @@ def test_prompts_are_shortened_or_left_out_and_counted(encoder: PromptEncoder):
     texts = [text, RIGHT["sum"] + " " + "so " * 400]
     asked = Scripted(encoder, lambda *_: reply("20-9=12", "again"))
     whole = len(encoder.reflect(SUM, text, False, texts[1]))
-    reflector = ModelReflector(right_rollouts=False, prompt_tokens=whole - 1, retries=0)
-    (made,), rates = reflector.reflect([group(encoder, SUM, *texts)], means(asked), None)
+    reflector = ModelReflector(right_rollouts=False, retries=0)
+    of = [group(encoder, SUM, *texts)]
+    (made,), rates = reflector.reflect(of, context(asked, prompt_tokens=whole - 1), None)
     assert rates["reflection_shortened_rate"] == 1
     assert made.rollouts[0].reflection is not None
-    assert reflector.context_length == whole - 1 + 256
 
-    reflector = ModelReflector(right_rollouts=False, prompt_tokens=100, retries=0)
-    (made,), rates = reflector.reflect([group(encoder, SUM, *texts)], means(asked), None)
+    (made,), rates = reflector.reflect(of, context(asked, prompt_tokens=100), None)
     assert rates["dropped_reflection_too_long"] == 1
     assert made.rollouts[0].reflection is None
     assert len(asked.prompts) == 1
@@ -166,8 +165,8 @@ def test_prompts_are_shortened_or_left_out_and_counted(encoder: PromptEncoder):
 
 def test_a_reply_that_hits_its_limit_is_counted(encoder: PromptEncoder):
     asked = Scripted(encoder, lambda *_: reply("20-9=12", "again and again"))
-    reflector = ModelReflector(right_rollouts=False, sampling=Sampling(max_tokens=20))
-    (made,), rates = reflector.reflect([group(encoder, SUM, WRONG["sum"], RIGHT["sum"])], means(asked), None)
+    reflector, of = ModelReflector(right_rollouts=False), [group(encoder, SUM, WRONG["sum"], RIGHT["sum"])]
+    (made,), rates = reflector.reflect(of, context(asked, max_tokens=20), None)
     assert made.rollouts[0].reflection is None
     assert rates["reflection_cut_rate"] == 1
 
@@ -186,21 +185,21 @@ def test_shuffled_ideas_come_from_other_problems_and_places_stay(encoder: Prompt
 def test_the_teacher_reads_the_idea_alone_or_a_peer_that_is_not_the_rollout(encoder: PromptEncoder):
     right, wrong = RIGHT["sum"], WRONG["sum"]
     of = group(encoder, SUM, right, wrong, right + " ")
-    (of,), _ = ChainReflector().reflect([of], means(Scripted(encoder, lambda *_: "")), None)
-    ideas = {d.rollout.text: [(h.role, h.text) for h in d.hints] for d in CorrectiveIdea().drafts(of)}
+    (of,), _ = ChainReflector().reflect([of], context(Scripted(encoder, lambda *_: "")), None)
+    ideas = {d.rollout.text: [(t.role, t.text) for t in d.texts] for d in CorrectiveIdea().drafts(of)}
     assert ideas == {
         right: [("idea", "Calculate from left to right.")],
         wrong: [("idea", "Calculate 20-9 again.")],
         right + " ": [("idea", "Calculate from left to right.")],
     }
-    peers = {d.rollout.text: [(h.role, h.text) for h in d.hints] for d in LocatedSolution().drafts(of)}
+    peers = {d.rollout.text: [(t.role, t.text) for t in d.texts] for d in LocatedSolution().drafts(of)}
     assert peers == {
         right: [("success", right + " ")],
         wrong: [("success", right + " ")],
         right + " ": [("success", right)],
     }
     alone = group(encoder, SUM, right, wrong)
-    (alone,), _ = ChainReflector().reflect([alone], means(Scripted(encoder, lambda *_: "")), None)
+    (alone,), _ = ChainReflector().reflect([alone], context(Scripted(encoder, lambda *_: "")), None)
     assert [d.rollout.text for d in LocatedSolution().drafts(alone)] == [wrong]
     assert list(CorrectiveIdea().drafts(group(encoder, SUM, right, wrong))) == []
 
@@ -230,22 +229,29 @@ def test_an_answer_given_away_is_seen_and_blotted_out(kind: str, answer: str, id
 def test_the_idea_is_redacted_where_that_is_asked_for(encoder: PromptEncoder):
     asked = Scripted(encoder, lambda *_: reply("20-9=12", "It is 11."))
     (made,), _ = ModelReflector(right_rollouts=False).reflect(
-        [group(encoder, SUM, RIGHT["sum"], WRONG["sum"])], means(asked), None
+        [group(encoder, SUM, RIGHT["sum"], WRONG["sum"])], context(asked), None
     )
     for redact, text in ((False, "It is 11."), (True, "It is ___.")):
         (draft,) = CorrectiveIdea(redact_answer=redact).drafts(made)
-        assert draft.hints[0].text == text
+        assert draft.texts[0].text == text
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"retries": -1}, "expected retries >= 0"),
-        ({"prompt_tokens": 0}, "prompt_tokens >= 1"),
+        ({"min_quote": 0}, "min_quote >= 1 and temperature >= 0, got 1, 0 and 0.7"),
+        ({"temperature": -0.1}, "got 1, 5 and -0.1"),
         ({"min_similarity": 0.0}, r"min_similarity must be in \(0, 1\], got 0.0"),
-        ({"sampling": Sampling(max_tokens=9, temperature=0)}, "set retries to 0, or a temperature"),
+        ({"temperature": 0}, "set retries to 0, or a temperature"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         ModelReflector(**settings)
+
+
+@pytest.mark.parametrize("limits", [{"prompt_tokens": 0}, {"max_tokens": 0}])
+def test_limits_that_leave_no_room(limits: dict[str, int]):
+    with pytest.raises(ValueError, match="expected prompt_tokens and max_tokens of at least 1, got"):
+        ReflectionLimits(**limits)

@@ -7,9 +7,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +24,13 @@ from ogls.lessons.prompts import PromptEncoder, Prompts
 from ogls.lessons.reflection.chains import ChainReflector
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
+from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.lessons.selection import FromError
-from ogls.loss.steering import Unsteered
+from ogls.loss.steering import OutcomeSteering
+from ogls.methods import Method
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Batch, Problem, Sampling
 from ogls.rollout.accuracy import Evaluation
@@ -82,34 +85,33 @@ def scripted(encoder: PromptEncoder) -> ScriptedEngine:
     return ScriptedEngine(script)
 
 
-def data_module(encoder: PromptEncoder, **changes: Any) -> RolloutDataModule:
+ROSD = Method(privilege=CorrectiveIdea(), reflector=ModelReflector(), selection=FromError())
+"""ROSD with a plain forward KL, and with a reflector of the student's present weights."""
+
+
+def light(folder: Path) -> Policy:
+    return Policy(str(folder), lora=Lora(rank=4, alpha=8), dtype="float32")
+
+
+def data_module(encoder: PromptEncoder, policy: Policy, method: Method = ROSD, **changes: Any) -> RolloutDataModule:
     settings: dict[str, Any] = {
         "train": Given(SUM, EASY, HARD, THIRD, OTHER),
         "val": Given(EASY),
         "prompts": Prompts(system=""),
         "engine": scripted(encoder),
-        "privilege": CorrectiveIdea(),
-        "reflector": ModelReflector(),
-        "selection": FromError(),
         "locator": ChainErrors(),
-        "sampling": Sampling(max_tokens=60),
+        "max_tokens": 60,
         "evaluation": Evaluation(samples=1, sampling=Sampling(max_tokens=60)),
         "group_size": 2,
         "problems_per_step": 5,
         "steps_per_epoch": 1,
         "context_length": 450,
     }
-    return RolloutDataModule(**(settings | changes))
-
-
-def attach(data: RolloutDataModule, encoder: PromptEncoder, folder: Path) -> RolloutDataModule:
-    module = SimpleNamespace(policy_version=0, policy=None, tokenizer=encoder.tokenizer, folder=folder)
-    data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
-    return data
+    return RolloutDataModule(policy, method, **(settings | changes))
 
 
 def test_good_garbage_and_hostile_reflections_come_out_as_worked_by_hand(encoder: PromptEncoder, tiny_model: Path):
-    data = attach(data_module(encoder), encoder, tiny_model)
+    data = data_module(encoder, light(tiny_model))
     data.setup("fit")
     batch = data.make_batch(0)
     data.close()
@@ -120,8 +122,8 @@ def test_good_garbage_and_hostile_reflections_come_out_as_worked_by_hand(encoder
         assert (plain.role, view.role) == ("plain", "idea")
         assert plain.prefix_ids == lesson.prompt_ids
         text = encoder.decode(lesson.token_ids)
-        learned[text] = lesson.weights.index(1.0)
-        assert lesson.weights == (0.0,) * learned[text] + (1.0,) * (len(lesson.weights) - learned[text])
+        learned[text] = lesson.token_weights.index(1.0)
+        assert lesson.token_weights == (0.0,) * learned[text] + (1.0,) * (len(lesson.token_weights) - learned[text])
     assert learned == {
         RIGHT["sum"]: 0,
         WRONG["sum"]: 8,  # from 20-9=12 on
@@ -162,12 +164,11 @@ def test_the_loss_is_the_divergence_from_the_teacher_that_reads_the_idea(
     encoder: PromptEncoder, tiny_model: Path, tmp_path: Path
 ):
     torch.manual_seed(0)
-    module = SelfDistillation(
-        model=str(tiny_model), dtype="float32", lora=Lora(rank=4, alpha=8), steering=Unsteered(), learning_rate=1e-3
-    )
-    data, losses, batches = data_module(encoder), [], []
+    policy = light(tiny_model)
+    module, data = SelfDistillation(policy, ROSD, learning_rate=1e-3), data_module(encoder, policy)
+    losses, batches = [], []
     make = data.make_batch
-    data.make_batch = lambda version: batches.append(make(version)) or batches[-1]  # pyright: ignore
+    data.make_batch = lambda step: batches.append(make(step)) or batches[-1]  # pyright: ignore
     module.log_dict = lambda values, **_: losses.append(values["train/loss"])  # pyright: ignore
     quiet = {
         "logger": False,
@@ -190,22 +191,49 @@ def test_the_loss_is_the_divergence_from_the_teacher_that_reads_the_idea(
     for lesson in batches[0].lessons:
         target, student = (logprobs(view.prefix_ids, lesson.token_ids) for view in reversed(lesson.views))
         kl = (target.exp() * (target - student)).sum(-1)
-        total += float((kl * torch.tensor(lesson.weights)).sum())
-        count += sum(lesson.weights)
+        total += float((kl * torch.tensor(lesson.token_weights)).sum())
+        count += sum(lesson.token_weights)
     assert losses == [pytest.approx(total / count, rel=1e-4)]
 
 
 def test_places_of_the_reflector_serve_any_other_method(encoder: PromptEncoder, tiny_model: Path):
-    data = attach(data_module(encoder, privilege=PeerOutcomes()), encoder, tiny_model)
+    method = replace(ROSD, privilege=PeerOutcomes(), steering=OutcomeSteering())
+    data = data_module(encoder, light(tiny_model), method)
     data.setup("fit")
     batch = data.make_batch(0)
     data.close()
-    learned = {encoder.decode(lesson.token_ids): lesson.weights.index(1.0) for lesson in batch.lessons}
+    learned = {encoder.decode(lesson.token_ids): lesson.token_weights.index(1.0) for lesson in batch.lessons}
     assert learned == {WRONG["sum"]: 8, WRONG["other"]: 0}
     assert batch.metrics["train/dropped_unlocated"] == 1  # and not where the exact locator would have had it
 
 
-# ---- the ablations, as configurations on top of rosd.yaml ----
+@pytest.mark.parametrize(
+    ("method", "room"),
+    [
+        (ROSD, 600 + 100),
+        (replace(ROSD, reflector=ModelReflector(weights="frozen")), 600 + 100),
+        (replace(ROSD, reflector=ChainReflector()), 450),
+        (Method(privilege=PeerOutcomes(), steering=OutcomeSteering()), 450),
+    ],
+)
+def test_the_engine_has_room_for_what_a_model_that_reflects_reads_and_writes(
+    encoder: PromptEncoder, tiny_model: Path, method: Method, room: int
+):
+    class Noting(ScriptedEngine):
+        def _start(self, folder: Path, context_length: int) -> None:
+            super()._start(folder, context_length)
+            self.room = context_length
+
+    engine = Noting(lambda *_: [])
+    limits = ReflectionLimits(prompt_tokens=600, max_tokens=100)
+    data = data_module(encoder, light(tiny_model), method, engine=engine, reflection=limits)
+    data.setup("fit")
+    data.sampler()
+    data.close()
+    assert engine.room == room
+
+
+# ---- the ablations, as configurations ----
 
 
 Made = tuple[RolloutDataModule, Batch]
@@ -215,7 +243,7 @@ Made = tuple[RolloutDataModule, Batch]
 def configured(
     encoder: PromptEncoder, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Made]]:
-    """The data module that a stack of configurations makes, and its first batch from a scripted engine."""
+    """The data module that a configuration on top of math.yaml makes, and its first batch from a scripted engine."""
 
     def script(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = encoder.tokenizer.decode(prompt)
@@ -233,22 +261,24 @@ def configured(
         patch.setattr(sys, "argv", ["run.py"])
         patch.chdir(tmp_path_factory.mktemp("run"))
 
+        policy = light(tiny_model).load()
+
         @cache
-        def configure(*overlays: str) -> Made:
-            stack = [arg for name in ("math", *overlays) for arg in ("--config", f"{name}.yaml")]
+        def configure(name: str) -> Made:
+            stack = ["--config", "math.yaml", "--config", f"{name}.yaml"]
             sizes = ["--data.train.size", "40", "--data.val.size", "4", "--data.problems_per_step", "12"]
-            room = ["--data.context_length", "500", "--data.sampling.max_tokens", "60", "--trainer.accelerator", "cpu"]
+            room = ["--data.context_length", "500", "--data.max_tokens", "60", "--trainer.accelerator", "cpu"]
             data = build([*stack, *sizes, *room], run=False).datamodule
             assert isinstance(data, RolloutDataModule)
-            data.engine, data.pool = ScriptedEngine(script), pool
+            data.engine, data.pool, data.policy = ScriptedEngine(script), pool, policy
             data.encoder = PromptEncoder(data.prompts, encoder.tokenizer)
-            return data, attach(data, encoder, tiny_model).make_batch(0)
+            return data, data.make_batch(0)
 
         yield configure
 
 
 def weights(batch: Batch) -> dict[tuple[int, ...], tuple[float, ...]]:
-    return {lesson.token_ids: lesson.weights for lesson in batch.lessons}
+    return {lesson.token_ids: lesson.token_weights for lesson in batch.lessons}
 
 
 def views(batch: Batch) -> dict[tuple[int, ...], tuple[str, tuple[int, ...]]]:
@@ -275,16 +305,16 @@ def test_rosd_learns_from_the_quote_on_and_right_rollouts_whole(configured: Call
 
 
 def test_exact_reflections(configured: Callable[..., Made]):
-    (_, rosd), (data, exact) = configured("rosd"), configured("rosd", "rosd_exact")
-    assert isinstance(data.reflector, ChainReflector)
+    (_, rosd), (data, exact) = configured("rosd"), configured("rosd_exact")
+    assert isinstance(data.method.reflector, ChainReflector)
     assert exact.metrics["train/reflection_token_precision"] == exact.metrics["train/reflection_token_recall"] == 1
     assert weights(exact).keys() == weights(rosd).keys()
     assert all(sum(weights(exact)[ids]) <= sum(weights(rosd)[ids]) for ids in wrong(rosd))
 
 
 def test_reflector_removed(configured: Callable[..., Made]):
-    (_, rosd), (data, peers) = configured("rosd"), configured("rosd", "rosd_no_reflector")
-    assert data.reflector is None
+    (_, rosd), (data, peers) = configured("rosd"), configured("rosd_no_reflector")
+    assert data.method.reflector is None
     assert "train/reflections" not in peers.metrics
     assert wrong(rosd) <= weights(peers).keys()
     assert {role for role, _ in views(peers).values()} == {"success"}
@@ -292,20 +322,20 @@ def test_reflector_removed(configured: Callable[..., Made]):
 
 
 def test_idea_with_the_whole_rollout(configured: Callable[..., Made]):
-    (_, rosd), (_, idea) = configured("rosd"), configured("rosd", "rosd_idea_only")
+    (_, rosd), (_, idea) = configured("rosd"), configured("rosd_idea_only")
     assert views(idea) == views(rosd)
     assert {w for of in weights(idea).values() for w in of} == {1.0}
 
 
 def test_place_without_idea(configured: Callable[..., Made]):
-    (_, rosd), (_, place) = configured("rosd"), configured("rosd", "rosd_place_only")
+    (_, rosd), (_, place) = configured("rosd"), configured("rosd_place_only")
     assert {role for role, _ in views(place).values()} == {"success"}
     assert wrong(rosd) == wrong(place)
     assert weights(place).items() <= weights(rosd).items()
 
 
 def test_places_shifted(configured: Callable[..., Made]):
-    (_, rosd), (_, shifted) = configured("rosd"), configured("rosd", "rosd_shifted")
+    (_, rosd), (_, shifted) = configured("rosd"), configured("rosd_shifted")
     assert views(shifted) == views(rosd)
     for ids, of in weights(shifted).items():
         start = weights(rosd)[ids].index(1.0)
@@ -313,13 +343,13 @@ def test_places_shifted(configured: Callable[..., Made]):
 
 
 def test_ideas_shuffled(configured: Callable[..., Made]):
-    (_, rosd), (_, shuffled) = configured("rosd"), configured("rosd", "rosd_shuffled")
+    (_, rosd), (_, shuffled) = configured("rosd"), configured("rosd_shuffled")
     assert weights(shuffled) == weights(rosd)
     assert all(views(shuffled)[ids] != view for ids, view in views(rosd).items())
 
 
 def test_as_many_tokens_at_a_random_place(configured: Callable[..., Made]):
-    (_, rosd), (_, anywhere) = configured("rosd"), configured("rosd", "rosd_random")
+    (_, rosd), (_, anywhere) = configured("rosd"), configured("rosd_random")
     assert views(anywhere) == views(rosd)
     assert {ids: sum(of) for ids, of in weights(anywhere).items()} == {i: sum(of) for i, of in weights(rosd).items()}
     assert weights(anywhere) != weights(rosd)
