@@ -27,6 +27,7 @@ from ogls.callbacks.best import CHECKPOINTS, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import Prompts
+from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods import Method
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
@@ -42,8 +43,12 @@ from ogls.training import SETTINGS, callbacks
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-_PARTS = (SelfDistillation, RolloutDataModule, Method, Policy, Sampling, Evaluation, Prompts, Lora, Trainer, Tracker)
+_PARTS = (
+    *(SelfDistillation, RolloutDataModule, Method, Policy, Sampling, Evaluation),
+    *(ReflectionLimits, Prompts, Lora, Trainer, Tracker),
+)
 _KEYS = {name for part in _PARTS for name in inspect.signature(part).parameters}
+_KEYS |= {"seed_everything", "trainer", "model", "data", "method", "policy", "allow_changes"}
 
 
 def _forget_arguments(parser: Any, before: Any, now: Any) -> None:

@@ -6,7 +6,7 @@
 
 A phase takes as long as the slower of its arithmetic and its memory traffic, at the machine's *measured* rates:
 
-    trunk, forward       2 P + 2 L w c FLOP a token       P weights without embeddings, L layers, w = heads x head size,
+    trunk, forward       2 P + 2 L w c FLOP per token     P weights without embeddings, L layers, w = heads x head size,
                                                           c mean tokens attended to (causal: half of the length)
                          on a CPU, where it takes as long, also the elementwise work of L layers, three times that
                          with the gradient

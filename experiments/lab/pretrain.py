@@ -129,8 +129,8 @@ def report(folder: Path, num_problems: int, seed: int) -> str:
         "idea": [encoder.view(p, IDEA, c.idea) for p, c in zip(problems, chains, strict=True)],
         "reflection on a wrong attempt": [encoder.reflect(p, w, False, r) for p, r, w in pairs],
     }
-    engine, policy = TransformersEngine(batch_size=256), Policy(folder, dtype="float32")
-    engine.start(folder, 256)
+    engine, policy = TransformersEngine(batch_size=256), Policy(str(folder), dtype="float32").load()
+    engine.start(policy.folder, 256)
     engine.load(policy, 0)
     verifier = ByKind()
     lines = ["| in view | right | without work |", "|---|---:|---:|"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import nan
 from typing import Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from ogls.loss.alpha_bound import Head
 from ogls.loss.chunked import chunked_divergence, chunked_logprobs
 from ogls.loss.divergence import Divergence, ForwardKL, ReverseKL
 from ogls.loss.steering import Plain, Steered, Steering
-from ogls.loss.topk import TopK, chunked_topk_divergence
+from ogls.loss.topk import TopK
 from ogls.loss.weighting import TokenWeighting
 from ogls.records import Lesson, Need
 
@@ -227,20 +226,18 @@ class Distillation(Term):
     def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
         if states.hidden_target is None:
             raise ValueError("Distillation needs the target's states, got hidden_target=None")
-        if self.support is None:
-            compute = partial(chunked_divergence, compiled=self.compiled)
-        else:
-            compute = partial(chunked_topk_divergence, support=self.support)
-        divergence, logprob = compute(
+        divergence, logprob = chunked_divergence(
             states.hidden_student,
             states.hidden_target,
             states.head_weight,
             states.head_bias,
             self.divergence,
+            support=self.support,
             temperature=self.temperature,
             clip=self.clip,
             one_sided=self.one_sided,
             token_ids=states.token_ids,
+            compiled=self.compiled,
         )
         assert logprob is not None
         weights = states.token_weights.to(divergence.dtype)

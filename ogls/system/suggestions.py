@@ -13,6 +13,7 @@ _KEY = re.compile(r"Parser key \"([\w.]+)\":")
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
 _UNKNOWN = re.compile(r"(?:--|[Oo]ption '|[Kk]ey ')([\w.]+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
+_STRUCTURE = {"class_path", "init_args"}
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>|Expected a path"
 )
@@ -57,9 +58,9 @@ def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -
         with suppress(ImportError, AttributeError):  # the class itself may be misspelt
             names |= set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
     for key in _UNKNOWN.findall(message):
-        word = key.rpartition(".")[2]
-        if word not in names and (meant := _meant(word, names)):
-            return meant
+        for word in key.split("."):  # the parser names a key below the misspelt one
+            if word not in names | _STRUCTURE and (meant := _meant(word, names)):
+                return meant
     return ""
 
 

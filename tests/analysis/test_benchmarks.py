@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def test_exponents_and_intervals() -> None:
 
 
 def test_the_models_weights_are_counted() -> None:
-    """Against transformers' own layers, made without memory."""
+    """Compares with transformers' own layers, made without memory."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = MODELS["smollm2"]
@@ -67,6 +68,19 @@ def test_made_up_batches_have_what_the_trainer_needs() -> None:
     assert [view.role for view in batch[0].views] == ["plain", "success", "failure"]
     assert batch[0].views == batch[2].views != batch[3].views
     assert all(10 <= token < 100 for lesson in batch for token in lesson.token_ids)
+
+
+def test_all_sides_of_the_loss_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_of_loss", BENCHMARKS / "loss.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    module.assert_agreement(views=4)
+    assert "values and gradients to 1e-10" in capsys.readouterr().out
 
 
 @pytest.mark.slow

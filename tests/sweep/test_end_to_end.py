@@ -16,7 +16,7 @@ from tests.test_cli import RUN, small
 
 def space(trial: Trial) -> dict[str, object]:
     alpha = trial.suggest_float("alpha", 0.0, 4.0)
-    return {"model.steering": override("ogls.loss.steering.OutcomeSteering", alpha=alpha, ramp_steps=2)}
+    return {"method.steering": override("OutcomeSteering", alpha=alpha, ramp_steps=2)}
 
 
 def objective(run: RunNumbers) -> float:
@@ -44,7 +44,8 @@ def test_runs_are_nested_and_the_best_configuration_trains(
         child = runs[f"alpha-{number:03d}-s0"]
         assert child.data.tags["mlflow.parentRunId"] == runs["alpha"].info.run_id
         assert (child.info.status, child.data.tags["outcome"]) == ("FINISHED", "COMPLETE")
-        assert float(child.data.params["model.steering.alpha"]) == alpha
+        assert float(child.data.params["method.steering.alpha"]) == alpha
+        assert f", alpha={alpha:g}, ramp_steps=2, " in child.data.tags["method"]
         assert child.data.params["trial"] == str(number)
         assert 0.0 <= child.data.metrics["final/avg_at_4"] <= 1.0
 
@@ -54,5 +55,7 @@ def test_runs_are_nested_and_the_best_configuration_trains(
     best = max(runs.values(), key=lambda run: run.data.metrics.get("final/avg_at_4", -1.0))
     again = RunNumbers(next(path for path in Path("runs").glob("*-s0-*/metrics.jsonl"))).update()
     assert again.last("final/avg_at_4") == best.data.metrics["final/avg_at_4"], "the same run again"
-    (alone,) = client.search_runs(["1", "2"], "tags.method = 'ogls_sd'", order_by=["start_time DESC"], max_results=1)
+    (alone,) = client.search_runs(
+        ["1", "2"], "tags.method LIKE 'OGLS_SD[%'", order_by=["start_time DESC"], max_results=1
+    )
     assert "mlflow.parentRunId" not in alone.data.tags
