@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Trainer
 
-from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder, StopWithoutSignal
+from ogls.callbacks import GracefulStop, RolloutWriter, RunRecorder, StepProgress, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 
 SETTINGS = {
@@ -21,7 +21,7 @@ SETTINGS = {
 
 def callbacks() -> list[Any]:
     """Returns the callbacks that every run has."""
-    return [RunRecorder(), RichProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()]
+    return [RunRecorder(), StepProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()]
 
 
 def make_trainer(**settings: Any) -> Trainer:
