@@ -285,6 +285,7 @@ class RolloutDataModule(LightningDataModule):
         if "time/generate" in measured:
             tokens = sum(len(rollout.completion.token_ids) for group in batch.groups for rollout in group.rollouts)
             measured["speed/generate_tokens_per_s"] = tokens / max(measured["time/generate"], 1e-9)
+            measured["train/timeout_seconds"] = self.pool.timeout_seconds
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
     def _seed_of(self, purpose: str, step: int) -> int:

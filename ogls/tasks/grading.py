@@ -1,4 +1,8 @@
-"""Verdicts on untrusted text, given in processes that can be killed."""
+"""A grading pool gives verdicts on untrusted text in processes that can be killed.
+
+A process pool of a library would be shorter but for what it does not do: it would read pickles that a worker wrote,
+run the main script again in every worker, and wait for ever for a stopped process.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ _HASTE = 10  # times less time for an answer once the budget for time-outs is sp
 
 
 class GradingPool:
-    """Runs a verifier in `workers` processes, each of which may be ended at any time without anyone noticing.
+    """A grading pool runs a verifier in processes, each of which may end at any time without anyone noticing.
 
     An answer that takes longer than `timeout` seconds is "timeout", one that ends its process or raises is "crash";
     both are wrong, and the worker is replaced in milliseconds. An answer is not to blame, but asked again, where its
@@ -38,12 +42,12 @@ class GradingPool:
     import torch. Nothing runs before the first `start` or `grade`.
 
     Args:
-        verifier: what to run. Its class must be importable by name.
-        workers: how many processes.
-        timeout: seconds of wall-clock time an answer may take.
+        verifier: verifier to run, whose class is importable by name
+        workers: number of processes
+        timeout: seconds of wall-clock time that an answer may take
+        memory_gib: address space of one worker; what needs more is a "crash"
         timeout_budget: seconds that time-outs of one `grade` may take in all; from there on an answer has a tenth of
-            `timeout`, so that a batch of answers that never end cannot hold up training.
-        memory_gib: address space of one worker; what needs more is a "crash".
+            `timeout`, so that a batch of answers that never end cannot hold up training
     """
 
     def __init__(
@@ -65,23 +69,24 @@ class GradingPool:
         self._nursery: _Nursery | None = None
         self._idle: list[_Worker] = []
         self._again = Counter[int]()  # how often an answer of this call was asked again
-        self._spent = 0.0  # seconds that time-outs of this call took
+        self.timeout_seconds = 0.0
+        """Seconds that time-outs of the latest call of `grade` took."""
 
     def start(self) -> None:
-        """Begin to load the verifier in the background, so that the first `grade` need not wait for it."""
+        """Begins to load the verifier in the background, so that the first `grade` need not wait for it."""
         with self._lock:
             if self._nursery is None:
                 self._nursery = _Nursery(self.verifier, self.timeout, self.memory_gib)
                 weakref.finalize(self, self._nursery.close)
 
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """One verdict for each (problem, text), in order."""
+        """Returns one verdict for each (problem, text), in order."""
         with self._lock:
             self.start()
             waiting = deque(range(len(answers)))
             chunk = max(1, min(_CHUNK, len(answers) // (2 * self.workers)))
             verdicts: dict[int, Verdict] = {}
-            self._again, self._spent = Counter[int](), 0.0
+            self._again, self.timeout_seconds = Counter[int](), 0.0
             with selectors.DefaultSelector() as busy:
                 try:
                     while len(verdicts) < len(answers):
@@ -99,11 +104,11 @@ class GradingPool:
 
     @property
     def modules(self) -> list[str] | None:
-        """What the workers have imported; None before the first answer was graded."""
+        """Returns what the workers have imported; None before the first answer was graded."""
         return None if self._nursery is None else self._nursery.modules
 
     def close(self) -> None:
-        """End all processes. Grading again starts new ones."""
+        """Ends all processes. Grading again starts new ones."""
         with self._lock:
             for worker in self._idle:
                 worker.connection.close()
@@ -120,7 +125,7 @@ class GradingPool:
         self.close()
 
     def _collect(self, busy: selectors.BaseSelector, waiting: deque[int], verdicts: dict[int, Verdict]) -> None:
-        """Take in what workers have said by the earliest deadline, and replace those that died or ran out of time."""
+        """Takes in what workers have said by the earliest deadline; replaces those that died or ran out of time."""
         running: list[_Worker] = [key.data for key in busy.get_map().values()]
         earliest = min(worker.deadline for worker in running)
         ready = {key.data for key, _ in busy.select(max(0.0, earliest - time.monotonic()))}
@@ -137,7 +142,7 @@ class GradingPool:
                 continue
             if worker.pending and not self._ask_again(worker):  # the first is to blame, the others are not
                 status = "timeout" if alive else "crash"
-                self._spent += worker.limit if alive else 0
+                self.timeout_seconds += worker.limit if alive else 0
                 verdicts[worker.pending.popleft()] = Verdict(correct=False, status=status)
             if worker.pending:
                 waiting.extendleft(reversed(worker.pending))
@@ -147,7 +152,7 @@ class GradingPool:
     @property
     def _limit(self) -> float:
         """Returns the seconds that the next answer has."""
-        return self.timeout if self._spent < self.timeout_budget else self.timeout / _HASTE
+        return self.timeout if self.timeout_seconds < self.timeout_budget else self.timeout / _HASTE
 
     def _fork(self, replaced: int = 0) -> _Worker:
         assert self._nursery is not None
@@ -170,7 +175,7 @@ class GradingPool:
 
 
 class _Nursery:
-    """The process that has imported the verifier and forks workers."""
+    """The nursery is the process that has imported the verifier and forks workers."""
 
     def __init__(self, verifier: Verifier, timeout: float, memory_gib: float):
         self._control, theirs = socket.socketpair()
@@ -191,7 +196,7 @@ class _Nursery:
         self.modules: list[str] | None = None
 
     def fork(self, replaced: int) -> tuple[socket.socket, int]:
-        """(connection, process id) of a new worker. The first call waits until the verifier is loaded."""
+        """Returns connection and process id of a new worker. The first call waits until the verifier is loaded."""
         if self.modules is None:
             with self._control.makefile("rb", buffering=0) as stream:
                 line = stream.readline()
@@ -219,7 +224,7 @@ class _Nursery:
 
 
 class _Worker:
-    """The pool's end of the connection to one worker, and the answers that it was given."""
+    """A worker, seen from the pool, is a connection and the answers that it was given."""
 
     def __init__(self, nursery: _Nursery, replaced: int, timeout: float):
         self.nursery = nursery
@@ -232,7 +237,7 @@ class _Worker:
         self._unread = b""
 
     def send(self, indices: Sequence[int], answers: Sequence[tuple[Problem, str]], limit: float) -> None:
-        """Hand over a chunk of answers with `limit` seconds each.
+        """Hands over a chunk of answers with `limit` seconds each.
 
         The worker reads all of it before it writes, so neither side can block the other.
         """
@@ -246,7 +251,7 @@ class _Worker:
         self.deadline = time.monotonic() + (limit if self.delivered else 0)
 
     def receive(self, verdicts: dict[int, Verdict], limit: float) -> bool:
-        """Read finished verdicts; False when the worker is dead. The next answer has `limit` seconds."""
+        """Reads finished verdicts; returns False when the worker is dead. The next answer has `limit` seconds."""
         try:
             received = self.connection.recv(1 << 16)
         except OSError:

@@ -10,10 +10,8 @@ from ogls.records import Problem, Verdict
 from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking, last_boxed, last_boxes
 from ogls.tasks.base import Verifier
 from ogls.tasks.expressions import refused
-from ogls.tasks.numerals import plain_number
-from ogls.tasks.reading import Reading, Value, read, read_gold, same
-
-__all__ = ["MathVerifier", "plain_number", "refused"]
+from ogls.tasks.reading import read, read_gold
+from ogls.tasks.statements import Statement, Value, same
 
 _IN_TEXT = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?")
 
@@ -63,7 +61,7 @@ class MathVerifier(Verifier):
         correct = any(same(gold, reading) for gold in golds for reading in readings)
         return Verdict(correct=correct, status="graded", answer=_vote(readings, answer))
 
-    def _gold(self, answer: str) -> tuple[Reading, ...]:
+    def _gold(self, answer: str) -> tuple[Statement, ...]:
         answer = (last_boxed(answer) or answer).strip()
         return read_gold(answer) if acceptable(answer, self.max_length) and not refused(answer) else ()
 
@@ -79,7 +77,7 @@ class MathVerifier(Verifier):
         self.grade(Problem(id="", text="", answer="[1,x)"), "\\boxed{x<y}")
 
 
-def _vote(readings: tuple[Reading, ...], answer: str) -> str:
+def _vote(readings: tuple[Statement, ...], answer: str) -> str:
     """Returns one wording for all answers that are the same number."""
     first = readings[0]
     if isinstance(first, Value) and first.terms[0].number is not None and first.terms[0].base == 10:

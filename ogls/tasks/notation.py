@@ -12,6 +12,7 @@ _SYMBOL_NAMES = r"""
 222a:\cup 2229:\cap 2208:\in 2205:\emptyset 2218:\circ 03c0:\pi 03b1:\alpha 03b2:\beta 03b3:\gamma 03b4:\delta
 03b8:\theta 03bb:\lambda 03bc:\mu 00b5:\mu 03c6:\phi 2220:\angle 211d:\mathbb{R} 2124:\mathbb{Z} 2115:\mathbb{N}
 00b0:^{\circ} 00ba:^{\circ} 2103:^{\circ}C 2109:^{\circ}F 221b:\sqrt[3] 2215:/ 2044:/ 00f7:/ 2236:: 2019:' 2032:'
+2026:\ldots
 """
 _HYPHENS, _BLANKS = "\u2212\u2013\u2014\u2010\u2011\ufe63", "\u00a0\u2002\u2003\u2009\u200a\u202f\u3000"
 _NOTHING = "\u200b\u2060\ufeff\u20ac\u00a3\u00a5\u20b9"  # nothing to see, and currencies
@@ -80,8 +81,8 @@ _LEADING = re.compile(
 )
 _CURRENCY = re.compile(r"^(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?)\s*(?=[\d.])")
 _ORDINAL = re.compile(r"(?<=\d)\s*\^?\{?\s*(?:\\text\{)?(?:st|nd|rd|th)\}?\}?$")
-_COMPARED = {"<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", ":=": "=", "==": "="}
-_COMPARISON = re.compile("|".join(_COMPARED))
+_ASCII = {"<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", ":=": "=", "==": "=", "...": r"\ldots "}
+_ASCII_SIGN = re.compile("|".join(map(re.escape, _ASCII)))
 
 
 def clean(answer: str) -> str:
@@ -97,7 +98,7 @@ def clean(answer: str) -> str:
             if unwrapped == text:
                 break
             text = unwrapped
-    text = _BOLD.sub(r"\2", _COMPARISON.sub(lambda m: _COMPARED[m[0]], text))
+    text = _BOLD.sub(r"\2", _ASCII_SIGN.sub(lambda m: _ASCII[m[0]], text))
     return _SQRT.sub(r"\\sqrt{\1}", _WORD.sub(_named, _bare(text))) if not text.isdigit() else text
 
 

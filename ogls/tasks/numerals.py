@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_ORNAMENTS = re.compile(r"\\?\$|\\[,!;]|\{(?=,\})|(?<=,)\}")
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[+-]?\.\d+")
 _N = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
 _SPACED = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?")
@@ -20,12 +19,6 @@ _SCIENTIFIC = re.compile(
 
 
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
-
-
-def plain_number(text: str) -> Fraction | None:
-    """Returns the value of an integer or decimal, thousands separated by commas or not; None for all else."""
-    bare = _ORNAMENTS.sub("", text).strip().removesuffix(".")
-    return Fraction(bare.replace(",", "")) if _NUMBER.fullmatch(bare) and len(bare) < 1000 else None
 
 
 def exact(text: str) -> Fraction | None:

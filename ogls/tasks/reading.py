@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
 
-from ogls.tasks.expressions import equal, formula, is_closed
+from ogls.tasks.expressions import formula, is_closed
 from ogls.tasks.notation import FUNCTIONS, LIST_SEPARATORS, clean, enclosed, split, tokens_of, vocabulary
 from ogls.tasks.numerals import exact, numeral
+from ogls.tasks.statements import Listing, Statement, Term, Value, same_term
 from ogls.tasks.units import peel
 
 _MAX_ITEMS, _MAX_NESTING = 100, 4
@@ -22,68 +22,18 @@ _CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:\\text\{)?\s*([ap])\.?\s?m\.?\s*\}?", 
 _LONE_LETTER = re.compile(r"^\\text\{(.)\}$")
 _INVERSE = re.compile(r"\^\{?-1\}?")
 _PLACES = re.compile(r"-?\d+\.(\d{2,})")
-_VERBS = vocabulary("is are was were has have form forms see prove proof proved omitted")  # of prose
+_VERBS = vocabulary("is are was were has have form forms see prove proof proved omitted vary")  # of prose
 _MISSING = frozenset(("nan", "null", "n/a", "notfound", "not found", "inf", "-inf"))
 _MOST_WORDS = 4
 
 
-@dataclass(frozen=True)
-class Term:
-    """A term is one way of stating a value: a number if it can be read at once, else a formula, else words.
-
-    Args:
-        latex: the value without unit and percent sign
-        number: the value of a plain number, a fraction, a numeral
-        base: 10, except for a numeral that names another one
-        unit: the unit that the words after the value name, where it is known
-        percent: whether a percent sign follows
-        words: the answer in lower case, where it is words and no mathematics
-    """
-
-    latex: str
-    number: Fraction | None = None
-    base: int = 10
-    unit: str | None = None
-    percent: bool = False
-    words: str | None = None
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value is one thing that an answer states.
-
-    Args:
-        terms: the ways in which it is stated, at least one: sides of an equation, or readings of a doubtful spelling
-        name: the side of an equation that is no number, such as x or f(x)
-        relation: the whole equation
-        compound: whether the name is a formula itself (x + y = 3), so that the value alone says less than the equation
-    """
-
-    terms: tuple[Term, ...]
-    name: str | None = None
-    relation: str | None = None
-    compound: bool = False
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A listing is several values: without brackets or in braces in any order, in parentheses in theirs."""
-
-    bracket: Literal["", "(", "{"]
-    items: tuple[Value | Listing, ...]
-    latex: str
-
-
-Reading = Value | Listing
-
-
-def read_gold(answer: str) -> tuple[Reading, ...]:
+def read_gold(answer: str) -> tuple[Statement, ...]:
     """`read` for gold answers: prose is none, nor is what stands for a missing value."""
     return () if answer.strip().casefold() in _MISSING else read(answer, gold=True)
 
 
 @lru_cache(maxsize=4096)
-def read(answer: str, gold: bool = False) -> tuple[Reading, ...]:
+def read(answer: str, gold: bool = False) -> tuple[Statement, ...]:
     """Returns what the answer may say: two readings for 1,234, a number or a list; none where it cannot be read.
 
     An answer that contradicts itself, such as 11 = 10, cannot be read either.
@@ -96,7 +46,7 @@ def read(answer: str, gold: bool = False) -> tuple[Reading, ...]:
     return tuple(dict.fromkeys(reading for reading in readings if reading is not None))
 
 
-def _list(text: str, gold: bool, thousands: bool, depth: int = 0) -> Reading | None:
+def _list(text: str, gold: bool, thousands: bool, depth: int = 0) -> Statement | None:
     parts = split(text, LIST_SEPARATORS, thousands)
     if len(parts) > 1 and (not parts[-1] or " and " in text or " or " in text):  # "1, 2, and 3"
         parts = [part for part in parts if part]
@@ -123,7 +73,7 @@ def _both_signs(part: str) -> list[str]:
     return found
 
 
-def _item(text: str, gold: bool, thousands: bool, depth: int) -> Reading | None:
+def _item(text: str, gold: bool, thousands: bool, depth: int) -> Statement | None:
     text = clean(text)
     bracket, inside = enclosed(text)
     if bracket and numeral(text) is None:
@@ -139,11 +89,11 @@ def _item(text: str, gold: bool, thousands: bool, depth: int) -> Reading | None:
     return _equation(text, gold, thousands, depth)
 
 
-def _is_bare(reading: Reading) -> bool:
+def _is_bare(reading: Statement) -> bool:
     return isinstance(reading, Listing) and reading.bracket == ""
 
 
-def _equation(text: str, gold: bool, thousands: bool, depth: int) -> Reading | None:
+def _equation(text: str, gold: bool, thousands: bool, depth: int) -> Statement | None:
     sides = split(text, frozenset(("=", r"\approx", r"\in")))
     if len(sides) == 1:
         terms = _terms(text, gold)
@@ -171,7 +121,7 @@ def _agree(closed: Sequence[Sequence[Term]], approximately: bool) -> bool:
     """Returns whether all sides of a chain of equations are one number, written out or rounded."""
     first = closed[0][0] if closed else None
     for term, *_ in closed[1:]:
-        if first and not (_same_term(replace(first, base=term.base), term) or _rounded(first, term, approximately)):
+        if first and not (same_term(replace(first, base=term.base), term) or _rounded(first, term, approximately)):
             return False
     return True
 
@@ -239,82 +189,3 @@ def _words(text: str, gold: bool) -> str | None:
     if gold and (len(letters) > _MOST_WORDS or said & _VERBS):
         return ""
     return " ".join(token.casefold() for token in tokens if token.isalnum())
-
-
-# ---- equality ----
-
-
-def same(gold: Reading, answer: Reading) -> bool:
-    """Returns whether the answer says what the gold answer says."""
-    if isinstance(gold, Value) and isinstance(answer, Value):
-        return _same_value(gold, answer)
-    if isinstance(gold, Listing) and isinstance(answer, Listing):
-        return _same_listing(gold, answer)
-    if isinstance(gold, Listing):
-        if len(gold.items) == 1:
-            return same(gold.items[0], answer)
-        return bool(gold.bracket) and isinstance(answer, Value) and _states(answer, gold.latex)
-    assert isinstance(answer, Listing)
-    if answer.bracket != "(" and answer.items:
-        return all(same(gold, item) for item in answer.items)
-    return _states(gold, answer.latex)
-
-
-def _states(value: Value, latex: str) -> bool:
-    """Returns whether a value is a formula equal to this one: a vector that is also written as a tuple."""
-    formulas = (term.latex for term in value.terms if term.number is None and term.words is None)
-    return any(equal(latex, other) for other in formulas)
-
-
-def _same_listing(gold: Listing, answer: Listing) -> bool:
-    if gold.bracket == "(" and answer.bracket == "{":
-        return False
-    ordered = gold.bracket == "(" or _is_labelled(gold) != _is_labelled(answer)
-    if ordered:
-        return len(gold.items) == len(answer.items) and all(map(same, gold.items, answer.items))
-    if len(gold.items) == len(answer.items):
-        return _matched(gold.items, answer.items)
-    return _matched(_distinct(gold.items), _distinct(answer.items))
-
-
-def _is_labelled(listing: Listing) -> bool:
-    """Returns whether each value has a name of its own, so that it matters which is which."""
-    names = [item.name for item in listing.items if isinstance(item, Value)]
-    return len(set(names)) == len(listing.items) and None not in names
-
-
-def _matched(gold: Sequence[Reading], answer: Sequence[Reading]) -> bool:
-    left = list(answer)
-    for item in gold:
-        found = next((i for i, other in enumerate(left) if same(item, other)), None)
-        if found is None:
-            return False
-        del left[found]
-    return not left
-
-
-def _distinct(items: Sequence[Reading]) -> list[Reading]:
-    kept: list[Reading] = []
-    for item in items:
-        if not any(same(other, item) for other in kept):
-            kept.append(item)
-    return kept
-
-
-def _same_value(gold: Value, answer: Value) -> bool:
-    if gold.compound or (gold.name and answer.name and gold.name != answer.name):
-        return bool(gold.relation and answer.relation) and equal(gold.relation or "", answer.relation or "")
-    return any(_same_term(g, a) for g in gold.terms for a in answer.terms)
-
-
-def _same_term(gold: Term, answer: Term) -> bool:
-    if gold.words is not None or answer.words is not None:
-        return gold.words == answer.words
-    if gold.base != answer.base or (gold.unit and answer.unit and gold.unit != answer.unit):
-        return False
-    if gold.number is not None and answer.number is not None:
-        if gold.number == answer.number:
-            return True
-        hundredths = [term.number / 100 if term.percent else term.number for term in (gold, answer) if term.number]
-        return gold.percent != answer.percent and len(hundredths) == 2 and hundredths[0] == hundredths[1]
-    return equal(gold.latex, answer.latex)

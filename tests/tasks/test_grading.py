@@ -248,10 +248,16 @@ def test_a_death_is_a_crash_and_harms_no_other(obedient: GradingPool) -> None:
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
-def test_replacement_takes_less_than_a_second(obedient: GradingPool) -> None:
-    start = time.monotonic()
-    assert tell(obedient, *["exit 1"] * 20) == [WRONG["crash"]] * 20
-    assert time.monotonic() - start < 5
+def test_replacement_takes_less_than_a_second() -> None:
+    """Of 20 in a row, most take less than a quarter of one; the median, since the machine may be busy for a while."""
+    with GradingPool(Obedient(), workers=2, timeout=60.0) as pool:
+        tell(pool, "warm")
+        seconds = []
+        for _ in range(20):
+            start = time.monotonic()
+            assert tell(pool, "exit 1") == [WRONG["crash"]]
+            seconds.append(time.monotonic() - start)
+    assert sorted(seconds)[10] < 0.25
 
 
 @pytest.mark.fault("model text executed")
@@ -447,9 +453,11 @@ def test_time_outs_of_one_call_have_a_budget(workers: int) -> None:
         seconds = time.monotonic() - start
         assert [v.status for v in verdicts] == ["graded", "timeout"] * 20
         assert seconds < (4 + 18 * 0.2) + 15, "20 time-outs of 2 s would take 40 s"
+        assert 4 + 16 * 0.2 - 1e-6 < pool.timeout_seconds < 4 + 18 * 0.2 + (workers - 1) * 2 + 1e-6
         start = time.monotonic()
         assert tell(pool, "ignore") == [WRONG["timeout"]]
         assert time.monotonic() - start > 1.9, "every call has its own budget"
+        assert pool.timeout_seconds == 2.0
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ogls.records import Problem
+from ogls.tasks.columns import Columns
 from ogls.tasks.reasoning_gym import EntryId, ReasoningGym
-from ogls.tasks.tables import Columns, HubProblems, JsonlProblems
+from ogls.tasks.tables import HubProblems, JsonlProblems
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "problem": "What is 1+1?", "answer": "2", "solution": "1+1=2"},

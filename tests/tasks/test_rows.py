@@ -12,7 +12,8 @@ import pytest
 
 from ogls.cli import main
 from ogls.records import Problem
-from ogls.tasks.tables import Columns, HubProblems, JsonlProblems
+from ogls.tasks.columns import Columns
+from ogls.tasks.tables import HubProblems, JsonlProblems
 
 ROWS = [{"id": "a", "problem": "1+1?", "answer": "2"}, {"id": "b", "problem": "2+3?", "answer": "5", "system": "Hm."}]
 PROBLEMS = [
