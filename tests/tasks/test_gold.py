@@ -202,3 +202,27 @@ def test_nothing_left_is_refused(nursery: Nursery, tiny_model: Path, tmp_path: P
     code, output = fit(nursery, tmp_path, *settings(tiny_model, train, val), "--data.drop_unverifiable", "true")
     assert code == 2, output[-2000:]
     assert error(output) == "error: data.train has no problems left: dropped are 3 unverifiable"
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+def test_nested_columns_are_read_and_time_outs_counted(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+    """The rows are as of verl; every rollout of the step, two of one problem, takes its 3 seconds."""
+    rows = [
+        {"prompt": [{"role": "user", "content": row["problem"]}], "reward_model": {"ground_truth": [row["answer"]]}}
+        for row in SOUND
+    ]
+    train, val = write(tmp_path / "train.jsonl", *rows), write(tmp_path / "val.jsonl", rows[0])
+    columns = [
+        arg
+        for split in ("train", "val")
+        for option, column in (("text", "prompt"), ("answer", "reward_model.ground_truth"))
+        for arg in (f"--data.{split}.columns.{option}", column)
+    ]
+    verifier = ["--data.verifier", "tests.tasks.careless.Sleepy", "--data.problems_per_step", "1"]
+    code, output = fit(nursery, tmp_path, *settings(tiny_model, train, val), *columns, *verifier)
+    assert code == 0, output[-2000:]
+    (file,) = tmp_path.glob("runs/*/metrics.jsonl")
+    measured = {name: value for line in file.read_text().splitlines() for name, value in json.loads(line).items()}
+    assert (measured["train/timeout_seconds"], measured["train/verdict_faults"]) == (6.0, 2)
+    (told,) = tmp_path.glob("mlartifacts/*/artifacts/data.json")
+    assert json.loads(told.read_text())["train"]["first"][0] == {"id": "train-1", "text": "0+1?", "answer": "1"}
