@@ -28,7 +28,7 @@ _MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 1
 _SAYING = vocabulary("""
 not no nor or and but if when where unless except than maybe wrong incorrect false instead is are was isn base mod
 modulo choose plus minus divided squared cubed factorial negative repeating recurring remainder half halves through
-until versus
+until versus below thirds fifths sixths sevenths eighths ninths tenths hundredths thousandths
 """)
 _MOST_WORDS = 6
 

@@ -38,6 +38,8 @@ def problems(*answers: str, kind: str = "math") -> list[Problem]:
         ("3*4=<<3*4=12>>12 pens\n#### 12", "math", "cannot be read"),
         ("The bisectors meet in one point.", "math", "cannot be read"),
         ("7:15a..", "math", "cannot be read"),
+        ("2, 4, 6, ...", "math", "cannot be read"),
+        ("Answers vary.", "math", "cannot be read"),
         ("NaN", "math", "stands for a missing value"),
         ("nan", "reasoning_gym", "stands for a missing value"),
         ("E", "mcq", "cannot be read"),

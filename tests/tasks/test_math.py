@@ -57,6 +57,8 @@ WORDS = r"""
 31 pens | 31 | yes
 31 \text{ pens} | 31 | yes
 31 | not 31 | no
+31 | 31 degrees below zero | no
+31 | 31 hundredths | no
 31 | 31 is wrong | no
 31 | 31 squared | no
 31 | 31 repeating | no
