@@ -25,7 +25,6 @@ _NO_WORDS = re.compile(r"\\(?:text|begin|end|math[a-z]+|overline|vec)\s*\{[^{}]*
 _LETTERS = re.compile(r"\\?[A-Za-z]+")
 _POINTS = ((7, 3), (-11, 5), (13, 29))  # values of the variables start at these fractions
 _DIGITS, _CANCELLED = 15, 500
-_LOWERCASE = False
 
 
 def refused(answer: str) -> bool:
@@ -56,7 +55,7 @@ def formula(latex: str) -> Any | None:
             plain,
             is_real=True,
             normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=_LOWERCASE),
+            conversion_config=ConversionConfig(lowercase_symbols=False),
         )
         return _exactly(made)
     except MemoryError:

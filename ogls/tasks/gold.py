@@ -47,20 +47,6 @@ def gold_faults(problems: Iterable[Problem], pool: GradingPool) -> dict[str, str
     return faults
 
 
-def unverifiable_gold(problems: Iterable[Problem], pool: GradingPool) -> list[str]:
-    """Returns the ids of the problems with `gold_faults`, in the order of the problems."""
-    problems = list(problems)
-    faults = gold_faults(problems, pool)
-    return [problem.id for problem in problems if problem.id in faults]
-
-
-def verify_gold(problems: Iterable[Problem], pool: GradingPool) -> None:
-    """Raises a ValueError that names the problems with `gold_faults`, and says of the first ones what is wrong."""
-    problems = list(problems)
-    if faults := gold_faults(problems, pool):
-        raise ValueError(complaint(problems, faults))
-
-
 def complaint(problems: Sequence[Problem], faults: dict[str, str]) -> str:
     """Returns ``expected ..., 2 did not: a, b ('7:15a..' cannot be read by the verifier; ...)``."""
     wanted = "expected every gold answer to verify against itself and no wrong answer"

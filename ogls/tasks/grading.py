@@ -19,7 +19,8 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Sequence
-from pathlib import Path
+
+import psutil
 
 from ogls.records import Problem, Verdict
 from ogls.tasks.base import Verifier
@@ -267,9 +268,8 @@ class _Worker:
 
 
 def _is_stopped(process: int) -> bool:
-    """Returns whether a process was told to stop, by SIGSTOP or a debugger; where there is no /proc, nobody can say."""
+    """Returns whether a process was told to stop, by SIGSTOP or a debugger."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
+        return psutil.Process(process).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.NoSuchProcess:
         return False
-    return status.rpartition(")")[2].split()[0] in ("T", "t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from ogls.records import Problem, Verdict
 from ogls.tasks.base import Verifier
 from ogls.tasks.by_kind import ByKind
-from ogls.tasks.gold import unverifiable_gold, verify_gold
+from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
 from ogls.tasks.tables import JsonlProblems
 
@@ -366,20 +367,20 @@ def test_every_gold_answer_of_the_data_verifies(pool: GradingPool, name: str) ->
     if not files:
         pytest.skip(f"no data in {DATA / name}; OGLS_DATA names the folder that holds it")
     for file in files:
-        assert unverifiable_gold(JsonlProblems(str(file)), pool) == []
+        assert gold_faults(JsonlProblems(str(file)), pool) == {}
 
 
 @pytest.mark.fault("gold answer that cannot verify itself")
 def test_verify_gold(pool: GradingPool) -> None:
     fine = [Problem(id=f"fine-{i}", text="?", answer=str(i)) for i in range(50)]
     odd = [Problem(id=f"odd-{i}", text="?", answer="E", kind="mcq") for i in range(25)]
-    assert unverifiable_gold(fine, pool) == []
-    verify_gold(fine, pool)
-    assert unverifiable_gold([*fine, odd[3]], pool) == ["odd-3"]
-    with pytest.raises(ValueError, match=r"25 did not: odd-0, odd-1, .*odd-19 and 5 more"):
-        verify_gold(fine + odd, pool)
-    with pytest.raises(ValueError, match="no verifier for kind 'poem'"):
-        verify_gold([*fine, Problem(id="p", text="?", answer="1", kind="poem")], pool)
+    assert gold_faults(fine, pool) == {}
+    assert list(gold_faults([*fine, odd[3]], pool)) == ["odd-3"]
+    said = complaint(fine + odd, gold_faults(fine + odd, pool))
+    assert re.search(r"25 did not: odd-0, odd-1, .*odd-19 and 5 more", said)
+    faults = gold_faults([*fine, Problem(id="p", text="?", answer="1", kind="poem")], pool)
+    assert faults.keys() == {"p"}
+    assert "no verifier for kind 'poem'" in faults["p"]
 
 
 def state(process: int) -> str:
