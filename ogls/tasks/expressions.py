@@ -99,7 +99,7 @@ def _same_number(first: Any, second: Any) -> bool | None:
     """Returns whether two terms are equal, variables at three points; None where that cannot be said."""
     from sympy import Expr, Rational, nan, oo, zoo
 
-    if not (isinstance(first, Expr) and isinstance(second, Expr)):
+    if not all(isinstance(side, Expr) for side in (first, second)):
         return None
     if first == second:
         return None if first in (nan, zoo) else True

@@ -23,7 +23,7 @@ def _check_slice(offset: int, limit: int | None) -> None:
         raise ValueError(f"expected offset >= 0 and limit >= 1 or null, got offset {offset}, limit {limit}")
 
 
-def _opened(path: str) -> io.BufferedIOBase:
+def _opened(path: str) -> io.BufferedReader | gzip.GzipFile:
     """Returns the file, decompressed where it is gzip."""
     file = Path(path)
     if not file.is_file():
@@ -65,7 +65,7 @@ class JsonlProblems(ProblemSource):
         except (EOFError, gzip.BadGzipFile) as error:
             raise ValueError(f"{self.path}: damaged gzip: {error}") from error
 
-    def _rows(self, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:
+    def _rows(self, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any]]:
         numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
         first = next(numbered, None)
         if first is None:

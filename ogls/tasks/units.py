@@ -142,7 +142,7 @@ def _unit(phrase: list[str], words: list[str]) -> str | None:
         elif token == "/" or word == "per":
             names.append("/")
         elif token.isdigit() or word in ("squared", "cubed"):
-            names.append(_POWERS.get(word, token))
+            names.append(_POWERS.get(word) or token)
         elif word in _POWERS:
             power = _POWERS[word]
         elif word in _COMPOUND:
