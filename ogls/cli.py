@@ -124,7 +124,8 @@ class OglsCLI(LightningCLI):
             return False
         print(f"{run.name} has no checkpoint yet: it begins anew")
         tracker.resume(None, run)
-        self.config.fit.ckpt_path = self.config_init.fit.ckpt_path = None
+        for config in (self.config, self.config_init):
+            config.fit.ckpt_path = None  # pyright: ignore[reportAttributeAccessIssue]
         return True
 
 

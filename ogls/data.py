@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule
@@ -279,7 +278,7 @@ class RolloutDataModule(LightningDataModule):
                 self.locator,
                 self.sizes,
                 step=step,
-                seed_of=partial(self._seed_of, step=step),
+                seed_of=lambda purpose: derive(self.seed, purpose, step),
             )
         measured = metrics.metrics() | batch.metrics
         if "time/generate" in measured:
@@ -287,9 +286,6 @@ class RolloutDataModule(LightningDataModule):
             measured["speed/generate_tokens_per_s"] = tokens / max(measured["time/generate"], 1e-9)
             measured["train/timeout_seconds"] = self.pool.timeout_seconds
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
-
-    def _seed_of(self, purpose: str, step: int) -> int:
-        return derive(self.seed, purpose, step, *([self.group.rank] if self.group.rank else []))
 
     def sampler(self) -> Sampler:
         """Returns the source of graded rollouts; the first call starts the engine.

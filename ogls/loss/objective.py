@@ -268,7 +268,7 @@ class ReferenceKL(Distillation):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return super().needs | {"rollouts"}
+        return super().needs | frozenset[Need]({"rollouts"})
 
     def target(self, steering: Steering) -> Target | None:
         return Target("start", self.steering or Plain())
@@ -318,7 +318,7 @@ class Mixture(Objective):
     factors: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", list(self.objectives))  # a tuple is accepted, too
+        object.__setattr__(self, "objectives", list(self.objectives))  # lists of its own
         object.__setattr__(self, "factors", list(self.factors))
         if not self.objectives or len(self.factors) not in (0, len(self.objectives)):
             raise ValueError(

@@ -46,8 +46,8 @@ class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
         now, stale = time.monotonic(), []
         for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             beat = trial.system_attrs.get(_SEEN)
-            # Without a beat of its own, its worker has no proxy: the database keeps its beats elsewhere. A trial that is
-            # queued again takes over the beats of the one before it.
+            # Without a beat of its own, its worker has no proxy: the database keeps its beats elsewhere. A trial that
+            # is queued again takes over the beats of the one before it.
             if beat is None or beat[0] != trial._trial_id:
                 continue
             if trial._trial_id not in self._observed or self._observed[trial._trial_id][0] != beat:

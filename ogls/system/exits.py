@@ -4,7 +4,7 @@
     1     the program has an error
     2     configuration or data cannot work
     73    the run's folder is in use
-    74    checkpoints could not be written, three times in a row
+    74    three checkpoints in a row could not be written
     75    the engine failed, and failed again after it was rebuilt
     130   Ctrl-C
     143   SIGTERM

@@ -296,6 +296,7 @@ class Tracker(Logger):
             for name in (METRICS, TRACE):
                 (self.run_folder / name).unlink(missing_ok=True)
         elif (self.run_folder / METRICS).exists():
+            assert self._lock is not None
             self._lock.release()
             raise ValueError(
                 f"{self.run_folder} has a run already: go on with it by --ckpt_path last, or give another run_name"
