@@ -60,6 +60,11 @@ def test_answers_in_lists(tmp_path: Path, answer: Any, read_as: str) -> None:
     assert read(tmp_path, {"problem": "?", "answer": answer}).answer == read_as
 
 
+def test_a_question_in_a_list_of_one(tmp_path: Path) -> None:
+    row = {"problem": ["1+1?"], "answer": "2", "solution": ["1+1=2"]}
+    assert read(tmp_path, row) == Problem(id="rows-1", text="1+1?", answer="2", solution="1+1=2")
+
+
 def test_missing_values_of_optional_columns(tmp_path: Path) -> None:
     row = {"problem": "?", "answer": "1", "id": float("nan"), "system": None, "solution": "", "kind": float("nan")}
     assert read(tmp_path, row) == Problem(id="rows-1", text="?", answer="1")
