@@ -26,9 +26,9 @@ from ogls.system.process_group import ProcessGroup
 from ogls.system.ranges import check
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics
-from ogls.tasks.base import ErrorLocator, ProblemSource, Verifier, drawn
+from ogls.tasks.base import ErrorLocator, Kept, ProblemSource, Verifier, drawn
 from ogls.tasks.by_kind import ByKind
-from ogls.tasks.gold import verify_gold
+from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
 
 _CURES: dict[Need, str] = {
@@ -81,6 +81,10 @@ class RolloutDataModule(LightningDataModule):
             of its own. They are one update stale, and the objective needs an importance cap.
         context_length: largest number of tokens of a prompt and its rollout together
         grading_workers: number of processes that verify answers
+        drop_unverifiable: whether problems are left out whose gold answer cannot be read or is not the only right one;
+            otherwise they end the run before it begins
+        drop_long: whether problems are left out whose prompt does not fit into the context; otherwise they end the run
+            before it begins
         seed: random seed of the order of the problems and of the rollouts
         predict_file: file to which `predict` writes its rollouts, one JSON object per line
     """
@@ -108,6 +112,8 @@ class RolloutDataModule(LightningDataModule):
         one_step_off: bool = False,
         context_length: int = 2048,
         grading_workers: int = 1,
+        drop_unverifiable: bool = False,
+        drop_long: bool = False,
         seed: int = 0,
         predict_file: str = "rollouts.jsonl",
     ) -> None:
@@ -121,6 +127,7 @@ class RolloutDataModule(LightningDataModule):
         self.mini_batches, self.updates_per_rollout, self.refill_draws = mini_batches, updates_per_rollout, refill_draws
         self.one_step_off, self.seed = one_step_off, seed
         self.grading_workers, self.predict_file = grading_workers, predict_file
+        self.drop_unverifiable, self.drop_long = drop_unverifiable, drop_long
         self.sizes = Sizes(
             group_size=group_size, max_tokens=max_tokens, context_length=context_length, reflection=reflection
         )
@@ -209,7 +216,7 @@ class RolloutDataModule(LightningDataModule):
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
         for name, source in sources.items():
             if name not in self._checked:
-                self._check_problems(name, source)
+                setattr(self, f"{name}_problems", self._usable(name, source))
                 self._checked.add(name)
 
     def _check_end(self) -> None:
@@ -224,20 +231,44 @@ class RolloutDataModule(LightningDataModule):
                 f"in {folder}"
             )
 
-    def _check_problems(self, name: str, source: ProblemSource) -> None:
+    def _usable(self, name: str, source: ProblemSource) -> ProblemSource:
+        """Returns the problems without those that may be dropped; raises a ValueError that says what is wrong."""
         if len(source) == 0:
             raise ValueError(f"data.{name} has no problems")
         problems = list(source)
-        verify_gold(problems, self.pool)
+        faults: dict[str, str] = {}
+        for share in self.group.gathered(gold_faults(self.group.share(problems), self.pool)):
+            faults |= share
+        if faults and not self.drop_unverifiable:
+            cure = "data.drop_unverifiable: true leaves them out"
+            raise ValueError(f"data.{name}: {complaint(problems, faults)}; {cure}")
+        sound = [i for i, problem in enumerate(problems) if problem.id not in faults]
+        fitting = self._fitting(name, problems, sound)
+        counts = {"unverifiable": len(problems) - len(sound), "long": len(sound) - len(fitting)}
+        counts = {reason: count for reason, count in counts.items() if count}
+        if not counts:
+            return source
+        said = "dropped are " + " and ".join(f"{count} {reason}" for reason, count in counts.items())
+        if not fitting:
+            raise ValueError(f"data.{name} has no problems left: {said}")
+        if self.group.rank == 0:
+            print(f"data.{name}: {len(fitting)} of {len(problems)} problems are left, {said}")
+        return Kept(source, tuple(fitting), counts)
+
+    def _fitting(self, name: str, problems: Sequence[Problem], places: Sequence[int]) -> list[int]:
+        """Returns the places of the problems whose prompt leaves room for a rollout."""
         longest = self.sizes.max_tokens if name == "train" else self.evaluation.sampling.max_tokens
         room = self.sizes.context_length - longest
-        for problem in problems:
-            length = len(self.encoder.student(problem) if name == "train" else self.encoder.evaluated(problem))
-            if length > room:
-                raise ValueError(
-                    f"data.{name}: the prompt of problem {problem.id!r} has {length} tokens, but context_length "
-                    f"{self.sizes.context_length} leaves {room} beside the rollout"
-                )
+        prompt = self.encoder.student if name == "train" else self.encoder.evaluated
+        lengths = {place: len(prompt(problems[place])) for place in places}
+        long = [place for place in places if lengths[place] > room]
+        if long and not self.drop_long:
+            raise ValueError(
+                f"data.{name}: the prompt of problem {problems[long[0]].id!r} has {lengths[long[0]]} tokens, but "
+                f"context_length {self.sizes.context_length} leaves {room} beside the rollout; data.drop_long: true "
+                f"leaves out the {len(long)} that are too long"
+            )
+        return [place for place in places if lengths[place] <= room]
 
     # ---- training ----
 
@@ -300,6 +331,7 @@ class RolloutDataModule(LightningDataModule):
             tokens = refilling.num_tokens
         if "time/generate" in measured:
             measured["speed/generate_tokens_per_s"] = tokens / max(measured["time/generate"], 1e-9)
+            measured["train/timeout_seconds"] = self.pool.timeout_seconds
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
     def _refilling(self, sampler: Sampler, at_once: int, step: int) -> Refilling:

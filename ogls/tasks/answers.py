@@ -6,6 +6,7 @@ This holds for any text, since texts are untrusted.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from ogls.records import Verdict
 
@@ -13,25 +14,78 @@ UNPARSABLE = Verdict(correct=False, status="unparsable")
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
+_LONGEST_JOINT = 80
+_JOINT = re.compile(  # what may stand between two boxes that are one answer: no sentence, nothing that is derived
+    r"""(?: [\s,;:.?&$*~_•·/-] | \\[()\[\],;!:\\\ ] | \\q?quad\b | \\(?:lor|vee|land|wedge)\b
+    | \\(?:text|textbf|mathrm|mbox)\s*\{ | \}
+    | \b(?:and|or|either|both|maybe|perhaps|possibly|also|alternatively|else|plus|then|finally|lastly)\b
+    | \b(?:option|case|part|answer|solution|guess)\s*\(?\w{1,2}\b\)?
+    | \(?\b\w{1,3}\)
+    | \b\d{1,2}\.\s
+    | \b[a-z](?:_\{?\w+\}?)?\s*&?=
+    )*+""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Returns what is inside the last complete ``\boxed{...}``; None where there is none.
+class Box(NamedTuple):
+    r"""A box begins at `command`; what it holds begins at `start` and ends at `end`."""
+
+    command: int
+    start: int
+    end: int
+
+
+def after_thinking(text: str) -> str:
+    """Returns what follows the last ``</think>`` and precedes a further ``<think>``; a text without either as it is."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def boxes(text: str) -> list[Box]:
+    r"""Returns every complete ``\boxed{...}`` and ``\fbox{...}``, by where they start.
 
     ``\{`` and ``\}`` do not count as braces.
     """
-    found: tuple[int, int] | None = None
-    open_braces: list[int | None] = []  # where a box's content starts; None for any other brace
+    found: list[Box] = []
+    open_braces: list[tuple[int, int] | None] = []  # of a box: where it begins and where its content does
     for token in _BRACES.finditer(text):
         if token[0] == "{":
             open_braces.append(None)
         elif token[0].endswith("{") and len(token[0]) > 2:
-            open_braces.append(token.end())
+            open_braces.append((token.start(), token.end()))
         elif token[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None and (found is None or start > found[0]):
-                found = (start, token.start())
-    return text[slice(*found)] if found else None
+            opened = open_braces.pop()
+            if opened is not None:
+                found.append(Box(*opened, token.start()))
+    return sorted(found)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Returns what is inside the last complete ``\boxed{...}``; None when there is none."""
+    found = boxes(text)
+    return text[found[-1].start : found[-1].end] if found else None
+
+
+def last_boxes(text: str) -> list[str]:
+    r"""Returns what is inside the last boxes that are one answer together, in their order and each wording once.
+
+    ``\boxed{1}, \boxed{2} and \boxed{3}`` are one answer, whether a list or a guess. With prose between two boxes, the
+    later one is the answer.
+    """
+    found = boxes(text)
+    if not found:
+        return []
+    group = [found[-1]]
+    edge = found[-1].command  # where the group begins, with the boxes that it is nested in
+    for box in reversed(found[:-1]):
+        if box.end > edge:  # around the last one
+            edge = box.command
+        elif edge - box.end - 1 <= _LONGEST_JOINT and _JOINT.fullmatch(text, box.end + 1, edge):
+            group.append(box)
+            edge = box.command
+        else:
+            break
+    return list(dict.fromkeys(text[box.start : box.end].strip() for box in reversed(group)))
 
 
 def last_tagged(text: str, tag: str = "answer") -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 
 from ogls.records import Problem, Span, Verdict
 from ogls.system.seeds import derive
@@ -26,6 +27,47 @@ class ProblemSource(ABC):
     def __iter__(self) -> Iterator[Problem]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def origin(self) -> str:
+        """Returns the class that the problems come from."""
+        return type(self).__name__
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Returns how many problems were left out, by reason."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Kept(ProblemSource):
+    """Kept are the problems of a source that are left when some are dropped.
+
+    Args:
+        source: source of all problems
+        indices: places of those that are kept, in order
+        counts: number of those that were left out, by reason
+    """
+
+    source: ProblemSource
+    indices: tuple[int, ...]
+    counts: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self.source[self.indices[index]]
+
+    @property
+    def origin(self) -> str:
+        """Returns the class that all problems come from."""
+        return self.source.origin
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Returns how many problems were left out, by reason."""
+        return self.counts
+
 
 class Verifier(ABC):
     """A verifier judges a text against a problem's gold answer; the verdict depends on nothing else.
@@ -42,6 +84,10 @@ class Verifier(ABC):
     @abstractmethod
     def canonical(self, problem: Problem) -> str:
         """Returns the shortest text that states the gold answer as a completion should. It has to be graded right."""
+
+    def gold_key(self, problem: Problem) -> Hashable:
+        """Returns what of a problem its verdicts depend on, by default all of it; one key is checked once."""
+        return problem
 
     def warm_up(self) -> None:  # noqa: B027  most verifiers have nothing heavy to import
         """Imports what `grade` needs. It is called once, before the pool's workers are forked."""

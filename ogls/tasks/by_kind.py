@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from ogls.records import Problem, Verdict
@@ -34,6 +35,9 @@ class ByKind(Verifier):
 
     def canonical(self, problem: Problem) -> str:
         return self.of(problem).canonical(problem)
+
+    def gold_key(self, problem: Problem) -> Hashable:
+        return problem.kind, self.of(problem).gold_key(problem)
 
     def warm_up(self) -> None:
         for verifier in self._all().values():

@@ -25,8 +25,8 @@ from ogls.records import Problem, Span
 from ogls.system.seeds import derive
 from ogls.tasks.base import ErrorLocator, ProblemSource
 
-_CHAIN = re.compile(r"\(?\d+(?:[+-]\(?\d+\)?)+")
-_STEP = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
+_CHAIN = re.compile(r"(?:\(|(?<!\d))\d++(?:[+-]\(?\d++\)?)+")
+_STEP = re.compile(r"(?<!\d)(\d++)([+-])(\d++)=(\d+)")
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 
 Step = tuple[int, str, int, int]

@@ -1,4 +1,4 @@
-"""The other side of `ogls.tasks.grading`: a process that imports the verifier once and forks workers that run it.
+"""The grading pool's own process imports the verifier once, and forks workers that run it.
 
     python -m ogls.tasks.grading_worker FD        FD is a Unix socket to the pool
 
@@ -29,14 +29,14 @@ from ogls.tasks.base import Verifier
 
 PROBLEM_FIELDS = tuple(option.name for option in fields(Problem))
 REQUEST = struct.Struct("!q")
-"""What the pool asks for: the process id of a worker to replace, or 0 for one more."""
+"""A request is the process id of a worker to replace, or 0 for one more."""
 
 _FORBIDDEN = ("os.", "subprocess.", "socket.", "ctypes.", "shutil.", "signal.", "mmap.")
 _ALLOWED = ("os.listdir", "os.scandir")  # the import system reads folders
 
 
 def serve(control: socket.socket) -> None:
-    """Load the verifier, then fork a worker at each request until the pool is gone."""
+    """Loads the verifier, then forks a worker at each request until the pool is gone."""
     with control.makefile("rb") as stream:
         verifier, timeout, memory_gib = pickle.load(stream)
         assert isinstance(verifier, Verifier)
@@ -73,7 +73,7 @@ def _end(process: int) -> None:
 
 
 def _work(connection: socket.socket, verifier: Verifier, timeout: float, memory_gib: float) -> None:
-    """Grade until the pool closes the connection; never returns."""
+    """Grades until the pool closes the connection; never returns."""
     try:
         _confine(memory_gib)
         for line in connection.makefile("rb"):
@@ -98,7 +98,7 @@ def _grade(verifier: Verifier, problem: Problem, text: str) -> tuple[bool, str, 
 
 
 def _confine(memory_gib: float) -> None:
-    """No terminal, no files written, no processes, no network, no more memory than allowed.
+    """Takes terminal, writing, processes, network and memory away.
 
     The audit hook stops Python code that got evaluated by mistake; it is a second wall, not a sandbox for machine code.
     """

@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, last_boxed, last_tagged
+from ogls.tasks.answers import UNPARSABLE, after_thinking, last_boxed, last_tagged
 from ogls.tasks.base import Verifier
 
 _LEADING = re.compile(r"[\s(*$]*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?\(?([A-Za-z])(?:\s*|\s*[).:*}$,].*)", re.DOTALL)
-_STATED = re.compile(r"answer(?:\s+is)?\s*[:\s]\s*[(*$]*([A-Z])(?=\s*[).:,;*$]|\s*$)", re.IGNORECASE | re.MULTILINE)
+_STATED = re.compile(
+    r"answer(?:\s++is)?+(?:\s*+:\s*+|\s++)[(*$]*+([A-Z])(?=\s*+[).:,;*$]|\s*$)", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,24 @@ class ChoiceVerifier(Verifier):
     Args:
         choices: letters that can be chosen
         strict: whether only the ``<answer>`` tag counts
+        after_thinking: whether only what follows the last ``</think>`` counts
     """
 
     choices: str = "ABCD"
     strict: bool = False
+    after_thinking: bool = True
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        letter = self._letter(text)
+        letter = self._letter(after_thinking(text) if self.after_thinking else text)
         if letter is None or letter not in self.choices:
             return UNPARSABLE
         return Verdict(correct=letter == problem.answer.strip(), status="graded", answer=letter)
 
     def canonical(self, problem: Problem) -> str:
         return f"<answer>\n{problem.answer}\n</answer>"
+
+    def gold_key(self, problem: Problem) -> str:
+        return problem.answer
 
     def _letter(self, text: str) -> str | None:
         tagged = last_tagged(text)

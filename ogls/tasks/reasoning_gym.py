@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, acceptable, last_boxed, last_tagged
+from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking, last_boxed, last_tagged
 from ogls.tasks.base import ProblemSource, Verifier
 
 # The entries of these follow Python's random order of sets: another process makes other problems from the same seed.
@@ -127,7 +127,9 @@ _EVALUATING = frozenset(
 )
 # This allows expressions and lists only: no underscore, brace, colon or attribute, and calls of these functions alone.
 _FUNCTION = r"(?:sin|cos|tan|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt)"
-_INERT = re.compile(rf"(?:[\s\d\[\](),+\-*/^'\"=]|(?<=\d)\.|\.(?=\d)|(?<!\w){_FUNCTION}\(|[A-Za-z](?![\w\s]*\())*")
+_INERT = re.compile(
+    rf"(?:[\s\d\[\](),+\-*/^'\"=]|(?<=\d)\.|\.(?=\d)|(?<!\w){_FUNCTION}\(|[A-Za-z][A-Za-z\d\s]*+(?![\w(]))*+"
+)
 
 
 @dataclass(frozen=True)
@@ -140,14 +142,17 @@ class ReasoningGymVerifier(Verifier):
 
     Args:
         max_length: largest number of characters of an answer; a longer one is unparsable
+        after_thinking: whether only what follows the last ``</think>`` counts
 
     Raises:
         ValueError: the entry that is made again has another question than the problem.
     """
 
     max_length: int = 4000
+    after_thinking: bool = True
 
     def grade(self, problem: Problem, text: str) -> Verdict:
+        text = after_thinking(text) if self.after_thinking else text
         answer = last_tagged(text)
         answer = (last_boxed(text) if answer is None else answer) or ""
         answer = answer.strip()

@@ -1,114 +1,21 @@
-"""Problems are read from rows with named columns: JSON lines, Hub data sets.
-
-Every row is checked when the source is made.
-"""
+"""Problems are read from files and Hub data sets, row by row."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ogls.records import Problem
 from ogls.tasks.base import ProblemSource
-
-
-@dataclass(frozen=True)
-class Columns:
-    r"""Columns say which column of a row becomes which field of a `Problem`.
-
-    A row needs question and answer; all other columns may be missing.
-
-    Args:
-        id: column of the problem's id; a row without one is named by its file and number
-        text: column of the question
-        answer: column of the gold answer
-        solution: column of the reference solution
-        system: column of the system message
-        kind: column of the problem's kind, which picks the verifier
-        default_kind: kind of the rows that name none
-        answer_pattern: regular expression whose last match in the answer column has the gold answer as its first group,
-            such as ``####\s*(.+)`` where it ends a worked solution; null takes the whole column
-    """
-
-    id: str = "id"
-    text: str = "problem"
-    answer: str = "answer"
-    solution: str = "solution"
-    system: str = "system"
-    kind: str = "kind"
-    default_kind: str = "math"
-    answer_pattern: str | None = None
-
-    def read(self, rows: Iterable[tuple[int, Any]], source: str) -> tuple[Problem, ...]:
-        """Returns the problems of numbered rows.
-
-        Args:
-            rows: number and content of every row
-            source: name of the rows in messages
-
-        Raises:
-            ValueError: a row is malformed, an id is repeated, or there are no rows or no such column; the message names
-                source, row and reason.
-        """
-        first_seen: dict[str, int] = {}
-        problems, columns = [], set()
-        for number, row in rows:
-            where = f"{source}, row {number}"
-            if not isinstance(row, Mapping):
-                raise ValueError(f"{where}: expected an object with columns, got {type(row).__name__}")
-            columns.update(row)
-            problem = self._problem(row, where, default_id=f"{Path(source).stem}-{number}")
-            if problem.id in first_seen:
-                raise ValueError(f"{where}: id {problem.id!r} was already used by row {first_seen[problem.id]}")
-            first_seen[problem.id] = number
-            problems.append(problem)
-        if not problems:
-            raise ValueError(f"{source}: expected at least one problem, got none")
-        for option in fields(self)[:6]:
-            column = str(getattr(self, option.name))
-            if column != option.default and column not in columns:
-                raise ValueError(f"{source}: no row has the column {column!r} ({option.name}), got {sorted(columns)}")
-        return tuple(problems)
-
-    def _problem(self, row: Mapping[str, Any], where: str, default_id: str) -> Problem:
-        text, answer = _text(row, self.text, where), _text(row, self.answer, where)
-        if self.answer_pattern is not None:
-            matches = [found[1] for found in re.finditer(self.answer_pattern, answer)]
-            if not matches:
-                raise ValueError(f"{where}: {self.answer_pattern!r} matches nothing in {answer[-100:]!r}")
-            answer = matches[-1]
-        return Problem(
-            id=_optional(row, self.id, where) or default_id,
-            text=text,
-            answer=answer.strip(),
-            solution=_optional(row, self.solution, where),
-            system=_optional(row, self.system, where),
-            kind=_optional(row, self.kind, where) or self.default_kind,
-        )
-
-
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in row:
-        raise ValueError(f"{where}: expected a column {column!r}, got {sorted(row)}")
-    value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{where}: expected text in column {column!r}, got {type(value).__name__}")
-    value = str(value)
-    if not value.strip():
-        raise ValueError(f"{where}: column {column!r} is empty")
-    if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{where}: column {column!r} holds a lone surrogate, which is not text")
-    return value
-
-
-def _optional(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """Returns the text of a column; None where it is missing, null or empty."""
-    return None if row.get(column) in (None, "") else _text(row, column, where)
+from ogls.tasks.columns import Columns
 
 
 def _check_slice(offset: int, limit: int | None) -> None:
@@ -116,9 +23,19 @@ def _check_slice(offset: int, limit: int | None) -> None:
         raise ValueError(f"expected offset >= 0 and limit >= 1 or null, got offset {offset}, limit {limit}")
 
 
+def _opened(path: str) -> io.BufferedReader | gzip.GzipFile:
+    """Returns the file, decompressed where it is gzip."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"no file of problems at {path!r} (working directory {Path.cwd()})")
+    with file.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if compressed else file.open("rb")
+
+
 @dataclass(frozen=True)
 class JsonlProblems(ProblemSource):
-    """This source reads a file with one JSON object per line.
+    """This source reads a file with one JSON object per line, or one JSON array of objects; gzip or not.
 
     Blank lines are skipped. Rows are numbered from 1, as an editor numbers lines.
 
@@ -140,20 +57,39 @@ class JsonlProblems(ProblemSource):
 
     def __post_init__(self) -> None:
         _check_slice(self.offset, self.limit)
-        file = Path(self.path)
-        if not file.is_file():
-            raise ValueError(f"no file of problems at {self.path!r} (working directory {Path.cwd()})")
-        with file.open("rb") as stream:
-            lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
-            end = None if self.limit is None else self.offset + self.limit
-            rows = ((number, self._json(number, line)) for number, line in islice(lines, self.offset, end))
-            object.__setattr__(self, "_problems", self.columns.read(rows, source=self.path))
+        end = None if self.limit is None else self.offset + self.limit
+        try:
+            with _opened(self.path) as stream:
+                rows = islice(self._rows(stream), self.offset, end)
+                object.__setattr__(self, "_problems", self.columns.read(rows, source=self.path))
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self.path}: damaged gzip: {error}") from error
+
+    def _rows(self, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any]]:
+        numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+        first = next(numbered, None)
+        if first is None:
+            return
+        if first[1].startswith(b"PAR1") or re.search(r"\.(?:csv|tsv|parquet)(?:\.gz)?$", self.path):
+            raise ValueError(
+                f"{self.path} is no JSON: HubProblems reads it, with class_path: HubProblems, "
+                f"init_args: {{dataset: {self.path}, split: train}}"
+            )
+        if first[1].lstrip().startswith(b"["):
+            array = self._json(first[0], first[1] + stream.read())
+            yield from enumerate(array, start=1)
+            return
+        yield first[0], self._json(*first)
+        yield from ((number, self._json(number, line)) for number, line in numbered)
 
     def _json(self, number: int, line: bytes) -> Any:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path}, row {number}: not JSON: {error}") from error
+            raise ValueError(
+                f"{self.path}, row {number}: not JSON: {error} (expected one object per line, or one array; "
+                "HubProblems reads CSV and parquet)"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._problems)
@@ -164,13 +100,13 @@ class JsonlProblems(ProblemSource):
 
 @dataclass(frozen=True)
 class HubProblems(ProblemSource):
-    """This source reads a data set of the Hugging Face Hub, or a local folder of parquet, JSON or CSV files.
+    """This source reads a data set of the Hugging Face Hub, or a local folder or file of parquet, JSON or CSV.
 
-    No code of the data set is run.
+    No code of the data set is run. The cells of a CSV or TSV file, gzip or not, are text as it stands there.
 
     Args:
-        dataset: name of the data set on the Hub, or path of a folder
-        split: split of the data set, such as ``train``
+        dataset: name of the data set on the Hub, or path of a folder or a file
+        split: split of the data set, such as ``train``; a file is one split, whatever it is called
         name: configuration of the data set, where it has several
         revision: commit or tag of the data set; with one, the problems stay the same
         limit: largest number of problems; null takes all
@@ -178,7 +114,7 @@ class HubProblems(ProblemSource):
         columns: names of the columns
 
     Raises:
-        ValueError: a row is malformed.
+        ValueError: there is no such data set, or a row is malformed.
     """
 
     dataset: str
@@ -192,15 +128,43 @@ class HubProblems(ProblemSource):
 
     def __post_init__(self) -> None:
         _check_slice(self.offset, self.limit)
+        end = None if self.limit is None else self.offset + self.limit
+        source = self.dataset if Path(self.dataset).is_file() else f"{self.dataset}/{self.split}"
+        object.__setattr__(self, "_problems", self.columns.read(islice(self._rows(), self.offset, end), source=source))
+
+    def _rows(self) -> Iterator[tuple[int, Any]]:
+        found = re.search(r"\.(csv|tsv|parquet|jsonl?)(?:\.gz)?$", self.dataset)
+        if found and found[1] in ("csv", "tsv"):
+            yield from _cells(self.dataset, "\t" if found[1] == "tsv" else ",")
+            return
         from datasets import load_dataset
 
-        table = load_dataset(self.dataset, self.name, split=self.split, revision=self.revision)
-        end = len(table) if self.limit is None else min(self.offset + self.limit, len(table))
-        rows = ((number, table[number]) for number in range(self.offset, end))
-        object.__setattr__(self, "_problems", self.columns.read(rows, source=f"{self.dataset}/{self.split}"))
+        try:
+            if found and Path(self.dataset).is_file():
+                builder = "parquet" if found[1] == "parquet" else "json"
+                table = load_dataset(builder, data_files={self.split: self.dataset}, split=self.split)
+            else:
+                table = load_dataset(self.dataset, self.name, split=self.split, revision=self.revision)
+        except Exception as error:  # of many libraries, all about what was asked for
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{self.dataset}, split {self.split!r}: {said}") from error
+        for number in range(len(table)):
+            yield number, table[number]
 
     def __len__(self) -> int:
         return len(self._problems)
 
     def __getitem__(self, index: int) -> Problem:
         return self._problems[index]
+
+
+def _cells(path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+    """Returns the rows of a CSV file from 1 on, by the names in its first line."""
+    try:
+        with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.DictReader(stream, delimiter=delimiter, strict=True), start=1):
+                if None in row:
+                    raise ValueError(f"{path}, row {number}: more cells than the first line has names")
+                yield number, {name: cell for name, cell in row.items() if cell is not None}
+    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: no table of text: {error}") from error

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, acceptable
+from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking
 from ogls.tasks.base import Verifier
 
-_ACTION = re.compile(r"^[ \t*]*Action:[ \t*]*(.*?)[ \t*`]*$", re.MULTILINE)
+_ACTION = re.compile(r"^[ \t*]*+Action:[ \t*]*+(.*)$", re.MULTILINE)
 _INPUT = re.compile(r"\s*[*]*Action[ _]Input:[*]*\s*(?:```(?:json)?\s*)?")
 _OPTIONAL = "[Optional]"
 
@@ -35,11 +35,14 @@ class ToolUseVerifier(Verifier):
 
     Args:
         max_length: largest number of characters of a text; a longer one is unparsable
+        after_thinking: whether only what follows the last ``</think>`` counts
     """
 
     max_length: int = 100_000
+    after_thinking: bool = True
 
     def grade(self, problem: Problem, text: str) -> Verdict:
+        text = after_thinking(text) if self.after_thinking else text
         required, optional = gold_calls(problem)
         made = read_calls(text) if acceptable(text, self.max_length) else None
         if not made:
@@ -50,6 +53,9 @@ class ToolUseVerifier(Verifier):
 
     def canonical(self, problem: Problem) -> str:
         return "\n".join(f"Action: {name}\nAction Input: {given}" for name, given in _gold_rows(problem))
+
+    def gold_key(self, problem: Problem) -> str:
+        return problem.answer
 
 
 def gold_calls(problem: Problem) -> tuple[Counter[str], Counter[str]]:
@@ -70,13 +76,14 @@ def read_calls(text: str) -> list[str] | None:
     calls = []
     for action in _ACTION.finditer(text):
         given = _INPUT.match(text, action.end())
-        if not given or not action[1]:
+        name = action[1].rstrip(" \t*`")
+        if not given or not name:
             return None
         try:
             value, _ = _JSON.raw_decode(text, given.end())
         except (ValueError, RecursionError):
             return None
-        calls.append(_call(action[1], value))
+        calls.append(_call(name, value))
     return calls
 
 

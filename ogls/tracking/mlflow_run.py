@@ -141,7 +141,8 @@ class MLflowRun:
         client, run_id = self.open()
         inputs = []
         for name, split in described.items():
-            size = json.dumps({"num_rows": split["problems"]})
+            left_out = {"dropped": split["dropped"]} if split["dropped"] else {}
+            size = json.dumps({"num_rows": split["problems"], **left_out})
             data = Dataset(name, split["digest"], source_type="code", source=split["source"], profile=size)
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", name)]))
         client.log_inputs(run_id, datasets=inputs)

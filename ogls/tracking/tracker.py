@@ -398,14 +398,15 @@ def _tell_loss(reason: str) -> None:
 
 
 def problems_told(splits: Mapping[str, ProblemSource]) -> dict[str, dict[str, Any]]:
-    """Returns what is trained and judged on: number of problems, the first few, a digest of the first hundred."""
+    """Returns what is trained and judged on: how many problems, how many left out, the first few, a digest."""
     described = {}
     for name, problems in splits.items():
         head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
         lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
         described[name] = {
             "problems": len(problems),
-            "source": type(problems).__name__,
+            "source": problems.origin,
+            "dropped": dict(problems.dropped),
             "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
             "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
         }

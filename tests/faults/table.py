@@ -17,7 +17,6 @@ Not promised, and why:
   sampler, so live rollouts are new ones of the same policy.
 - An engine that hangs in native code, deaf to signals, is not rebuilt: the process ends with exit code 75, and the run
   goes on from its last checkpoint.
-- A gold answer that its verifier cannot read always ends the run before training; there is no switch to go on with it.
 - Processes that share a step need not make equally many micro-batches: their sums are added once a step, so nothing
   waits for anything in between.
 - `make audit` says that it could not look a pin up where PyPI's advisories cannot be reached.

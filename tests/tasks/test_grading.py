@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from ogls.records import Problem, Verdict
 from ogls.tasks.base import Verifier
 from ogls.tasks.by_kind import ByKind
-from ogls.tasks.gold import unverifiable_gold, verify_gold
+from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
 from ogls.tasks.tables import JsonlProblems
 
@@ -248,10 +249,16 @@ def test_a_death_is_a_crash_and_harms_no_other(obedient: GradingPool) -> None:
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
-def test_replacement_takes_less_than_a_second(obedient: GradingPool) -> None:
-    start = time.monotonic()
-    assert tell(obedient, *["exit 1"] * 20) == [WRONG["crash"]] * 20
-    assert time.monotonic() - start < 5
+def test_replacement_takes_less_than_a_second() -> None:
+    """Of 20 in a row, most take less than a quarter of one; the median, since the machine may be busy for a while."""
+    with GradingPool(Obedient(), workers=2, timeout=60.0) as pool:
+        tell(pool, "warm")
+        seconds = []
+        for _ in range(20):
+            start = time.monotonic()
+            assert tell(pool, "exit 1") == [WRONG["crash"]]
+            seconds.append(time.monotonic() - start)
+    assert sorted(seconds)[10] < 0.25
 
 
 @pytest.mark.fault("model text executed")
@@ -360,20 +367,98 @@ def test_every_gold_answer_of_the_data_verifies(pool: GradingPool, name: str) ->
     if not files:
         pytest.skip(f"no data in {DATA / name}; OGLS_DATA names the folder that holds it")
     for file in files:
-        assert unverifiable_gold(JsonlProblems(str(file)), pool) == []
+        assert gold_faults(JsonlProblems(str(file)), pool) == {}
 
 
 @pytest.mark.fault("gold answer that cannot verify itself")
 def test_verify_gold(pool: GradingPool) -> None:
     fine = [Problem(id=f"fine-{i}", text="?", answer=str(i)) for i in range(50)]
     odd = [Problem(id=f"odd-{i}", text="?", answer="E", kind="mcq") for i in range(25)]
-    assert unverifiable_gold(fine, pool) == []
-    verify_gold(fine, pool)
-    assert unverifiable_gold([*fine, odd[3]], pool) == ["odd-3"]
-    with pytest.raises(ValueError, match=r"25 did not: odd-0, odd-1, .*odd-19 and 5 more"):
-        verify_gold(fine + odd, pool)
-    with pytest.raises(ValueError, match="no verifier for kind 'poem'"):
-        verify_gold([*fine, Problem(id="p", text="?", answer="1", kind="poem")], pool)
+    assert gold_faults(fine, pool) == {}
+    assert list(gold_faults([*fine, odd[3]], pool)) == ["odd-3"]
+    said = complaint(fine + odd, gold_faults(fine + odd, pool))
+    assert re.search(r"25 did not: odd-0, odd-1, .*odd-19 and 5 more", said)
+    faults = gold_faults([*fine, Problem(id="p", text="?", answer="1", kind="poem")], pool)
+    assert faults.keys() == {"p"}
+    assert "no verifier for kind 'poem'" in faults["p"]
+
+
+def state(process: int) -> str:
+    """A letter: T is stopped, Z has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def wait_for(wanted: str, process: int) -> None:
+    deadline = time.monotonic() + 5
+    while state(process) != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def stop(process: int) -> None:
+    os.kill(process, signal.SIGSTOP)
+    wait_for("T", process)
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+@pytest.mark.parametrize("who", ["worker", "nursery", "both"])
+@pytest.mark.parametrize("length", [10, 1_000_000], ids=["short", "long"])  # a long text does not fit into a socket
+def test_stopped_processes_are_replaced_and_the_innocent_answers_asked_again(who: str, length: int) -> None:
+    with GradingPool(Obedient(), timeout=1.0) as pool:
+        first = tell(pool, "python __import__('os').getpid()", "python __import__('os').getppid()")
+        worker, nursery = (int(verdict.answer or "") for verdict in first)
+        for process in {"worker": [worker], "nursery": [nursery], "both": [nursery, worker]}[who]:
+            stop(process)
+        start = time.monotonic()
+        texts = ["a" * length, "exit 1", "b" * length, "sleep 60", "c" * length]
+        verdicts = tell(pool, *texts)
+        assert time.monotonic() - start < 30
+        assert [v.status for v in verdicts] == ["graded", "crash", "graded", "timeout", "graded"]
+        assert [v.answer for v in verdicts if v.correct] == texts[::2]
+    for process in (worker, nursery):
+        wait_for("Z", process)  # stopped processes are ended, too
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+def test_a_stopped_process_does_not_keep_the_pool_from_closing() -> None:
+    pool = GradingPool(Obedient())
+    (verdict,) = tell(pool, "python __import__('os').getppid()")
+    nursery = int(verdict.answer or "")
+    stop(nursery)
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 5
+    wait_for("Z", nursery)
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+def test_a_worker_that_is_dead_before_it_is_asked_costs_no_answer() -> None:
+    with GradingPool(Obedient()) as pool:
+        (verdict,) = tell(pool, "python __import__('os').getpid()")
+        os.kill(int(verdict.answer or ""), signal.SIGKILL)
+        time.sleep(0.2)
+        assert [v.answer for v in tell(pool, "a", "b", "c")] == ["a", "b", "c"]
+
+
+@pytest.mark.fault("verifier hangs, dies or eats memory")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_time_outs_of_one_call_have_a_budget(workers: int) -> None:
+    texts = [text for i in range(20) for text in (f"before {i}", "ignore")]
+    with GradingPool(Obedient(), workers=workers, timeout=2.0, timeout_budget=4.0) as pool:
+        tell(pool, "warm")
+        start = time.monotonic()
+        verdicts = tell(pool, *texts)
+        seconds = time.monotonic() - start
+        assert [v.status for v in verdicts] == ["graded", "timeout"] * 20
+        assert seconds < (4 + 18 * 0.2) + 15, "20 time-outs of 2 s would take 40 s"
+        assert 4 + 16 * 0.2 - 1e-6 < pool.timeout_seconds < 4 + 18 * 0.2 + (workers - 1) * 2 + 1e-6
+        start = time.monotonic()
+        assert tell(pool, "ignore") == [WRONG["timeout"]]
+        assert time.monotonic() - start > 1.9, "every call has its own budget"
+        assert pool.timeout_seconds == 2.0
 
 
 @dataclass(frozen=True)
@@ -390,7 +475,7 @@ def test_a_verifier_that_cannot_be_loaded(capfd: pytest.CaptureFixture[str]) -> 
     pool.close()
 
 
-@pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout": 0.0}, {"memory_gib": 0.1}])
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout": 0.0}, {"memory_gib": 0.1}, {"timeout_budget": -1.0}])
 def test_settings(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"expected workers >= 1, timeout > 0 and memory_gib >= 0\.5"):
         GradingPool(Obedient(), **settings)  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ogls.records import Problem
+from ogls.tasks.columns import Columns
 from ogls.tasks.reasoning_gym import EntryId, ReasoningGym
-from ogls.tasks.tables import Columns, HubProblems, JsonlProblems
+from ogls.tasks.tables import HubProblems, JsonlProblems
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "problem": "What is 1+1?", "answer": "2", "solution": "1+1=2"},
@@ -72,7 +73,7 @@ def test_columns(tmp_path: Path) -> None:
         ('"text"', "row 2: expected an object with columns, got str"),
         ({"id": "x", "problem": "p"}, r"row 2: expected a column 'answer', got \['id', 'problem'\]"),
         ({"id": "x", "problem": "p", "answer": None}, "row 2: expected text in column 'answer', got NoneType"),
-        ({"id": "x", "problem": "p", "answer": ["1"]}, "row 2: expected text in column 'answer', got list"),
+        ({"id": "x", "problem": "p", "answer": ["1", {}]}, "row 2: expected text in column 'answer', got list"),
         ({"id": "x", "problem": "p", "answer": True}, "row 2: expected text in column 'answer', got bool"),
         ({"id": "x", "problem": " \n", "answer": "1"}, "row 2: column 'problem' is empty"),
         ({"id": "x", "problem": "p\ud800", "answer": "1"}, "row 2: column 'problem' holds a lone surrogate"),

@@ -17,7 +17,7 @@ from ogls.methods import ROSD
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
-from ogls.tasks.gold import unverifiable_gold
+from ogls.tasks.gold import gold_faults
 from tests.lessons.reflection.made import letters, reply
 from tests.scripted import ScriptedEngine
 
@@ -52,7 +52,7 @@ def test_gold_answers_verify_and_rosd_makes_lessons(
     assert data.method == ROSD()
     problems = [problem for key in files for problem in getattr(data, f"{key}_problems")]
     assert len(problems) == count
-    assert unverifiable_gold(problems, data.pool) == []
+    assert gold_faults(problems, data.pool) == {}
 
     tokenizer = load_tokenizer(tiny_model)
     encoder = PromptEncoder(data.prompts, tokenizer)

@@ -15,9 +15,12 @@ from ogls.records import Problem, Verdict
 from ogls.tasks.answers import last_boxed, last_tagged
 from ogls.tasks.base import Verifier
 from ogls.tasks.by_kind import ByKind
-from ogls.tasks.math import MathVerifier, plain_number, refused
+from ogls.tasks.expressions import refused
+from ogls.tasks.math import MathVerifier
 from ogls.tasks.multiple_choice import ChoiceVerifier
+from ogls.tasks.reading import read
 from ogls.tasks.reasoning_gym import ReasoningGym, ReasoningGymVerifier
+from ogls.tasks.statements import Value
 from ogls.tasks.tool_use import ToolUseVerifier
 
 UNPARSABLE = Verdict(correct=False, status="unparsable")
@@ -132,7 +135,9 @@ def test_last_number_is_an_option(text: str, answer: str | None) -> None:
 @given(st.integers(-(10**9), 10**9))
 def test_plain_numbers(value: int) -> None:
     for spelt in (str(value), f"{value:,}", f"{value}.00", f" ${value}$ "):
-        assert plain_number(spelt) == value
+        first, *_ = read(spelt)
+        assert isinstance(first, Value)
+        assert first.terms[0].number == value
 
 
 @pytest.mark.parametrize(
