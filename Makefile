@@ -2,6 +2,7 @@ SHELL := /bin/bash -o pipefail
 # make fit    train with experiments/math.yaml        make test   the tests (make slow: all of them)
 # make lint   ruff and pyright                        make ui     MLflow's pages on 127.0.0.1
 # make faults what a run survives, as a table         make torture  the same after 200 kills      make audit  known holes
+# make mutants  faults planted in the algorithm, one at a time: do the tests notice?
 # Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ UV_SETTINGS = \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
 
-.PHONY: setup fit test slow faults torture audit lint format ui requirements clean
+.PHONY: setup fit test slow faults torture mutants audit lint format ui requirements clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -51,6 +52,9 @@ faults: $(STAMP)
 
 torture: $(STAMP)
 	$(BIN)/python -m pytest -m "fault and torture" $(ARGS)
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 # pip-audit brings its own environment. Strict: a pin that it could not look up is no pin without holes.
 audit: $(STAMP)

@@ -135,7 +135,7 @@ def weight_totals(method: Method, lessons: Sequence[Lesson]) -> list[float]:
 def gradient(
     method: Method,
     policy: Policy,
-    lent: Mapping[str, Callable[[], AbstractContextManager[None]]],
+    policy_with: Mapping[str, Callable[[], AbstractContextManager[None]]],
     lessons: Sequence[Lesson],
     totals: Sequence[float],
     tokens_per_micro_batch: int,
@@ -150,7 +150,7 @@ def gradient(
     Args:
         method: choice of what is minimised, and of how views become targets
         policy: student whose weights are improved
-        lent: context manager for each value of `Target.weights`, inside which the policy has those weights
+        policy_with: context manager for each value of `Target.weights`, inside which the policy has those weights
         lessons: lessons of this process
         totals: second sum of each term, over all processes (`weight_totals`)
         tokens_per_micro_batch: budget of prompt and completion tokens in one forward and backward pass
@@ -159,8 +159,8 @@ def gradient(
     loss, terms = 0.0, method.objective.terms
     for some in micro_batches(lessons, tokens_per_micro_batch):
         # The teacher reads every view, and the steering makes a target of what it says. There is no gradient yet.
-        targets = {
-            target: _steered(target, method, policy, lent[target.weights], some, 2 * tokens_per_micro_batch)
+        targets: dict[Target | None, Steered] = {
+            target: _steered(target, method, policy, policy_with[target.weights], some, 2 * tokens_per_micro_batch)
             for target in method.targets
         }
         # The student reads its own prompt and the same tokens.
@@ -186,14 +186,14 @@ def _steered(
     target: Target,
     method: Method,
     policy: Policy,
-    lent: Callable[[], AbstractContextManager[None]],
+    held: Callable[[], AbstractContextManager[None]],
     lessons: Sequence[Lesson],
     budget: int,
 ) -> Steered:
     """Returns a target for every learned token: the states of all views, added up by the steering."""
     taught = [term for _, term in method.objective.terms if term.target(method.steering) == target]
     num_scored = [max(term.num_scored(lesson) for term in taught) for lesson in lessons]
-    with lent():
+    with held():
         anchor, direction = view_states(policy, target.steering, lessons, num_scored, budget)
     alpha = target.steering.strength(anchor, direction, policy.version, policy.head)
     return Steered(anchor=anchor, direction=direction, alpha=alpha)

@@ -9,7 +9,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +39,7 @@ from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
-from ogls.system.exits import RunEnded
+from ogls.system.exits import DiskFailed, RunEnded, unwritable
 from ogls.system.ranges import within
 from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
@@ -175,7 +175,8 @@ class OglsCLI(LightningCLI):
             return False
         print(f"{run.name} has no checkpoint yet: it begins anew")
         tracker.resume(None, run)
-        self.config.fit.ckpt_path = self.config_init.fit.ckpt_path = None
+        for config in (self.config, self.config_init):
+            config.fit.ckpt_path = None  # pyright: ignore[reportAttributeAccessIssue]
         return True
 
 
@@ -194,8 +195,17 @@ def find_configs(args: list[str]) -> list[str]:
     return found
 
 
+def _unwritable(error: OSError) -> int:
+    _complain(
+        f"{error.filename or 'the run'}: {(error.strerror or str(error)).lower()}; make room or choose another place "
+        "(--trainer.logger.init_args.folder), then go on by --ckpt_path last"
+    )
+    return DiskFailed.exit_code
+
+
 def _complain(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    with suppress(OSError):  # stderr may go to a full disk
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -239,6 +249,10 @@ def main() -> None:
         sys.exit(ended.exit_code)
     except MisconfigurationException as error:  # what Lightning says of its settings once the run is made
         sys.exit(_complain(one_line(str(error))))
+    except OSError as error:
+        if not unwritable(error):
+            raise
+        sys.exit(_unwritable(error))
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not raised_in.is_relative_to(PROJECT / "ogls"):

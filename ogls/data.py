@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule
@@ -277,7 +276,7 @@ class RolloutDataModule(LightningDataModule):
                 self.locator,
                 self.sizes,
                 step=step,
-                seed_of=partial(self._seed_of, step=step),
+                seed_of=lambda purpose: derive(self.seed, purpose, step),
             )
         measured = metrics.metrics() | batch.metrics
         tokens = sum(len(rollout.completion.token_ids) for group in batch.groups for rollout in group.rollouts)
@@ -289,16 +288,12 @@ class RolloutDataModule(LightningDataModule):
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
     def _refilling(self, sampler: Sampler, at_once: int, step: int) -> Refilling:
-        def more(count: int, draw: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
+        def more(places: Sequence[int], draw: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
             number = step // self.period * self.refill_draws + draw
-            others = drawn(self.train_problems, at_once, number, derive(self.seed, "refill"))
-            own = self.group.share(others)[:count]
-            return own, [self.encoder.student(problem) for problem in own]
+            others = self.group.share(drawn(self.train_problems, at_once, number, derive(self.seed, "refill")))
+            return [others[i] for i in places], [self.encoder.student(others[i]) for i in places]
 
         return Refilling(sampler, self.method.teaches, more, self.refill_draws)
-
-    def _seed_of(self, purpose: str, step: int) -> int:
-        return derive(self.seed, purpose, step, *([self.group.rank] if self.group.rank else []))
 
     def sampler(self) -> Sampler:
         """Returns the source of graded rollouts; the first call starts the engine.

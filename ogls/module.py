@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
@@ -155,7 +156,7 @@ class SelfDistillation(LightningModule):
         return ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
 
     @property
-    def lent(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    def policy_with(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
         """Returns a context manager per value of `Target.weights`, inside which the policy has those weights."""
         return {n: partial(self.teachers[n].applied_to, self.policy, kept) for n, kept in self._kept.items()}
 
@@ -211,14 +212,14 @@ class SelfDistillation(LightningModule):
                     return metrics, gradient(
                         self.method,
                         self.policy,
-                        self.lent,
+                        self.policy_with,
                         lessons,
                         totals,
                         self.tokens_per_micro_batch,
                         partial(self._observe, metrics),
                     )
-            except torch.OutOfMemoryError:
-                if self._halvings == _MAX_HALVINGS:
+            except (RuntimeError, MemoryError) as error:
+                if self._halvings == _MAX_HALVINGS or not _out_of_memory(error):
                     raise
             self._halvings += 1
             self.tokens_per_micro_batch = max(1, self.tokens_per_micro_batch // 2)
@@ -231,11 +232,15 @@ class SelfDistillation(LightningModule):
     def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
         """Adds the loss of every term and the diagnostics of a micro-batch to the metrics of its step."""
         drawn = self.method.sampling(max_tokens=1)
+        seen: Counter[str] = Counter()
         for (_, term), result in zip(self.method.objective.terms, batch.results, strict=True):
+            kind = type(term).__name__.lower()
+            seen[kind] += 1
+            which = "" if seen[kind] == 1 else f"_{seen[kind]}"  # of several terms of one class
             if len(batch.results) > 1:
-                metrics.add(f"loss_{type(term).__name__.lower()}", result.value / result.total)
+                metrics.add(f"loss_{kind}{which}", result.value / result.total)
             for name, values in result.per_token.items():
-                metrics.mean(name, values)
+                metrics.mean(name + which, values)
             old = result.states.old_logprobs
             if old is not None and "logprob" in result.per_token and drawn.is_softmax_at(term.temperature):
                 # how far engine and trainer disagree on the tokens that were sampled
@@ -308,3 +313,8 @@ class SelfDistillation(LightningModule):
             raise ValueError(f"the checkpoint was trained with another tokenizer or chat template: {wanted}, got {got}")
         self.policy.version = own["policy_version"]
         self.teacher.load_state_dict(self._kept["teacher"], own["teacher"])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Returns whether memory ran out; for a CPU, PyTorch has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

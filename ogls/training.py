@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Trainer
 
-from ogls.callbacks import GracefulStop, RichProgress, RolloutWriter, RunRecorder, StopWithoutSignal
+from ogls.callbacks import GracefulStop, RolloutWriter, RunRecorder, StepProgress, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.system.ranges import within
 
@@ -36,7 +36,7 @@ _INSTEAD = {
 
 def callbacks() -> list[Any]:
     """Returns the callbacks that every run has."""
-    return [RunRecorder(), RichProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()]
+    return [RunRecorder(), StepProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

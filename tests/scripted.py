@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Completion, Sampling
-from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.engine import RolloutEngine, prompt_seeds
 from ogls.tasks.chains import Chain
 
 Script = Callable[[Sequence[int], random.Random], Sequence[int]]
@@ -61,8 +61,8 @@ class ScriptedEngine(RolloutEngine):
             time.sleep(600)
         if fault == "slow":
             time.sleep(0.2)
-        rng = random.Random(seed)
-        return [[self._complete(prompt, sampling, rng, fault) for _ in range(n)] for prompt in prompts]
+        drawn = zip(prompts, map(random.Random, prompt_seeds(prompts, seed)), strict=True)
+        return [[self._complete(prompt, sampling, rng, fault) for _ in range(n)] for prompt, rng in drawn]
 
     def _complete(
         self, prompt: Sequence[int], sampling: Sampling, rng: random.Random, fault: Fault | None

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ogls.callbacks import BestCheckpoint, GracefulStop, RichProgress, RunRecorder
+from ogls.callbacks import BestCheckpoint, GracefulStop, RunRecorder, StepProgress
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.records import Completion, Phase, Problem, Rollout, RolloutGroup, Verdict
 from ogls.rollout.accuracy import Evaluation
@@ -117,7 +117,7 @@ def trainer(epochs: int, **tracker: Any) -> Trainer:
     return Trainer(
         max_epochs=epochs,
         logger=Tracker(**tracker),
-        callbacks=[RunRecorder(), BestCheckpoint(save_every=1), GracefulStop(), RichProgress()],
+        callbacks=[RunRecorder(), BestCheckpoint(save_every=1), GracefulStop(), StepProgress()],
         plugins=[SoundCheckpoints()],
         accelerator="cpu",
         num_sanity_val_steps=0,

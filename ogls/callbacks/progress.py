@@ -3,92 +3,80 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
+from datetime import timedelta
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from lightning.pytorch.callbacks import RichProgressBar
 
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
 
-class RichProgress(ProgressBar):
-    """RichProgress shows step, loss, accuracy of the rollouts, the last validation, and the seconds of each phase."""
+class StepProgress(RichProgressBar):
+    """StepProgress shows step, loss, accuracy, the last validation, the time left, and the seconds of each phase.
+
+    In a terminal they stand beside Lightning's bar over the steps of an epoch; elsewhere each step prints one line.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(refresh_rate=int(sys.stdout.isatty()))
         _quieten_lightning()
-        self._console = Console()
-        self._progress: Progress | None = None
-        self._enabled = True
-        self._validated = ""
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def disable(self) -> None:
-        self._enabled = False
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._total = int(trainer.estimated_stepping_batches)
-        self._clock = time.monotonic()
-        if self._enabled and self._console.is_terminal:
-            columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self._console)
-            self._task = self._progress.add_task("first rollouts", total=self._total, completed=trainer.global_step)
-            self._progress.start()
+        super().on_train_start(trainer, pl_module)
+        self._first = trainer.global_step
+        self._begun = self._clock = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        left = (self._clock - self._begun) / max(1, step - self._first) * (total - step)
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        line = "  ".join(filter(None, [describe(values), self._validated, f"{seconds:.1f} s: {phases(values)}"]))
-        if self._progress is not None:
-            self._progress.update(self._task, completed=trainer.global_step, description=line)
-        elif self._enabled:
-            print(f"step {trainer.global_step}/{self._total}  {line}", flush=True)
+        self._shown |= {
+            "step": f"{step}/{total}",
+            **{name: f"{values[f'train/{name}']:.4g}" for name in ("loss", "accuracy") if f"train/{name}" in values},
+            "left": str(timedelta(seconds=round(left))),
+            "seconds": f"{seconds:.1f} = {phases(values)}",
+        }
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.is_global_zero and not self.is_enabled:
+            print("  ".join(f"{name} {value}" for name, value in self._shown.items()), flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         accuracy = next((name for name in values if name.startswith("val/avg_at_") and name[11:].isdigit()), None)
+        if accuracy is not None and not trainer.sanity_checking and trainer.is_global_zero:
+            self._shown["val"] = f"{values[accuracy]:.3f}"
+            low, high = values.get(f"{accuracy}_low"), values.get(f"{accuracy}_high")
+            interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+            self.print(f"after step {trainer.global_step}: {accuracy} {values[accuracy]:.3f}{interval}")
+        super().on_validation_end(trainer, pl_module)
         self._clock = time.monotonic()
-        if accuracy is None or trainer.sanity_checking or not self._enabled:
-            return
-        self._validated = f"val {values[accuracy]:.3f}"
-        low, high = values.get(f"{accuracy}_low"), values.get(f"{accuracy}_high")
-        interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-        self._console.print(
-            f"after step {trainer.global_step}: {accuracy} {values[accuracy]:.3f}{interval}",
-            markup=False,
-            highlight=False,
-        )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints above the bar, or as any other line where there is none."""
+        if self.progress is None:
+            print(*args, **kwargs, flush=True)
+        else:
+            self.progress.console.print(*args, **kwargs, markup=False, highlight=False)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-def describe(values: dict[str, float]) -> str:
-    """Returns loss and accuracy as text; a step may lack either."""
-    shown = {"loss": values.get("train/loss"), "accuracy": values.get("train/accuracy")}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Returns what stands beside the bar; the phases would not fit into its line."""
+        return {name: value for name, value in self._shown.items() if name != "seconds"}
 
 
 def phases(values: dict[str, float]) -> str:
     """Returns the seconds of each measured phase as text."""
     measured = ((name, values.get(f"time/{name}")) for name in _PHASES)
-    return " ".join(f"{name} {seconds:.1f}" for name, seconds in measured if seconds is not None)
+    return " + ".join(f"{name} {seconds:.1f}" for name, seconds in measured if seconds is not None)
 
 
 def _quieten_lightning() -> None:

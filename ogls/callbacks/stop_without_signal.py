@@ -53,5 +53,8 @@ class StopWithoutSignal(Callback):
         if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
             return ""
         file = trainer.logger.run_folder / f"skipped-step-{trainer.global_step:06d}.json"
-        file.write_text(json.dumps(asdict(batch)))
+        try:
+            file.write_text(json.dumps(asdict(batch)))
+        except OSError as error:
+            return f"; its batch could not be written ({error})"
         return f"; see {file}"

@@ -235,7 +235,7 @@ class Several(Privilege):
     privileges: list[Privilege]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "privileges", list(self.privileges))  # a tuple is accepted, too
+        object.__setattr__(self, "privileges", list(self.privileges))  # a list of its own
         if not self.privileges:
             raise ValueError("Several needs at least one privilege, got none")
         different = sorted({tuple(sorted(privilege.views)) for privilege in self.privileges if privilege.views})

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ogls.loss.divergence import Divergence, clip_terms
+from ogls.loss.divergence import Divergence, clip_terms, softmax_with_normaliser
 from ogls.loss.tiles import chunks, for_each_tile
+from ogls.loss.topk import TopK, topk_rows
 from ogls.system.sizes import rounded_up
 
 
@@ -34,6 +35,7 @@ def chunked_divergence(
     bias: Tensor | None,
     divergence: Divergence,
     *,
+    support: TopK | None = None,
     temperature: float = 1.0,
     clip: float | None = None,
     one_sided: bool = False,
@@ -51,6 +53,7 @@ def chunked_divergence(
         weight: weight of the frozen output head [vocab, hidden]
         bias: bias of the frozen output head [vocab]; None where it has none
         divergence: divergence D
+        support: tokens that are taken singly (`ogls.loss.topk`); None takes the whole vocabulary
         temperature: divisor of the logits of both sides
         clip: bound of each vocabulary summand of D (`clip_terms`); None leaves them free
         one_sided: whether the bound is from above alone
@@ -67,41 +70,84 @@ def chunked_divergence(
     Raises:
         ValueError: shapes do not fit, or the head requires a gradient.
     """
-    check_states(hidden_student, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
-    wants_gradient = torch.is_grad_enabled() and hidden_student.requires_grad
-    num_tokens = len(hidden_student)
-    students, targets, ids = padded(hidden_student.detach(), hidden_target, token_ids)
-    gradient = torch.empty_like(students, dtype=weight.dtype) if wants_gradient else None
-    values = torch.empty(len(students), dtype=accumulation_dtype(weight), device=weight.device)
-    logprobs = None if ids is None else torch.empty_like(values)
     row_passes = passes(
         divergence,
+        support,
         weight.device,
         compiled,
         temperature=temperature,
         clip=clip,
         one_sided=one_sided,
-        wants_gradient=wants_gradient,
+        wants_gradient=torch.is_grad_enabled() and hidden_student.requires_grad,
     )
+    values, *logprobs = by_chunks(
+        row_passes,
+        hidden_student,
+        weight,
+        bias,
+        hidden_target=hidden_target,
+        token_ids=token_ids,
+        num_outputs=1 if token_ids is None else 2,
+        temperature=temperature,
+        chunk_rows=chunk_rows,
+    )
+    return values, logprobs[0] if logprobs else None
+
+
+def by_chunks(
+    row_passes: Callable[..., None],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    hidden_target: Tensor | None = None,
+    token_ids: Tensor | None = None,
+    num_outputs: int = 1,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+) -> list[Tensor]:
+    """Returns numbers per token that are made from its logits, some tokens at a time.
+
+    Only the first of them has a gradient, in `hidden` alone. All other arguments are those of `chunked_divergence`.
+
+    Args:
+        row_passes: function of the logits of some tokens, of their gaps to the target's logits where there is a target,
+            of the first output, of the token ids or None, and of the other outputs. It fills the outputs and overwrites
+            the logits by d first output / dz, where z = logits / temperature.
+        hidden: states [tokens, hidden] whose logits are made
+        num_outputs: count of numbers per token
+
+    Raises:
+        ValueError: shapes do not fit, or the head requires a gradient.
+    """
+    check_states(hidden, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
+    wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
+    states, targets, ids = padded(hidden.detach(), hidden_target, token_ids)
+    gradient = torch.empty_like(states, dtype=weight.dtype) if wants_gradient else None
+    dtype = accumulation_dtype(weight)
+    first, *others = (torch.empty(len(states), dtype=dtype, device=weight.device) for _ in range(num_outputs))
     with torch.no_grad():
-        for rows, buffers in chunks(len(values), weight, 2, chunk_rows):
+        for rows, buffers in chunks(len(states), weight, 1 if targets is None else 2, chunk_rows):
             near = None if ids is None else ids[rows]
-            reached = logits_and_gaps(students[rows], targets[rows], weight, bias, near, out=buffers)
-            logits, gaps = buffers
-            sampled = (None, None) if ids is None or logprobs is None else (ids[rows], logprobs[rows])
-            row_passes(logits, gaps, values[rows], *sampled)
-            values[rows].index_fill_(0, reached, 0.0)
-            logits.index_fill_(0, reached, 0.0)
+            if targets is None:
+                apply_head(states[rows], weight, bias, out=buffers[0], near=near)
+            else:
+                reached = logits_and_gaps(states[rows], targets[rows], weight, bias, near, out=buffers)
+            row_passes(*buffers, first[rows], near, *(other[rows] for other in others))
+            if targets is not None:
+                first[rows].index_fill_(0, reached, 0.0)
+                buffers[0].index_fill_(0, reached, 0.0)
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[rows])
-    values = attach(hidden_student, values[:num_tokens], gradient, temperature)
-    return values, None if logprobs is None else logprobs[:num_tokens]
+                torch.mm(buffers[0], weight, out=gradient[rows])
+    return [attach(hidden, first[: len(hidden)], gradient, temperature), *(other[: len(hidden)] for other in others)]
 
 
 def passes(
-    divergence: Divergence, device: torch.device, compiled: bool, **options: float | bool | None
+    divergence: Divergence, support: TopK | None, device: torch.device, compiled: bool, **options: float | bool | None
 ) -> Callable[..., None]:
-    """Returns `divergence_rows` for all rows of a chunk, by the quickest way for `device` and `divergence`."""
+    """Returns `divergence_rows`, or `topk_rows`, for all rows of a chunk by the quickest way for `device`."""
+    if support is not None:
+        return partial(for_each_tile, partial(topk_rows, divergence=divergence, support=support, **options))
     if device.type == "cuda" and not compiled:
         from ogls.loss import triton_rows  # a module that comes with torch for GPUs only
 
@@ -115,8 +161,8 @@ def divergence_rows(
     logits: Tensor,
     gaps: Tensor,
     values: Tensor,
-    ids: Tensor | None,
-    logprobs: Tensor | None,
+    ids: Tensor | None = None,
+    logprobs: Tensor | None = None,
     *,
     divergence: Divergence,
     temperature: float,
@@ -186,27 +232,28 @@ def chunked_logprobs(
     Raises:
         ValueError: shapes do not fit, or the head requires a gradient.
     """
-    check_states(hidden, weight, bias, token_ids=token_ids)
-    wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
-    num_tokens = len(hidden)
-    states, ids = padded(hidden.detach(), token_ids)
-    gradient = torch.empty_like(states, dtype=weight.dtype) if wants_gradient else None
-    values = torch.empty(len(states), dtype=accumulation_dtype(weight), device=weight.device)
+    row_passes = partial(
+        logprob_rows, temperature=temperature, wants_gradient=torch.is_grad_enabled() and hidden.requires_grad
+    )
+    (logprobs,) = by_chunks(
+        partial(for_each_tile, row_passes),
+        hidden,
+        weight,
+        bias,
+        token_ids=token_ids,
+        temperature=temperature,
+        chunk_rows=chunk_rows,
+    )
+    return logprobs
 
-    def tile_pass(logits: Tensor, ids: Tensor, values: Tensor) -> None:
-        z = logits.to(values.dtype) / temperature
-        probs, normaliser = softmax_with_normaliser(z)
-        values.copy_((z.gather(-1, ids[:, None]) - normaliser).squeeze(-1))
-        if wants_gradient:  # d logprob / dz = one-hot - p
-            logits.copy_(probs.neg_().scatter_add_(-1, ids[:, None], torch.ones_like(probs[:, :1])))
 
-    with torch.no_grad():
-        for rows, (logits,) in chunks(len(values), weight, 1, chunk_rows):
-            apply_head(states[rows], weight, bias, out=logits, near=ids[rows])
-            for_each_tile(tile_pass, logits, ids[rows], values[rows])
-            if gradient is not None:
-                torch.mm(logits, weight, out=gradient[rows])
-    return attach(hidden, values[:num_tokens], gradient, temperature)
+def logprob_rows(logits: Tensor, values: Tensor, ids: Tensor, *, temperature: float, wants_gradient: bool) -> None:
+    """Fills `values` [rows] with the log-probabilities of `ids`, and leaves d logprob/dz in `logits`."""
+    z = logits.to(values.dtype) / temperature
+    probs, normaliser = softmax_with_normaliser(z)
+    values.copy_((z.gather(-1, ids[:, None]) - normaliser).squeeze(-1))
+    if wants_gradient:  # d logprob / dz = one-hot - p
+        logits.copy_(probs.neg_().scatter_add_(-1, ids[:, None], torch.ones_like(probs[:, :1])))
 
 
 @cache
@@ -255,12 +302,6 @@ def padded(*tensors: Tensor | None) -> list[Any]:
         return torch.cat([tensor, tensor.new_zeros(more, *tensor.shape[1:])]) if more else tensor
 
     return [None if tensor is None else pad(tensor) for tensor in tensors]
-
-
-def softmax_with_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns softmax(logits) and log sum exp(logits) [rows, 1]; two maxima are cheaper than a second exponential."""
-    probs = torch.softmax(logits, dim=-1)
-    return probs, logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
 
 
 def logits_and_gaps(

@@ -124,3 +124,9 @@ def clip_terms(summand: Tensor, ph: Tensor, clip: float, one_sided: bool) -> Non
     binds = summand > clip if one_sided else summand.abs() > clip
     ph.masked_fill_(binds, 0.0)
     summand.clamp_(max=clip) if one_sided else summand.clamp_(-clip, clip)
+
+
+def softmax_with_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns softmax(logits) and log sum exp(logits) [rows, 1]; two maxima are cheaper than a second exponential."""
+    probs = torch.softmax(logits, dim=-1)
+    return probs, logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ogls.loss.chunked import accumulation_dtype, apply_head, check_states, padded
-from ogls.loss.tiles import chunks, for_each_tile
+from ogls.loss.chunked import by_chunks
+from ogls.loss.tiles import for_each_tile
 
 
 @torch.no_grad()
@@ -29,18 +31,15 @@ def student_entropy(
         temperature: divisor of the logits
         chunk_rows: tokens per product with the head; None follows the byte budget of `ogls.loss.tiles`
     """
-    check_states(hidden, head_weight, head_bias)
-    (states,) = padded(hidden.detach())
-    values = torch.empty(len(states), dtype=accumulation_dtype(head_weight), device=head_weight.device)
+    row_passes = partial(for_each_tile, partial(entropy_rows, temperature=temperature))
+    (entropies,) = by_chunks(row_passes, hidden, head_weight, head_bias, chunk_rows=chunk_rows)
+    return entropies
 
-    def tile_pass(logits: Tensor, values: Tensor) -> None:
-        z = logits.to(values.dtype) / temperature
-        z -= z.amax(-1, keepdim=True)
-        mass = z.exp()
-        total = mass.sum(-1)
-        values.copy_(total.log() - mass.mul_(z).sum(-1) / total)
 
-    for rows, (logits,) in chunks(len(values), head_weight, 1, chunk_rows):
-        apply_head(states[rows], head_weight, head_bias, out=logits)
-        for_each_tile(tile_pass, logits, values[rows])
-    return values[: len(hidden)]
+def entropy_rows(logits: Tensor, values: Tensor, ids: None, *, temperature: float) -> None:
+    """Fills `values` [rows] with the entropies."""
+    z = logits.to(values.dtype) / temperature
+    z -= z.amax(-1, keepdim=True)
+    mass = z.exp()
+    total = mass.sum(-1)
+    values.copy_(total.log() - mass.mul_(z).sum(-1) / total)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import nan
 from typing import Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from ogls.loss.alpha_bound import Head
 from ogls.loss.chunked import chunked_divergence, chunked_logprobs
 from ogls.loss.divergence import Divergence, ForwardKL, ReverseKL
 from ogls.loss.steering import Plain, Steered, Steering
-from ogls.loss.topk import TopK, chunked_topk_divergence
+from ogls.loss.topk import TopK
 from ogls.loss.weighting import TokenWeighting
 from ogls.records import Lesson, Need
 from ogls.system.ranges import POSITIVE, TEMPERATURE, check, within
@@ -223,20 +222,18 @@ class Distillation(Term):
     def __call__(self, states: States) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " tokens"]]]:
         if states.hidden_target is None:
             raise ValueError("Distillation needs the target's states, got hidden_target=None")
-        if self.support is None:
-            compute = partial(chunked_divergence, compiled=self.compiled)
-        else:
-            compute = partial(chunked_topk_divergence, support=self.support)
-        divergence, logprob = compute(
+        divergence, logprob = chunked_divergence(
             states.hidden_student,
             states.hidden_target,
             states.head_weight,
             states.head_bias,
             self.divergence,
+            support=self.support,
             temperature=self.temperature,
             clip=self.clip,
             one_sided=self.one_sided,
             token_ids=states.token_ids,
+            compiled=self.compiled,
         )
         assert logprob is not None
         weights = states.token_weights.to(divergence.dtype)
@@ -267,7 +264,7 @@ class ReferenceKL(Distillation):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return super().needs | {"rollouts"}
+        return super().needs | frozenset[Need]({"rollouts"})
 
     def target(self, steering: Steering) -> Target | None:
         return Target("start", self.steering or Plain())
@@ -317,7 +314,7 @@ class Mixture(Objective):
     factors: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", list(self.objectives))  # a tuple is accepted, too
+        object.__setattr__(self, "objectives", list(self.objectives))  # lists of its own
         object.__setattr__(self, "factors", list(self.factors))
         if not self.objectives or len(self.factors) not in (0, len(self.objectives)):
             raise ValueError(

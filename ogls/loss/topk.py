@@ -14,15 +14,12 @@ Source: SDPO, arXiv 2601.20802, with k = 100 on the student's support.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ogls.loss.chunked import accumulation_dtype, attach, check_states, logits_and_gaps, softmax_with_normaliser
-from ogls.loss.divergence import Divergence, clip_terms
-from ogls.loss.tiles import chunks, for_each_tile
+from ogls.loss.divergence import Divergence, clip_terms, softmax_with_normaliser
 
 
 @dataclass(frozen=True)
@@ -42,58 +39,19 @@ class TopK:
             raise ValueError(f"TopK needs k >= 1, got k={self.k}")
 
 
-def chunked_topk_divergence(
-    hidden_student: Tensor,
-    hidden_target: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    divergence: Divergence,
-    *,
-    support: TopK,
-    token_ids: Tensor,
-    temperature: float = 1.0,
-    clip: float | None = None,
-    one_sided: bool = False,
-    chunk_rows: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Returns divergences over `support`, and the student's log-probabilities of `token_ids`, both [tokens].
-
-    All other arguments are those of `ogls.loss.chunked.chunked_divergence`.
-    """
-    check_states(hidden_student, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
-    wants_gradient = torch.is_grad_enabled() and hidden_student.requires_grad
-    gradient = torch.empty_like(hidden_student, dtype=weight.dtype) if wants_gradient else None
-    values = torch.empty(len(hidden_student), dtype=accumulation_dtype(weight), device=weight.device)
-    logprobs = torch.empty_like(values)
-    tile_pass = partial(
-        topk_tile, divergence=divergence, support=support, temperature=temperature, clip=clip, one_sided=one_sided
-    )
-    with torch.no_grad():
-        for rows, buffers in chunks(len(values), weight, 2, chunk_rows):
-            reached = logits_and_gaps(
-                hidden_student[rows], hidden_target[rows], weight, bias, token_ids[rows], out=buffers
-            )
-            logits, gaps = buffers
-            for_each_tile(tile_pass, logits, gaps, token_ids[rows], values[rows], logprobs[rows])
-            values[rows].index_fill_(0, reached, 0.0)
-            logits.index_fill_(0, reached, 0.0)
-            if gradient is not None:
-                torch.mm(logits, weight, out=gradient[rows])
-    return attach(hidden_student, values, gradient, temperature), logprobs
-
-
-def topk_tile(
+def topk_rows(
     logits: Tensor,
     gaps: Tensor,
-    ids: Tensor,
     values: Tensor,
-    logprobs: Tensor,
+    ids: Tensor | None = None,
+    logprobs: Tensor | None = None,
     *,
     divergence: Divergence,
     support: TopK,
     temperature: float,
     clip: float | None,
     one_sided: bool,
+    wants_gradient: bool,
 ) -> None:
     """Makes all row passes over some tokens, as `ogls.loss.chunked.divergence_rows` does without a support."""
     z, u = logits.to(values.dtype) / temperature, gaps.to(values.dtype) / temperature
@@ -101,7 +59,8 @@ def topk_tile(
     k = min(support.k, z.shape[-1])
     inside = z.topk(k, sorted=False).indices
     ps, student_normaliser = softmax_with_normaliser(z)
-    logprobs.copy_((z.gather(-1, ids[:, None]) - student_normaliser).squeeze(-1))
+    if ids is not None and logprobs is not None:
+        logprobs.copy_((z.gather(-1, ids[:, None]) - student_normaliser).squeeze(-1))
     z += u
     pt, target_normaliser = softmax_with_normaliser(z)
     u -= target_normaliser - student_normaliser
@@ -117,6 +76,8 @@ def topk_tile(
     if clip is not None:
         clip_terms(summand, ph, clip, one_sided)
     values.copy_(summand.sum(-1))
+    if not wants_gradient:
+        return
     total = ph.sum(-1, keepdim=True)
     ph, tail_ph = ph.split([p.shape[-1], 1], -1)
     gradient = ps.mul_(tail_ph / tail_p.clamp(min=tiny) - total)

@@ -64,8 +64,8 @@ class Frozen(Teacher):
 
     @contextmanager
     def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
-        lent = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
-        with torch.no_grad(), lent:
+        as_at_start = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
+        with torch.no_grad(), as_at_start:
             yield
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ogls.records import Completion, Sampling
+from ogls.system.seeds import derive
 
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
@@ -68,7 +70,8 @@ class RolloutEngine(ABC):
             prompts: token ids of each prompt
             sampling: rule by which tokens are drawn
             n: completions per prompt
-            seed: random seed; the same seed draws the same tokens
+            seed: random seed; what is drawn after a prompt follows from it and from the prompt (`prompt_seeds`), not
+                from the other prompts, so that processes which share out the prompts draw what one would draw
 
         Raises:
             ValueError: a prompt is empty or too long for the context.
@@ -99,6 +102,16 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """Returns a random seed per prompt: a function of `seed`, the prompt, and how often it came before."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for prompt in map(tuple, prompts):
+        seeds.append(derive(seed, seen[prompt], *prompt))
+        seen[prompt] += 1
+    return seeds
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, context_length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ogls.records import Completion, Sampling
-from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.engine import RolloutEngine, prompt_seeds
+from ogls.system.seeds import derive
 
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 class TransformersEngine(RolloutEngine):
     """This engine samples with the policy itself, one token at a time for a padded batch of sequences.
 
-    There are no weights to copy, so that `load` costs nothing. What is drawn is a function of the prompts, the seed and
-    `batch_size`.
+    There are no weights to copy, so that `load` costs nothing. What is drawn after a prompt is a function of the seed
+    and the prompt; `batch_size` changes it by no more than rounding.
 
     Args:
         batch_size: sequences that are sampled side by side
@@ -48,12 +50,14 @@ class TransformersEngine(RolloutEngine):
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         assert self._policy is not None
-        generator = torch.Generator(self._policy.head[0].device).manual_seed(seed % 2**63)
-        rows = [i for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for _ in range(n)]
+        seeds = prompt_seeds(prompts, seed)
+        rows = [(i, k) for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for k in range(n)]
         done: list[list[Completion]] = [[] for _ in prompts]
         for start in range(0, len(rows), self.batch_size):
-            owners = rows[start : start + self.batch_size]
-            for i, completion in zip(owners, self._decode(prompts, owners, sampling, generator), strict=True):
+            some = rows[start : start + self.batch_size]
+            owners = [i for i, _ in some]
+            draws = [random.Random(derive(seeds[i], k)) for i, k in some]
+            for i, completion in zip(owners, self._decode(prompts, owners, sampling, draws), strict=True):
                 done[i].append(completion)
         return done
 
@@ -62,15 +66,16 @@ class TransformersEngine(RolloutEngine):
 
     @torch.no_grad()
     def _decode(
-        self, prompts: Sequence[Sequence[int]], owners: list[int], sampling: Sampling, generator: torch.Generator
+        self, prompts: Sequence[Sequence[int]], owners: list[int], sampling: Sampling, draws: list[random.Random]
     ) -> list[Completion]:
-        """Returns one completion of the prompt that each of `owners` names.
+        """Returns one completion of the prompt that each of `owners` names, by its own generator of `draws`.
 
         Each prompt is read once, and rows that have ended leave the batch.
         """
         assert self._policy is not None
-        policy, device = self._policy, generator.device
+        policy = self._policy
         weight, bias = policy.head
+        device = weight.device
         end = torch.tensor(self._end_token_ids, device=device)
         used = list(dict.fromkeys(owners))
         ids, mask = (x.to(device) for x in _left_padded([prompts[i] for i in used]))
@@ -84,7 +89,10 @@ class TransformersEngine(RolloutEngine):
         token_ids: list[list[int]] = [[] for _ in owners]
         logprobs: list[list[float]] = [[] for _ in owners]
         for step in range(sampling.max_tokens):
-            tokens, drawn = draw(linear(states.to(weight.dtype), weight, bias).float(), sampling, generator)
+            uniform = torch.tensor(
+                [draws[row].random() for row in running.tolist()], dtype=torch.float64, device=device
+            )
+            tokens, drawn = draw(linear(states.to(weight.dtype), weight, bias).float(), sampling, uniform)
             for row, token, logprob in zip(running.tolist(), tokens.tolist(), drawn.tolist(), strict=True):
                 token_ids[row].append(token)
                 logprobs[row].append(logprob)
@@ -113,18 +121,25 @@ class TransformersEngine(RolloutEngine):
 
 
 def draw(
-    logits: Float[Tensor, "rows vocab"], sampling: Sampling, generator: torch.Generator
+    logits: Float[Tensor, "rows vocab"], sampling: Sampling, uniform: Float[Tensor, " rows"]
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Returns one token per row, and its log-probability under the distribution that it was drawn from.
 
-    At temperature 0 it is the likeliest token, with its log-probability at temperature 1.
+    The token is the first at which the cumulative probability exceeds the row's uniform number. At temperature 0 it is
+    the likeliest token, with its log-probability at temperature 1.
+
+    Args:
+        logits: logits of the next token
+        sampling: rule by which tokens are drawn
+        uniform: numbers in [0, 1), one per row
     """
     if sampling.temperature == 0:
         logprobs = logits.log_softmax(-1)
         tokens = logits.argmax(-1)
     else:
         logprobs = _cut(logits / sampling.temperature, sampling).log_softmax(-1)
-        tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+        mass = logprobs.double().exp().cumsum(-1)
+        tokens = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ogls.records import Completion, Sampling
-from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.engine import RolloutEngine, prompt_seeds
 from ogls.system.ranges import POSITIVE, within
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class VllmEngine(RolloutEngine):
             torch.manual_seed(seed)
             outputs = self._llm.generate(
                 inputs,
-                [self._parameters(sampling, n, seed + i * n) for i in range(len(inputs))],
+                [self._parameters(sampling, n, own) for own in prompt_seeds(prompts, seed)],
                 lora_request=self._lora_request,
                 use_tqdm=False,
             )
@@ -140,7 +140,7 @@ class VllmEngine(RolloutEngine):
     def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
         """Returns vLLM's parameters, all that matter by name, because its defaults are for chat.
 
-        Its sampler on a CPU takes no seed.
+        Its sampler on a CPU takes no seed, so that there the prompts of a call share one generator.
         """
         from vllm import SamplingParams
 

@@ -5,7 +5,6 @@ A finished trial never is.
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import suppress
 
@@ -13,15 +12,27 @@ import optuna
 import psutil
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-RETRIES = 2  # further attempts at a trial whose process was killed
-_ORIGINAL, _KILLED, _WORKER = "original", "killed", "worker"
+RETRIES = 2
+"""A trial whose process was killed is queued again unless it was queued this often before."""
+_ORIGINAL, _WORKER = "failed_trial", "worker"
 
 
-def original(trial: FrozenTrial | optuna.Trial) -> int:
+def requeue_killed(study: Study, trial: FrozenTrial) -> None:
+    """Puts a trial whose worker or process is gone back into the queue, with the same parameters."""
+    RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
+
+
+def requeue_stopped(study: Study, trial: FrozenTrial) -> None:
+    """Puts a trial that was asked to stop back into the queue, however often that happened."""
+    RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+def original(trial: FrozenTrial) -> int:
     """Returns the number of the trial that this one continues, or its own for a new one. Folders are named by it."""
-    return trial.user_attrs.get(_ORIGINAL, trial.number)
+    return trial.system_attrs.get(_ORIGINAL, trial.number)
 
 
 def latest(study: Study) -> list[FrozenTrial]:
@@ -40,33 +51,11 @@ def goes_on(study: Study, trial: FrozenTrial) -> bool:
     return any(original(t) == original(trial) and t.number > trial.number for t in study.get_trials(deepcopy=False))
 
 
-def requeue(study: Study, trial: FrozenTrial | optuna.Trial, killed: bool) -> bool:
-    """Puts a trial that did not come to its end back into the queue, with the same parameters.
-
-    Returns False where its process has been killed more than `RETRIES` times; interruptions do not count.
-    """
-    kills = trial.user_attrs.get(_KILLED, 0) + killed
-    if kills > RETRIES:
-        return False
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={_ORIGINAL: original(trial), _KILLED: kills},
-        )
-    )
-    return True
-
-
-def died(study: Study, trial: FrozenTrial) -> None:
-    """Puts a trial whose worker is gone back into the queue."""
-    requeue(study, trial, killed=True)
-
-
 def sign(trial: optuna.Trial) -> None:
     """Records who runs this trial: host, process, and when that began, since process numbers are used again."""
-    trial.set_user_attr(_WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
+    process = psutil.Process()
+    # The number of the trial, since a trial that is queued again takes over what the one before it recorded.
+    trial.set_user_attr(_WORKER, [trial.number, socket.gethostname(), process.pid, process.create_time()])
 
 
 def reclaim(study: Study) -> None:
@@ -75,11 +64,11 @@ def reclaim(study: Study) -> None:
     That is known at once of a worker on this host, and by a stale heartbeat of any other.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, pid, started = trial.user_attrs.get(_WORKER, ("", 0, 0.0))
-        if host == socket.gethostname() and not _runs(pid, started):
+        number, host, pid, started = trial.user_attrs.get(_WORKER, (-1, "", 0, 0.0))
+        if number == trial.number and host == socket.gethostname() and not _runs(pid, started):
             with suppress(ValueError, UpdateFinishedTrialError):  # another worker was quicker
                 study.tell(trial.number, state=TrialState.FAIL)
-                requeue(study, trial, killed=True)
+                requeue_killed(study, trial)
     optuna.storages.fail_stale_trials(study)
 
 

@@ -77,7 +77,7 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
     Raises:
         ValueError: a study of this name has other settings, or `run.py` does not accept its first point.
     """
-    storage = open_storage(settings.storage, attempts.died)
+    storage = open_storage(settings.storage, attempts.requeue_killed)
     common = {
         "storage": storage,
         "study_name": settings.study,

@@ -37,19 +37,21 @@ class HeartbeatProxy(GrpcStorageProxy, BaseHeartbeat):
     def __init__(self, host: str, port: int, died: Died) -> None:
         super().__init__(host=host, port=port)
         self._died = died
-        self._observed: dict[int, tuple[float, float]] = {}  # trial -> its beat, and when it was first seen
+        self._observed: dict[int, tuple[list[float], float]] = {}  # trial -> its beat, and when it was first seen
 
     def record_heartbeat(self, trial_id: int) -> None:
         from grpc import RpcError  # comes with vLLM; nobody else needs it
 
         with suppress(RpcError):  # the thread that beats would end, and the proxy may come back
-            self.set_trial_system_attr(trial_id, _SEEN, time.time())
+            self.set_trial_system_attr(trial_id, _SEEN, [trial_id, time.time()])
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         now, stale = time.monotonic(), []
         for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             beat = trial.system_attrs.get(_SEEN)
-            if beat is None:  # its worker has no proxy: the database keeps its beats elsewhere
+            # Without a beat of its own, its worker has no proxy: the database keeps its beats elsewhere. A trial that
+            # is queued again takes over the beats of the one before it.
+            if beat is None or beat[0] != trial._trial_id:
                 continue
             if trial._trial_id not in self._observed or self._observed[trial._trial_id][0] != beat:
                 self._observed[trial._trial_id] = (beat, now)

@@ -68,16 +68,20 @@ class Worker:
     # ---- one trial ----
 
     def _trial(self, trial: optuna.Trial) -> float | tuple[float, ...]:
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
         try:
             attempts.sign(trial)
-            runs = self._runs(attempts.original(trial), self.sweep.space(trial))
+            runs = self._runs(attempts.original(frozen), self.sweep.space(trial))
             trial.set_user_attr(RUNS, [run.name for run in runs])
             if self.stopping.is_set():
                 raise Stopped
             print(f"trial {trial.number}: {_shown(trial.params)}", flush=True)
             return self._measure(trial, runs)
         except (Killed, Stopped) as error:
-            again = attempts.requeue(self.study, trial, killed=isinstance(error, Killed))
+            frozen = self.study.get_trials(deepcopy=False)[trial.number]  # with the parameters of the space
+            requeue = attempts.requeue_killed if isinstance(error, Killed) else attempts.requeue_stopped
+            requeue(self.study, frozen)
+            again = attempts.goes_on(self.study, frozen)
             trial.set_user_attr(WHY, f"{error}; {'queued again' if again else 'given up'}")
             raise
         except Failed as error:

@@ -4,7 +4,7 @@
     1     the program has an error
     2     configuration or data cannot work
     73    the run's folder is in use
-    74    checkpoints could not be written, three times in a row
+    74    the disk is full or may not be written to, or three checkpoints in a row could not be written
     75    the engine failed, and failed again after it was rebuilt
     130   Ctrl-C
     143   SIGTERM
@@ -14,6 +14,7 @@ After 130 and 143, and after a 75 between two steps, there is a checkpoint of th
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -30,9 +31,14 @@ class FolderInUse(RunEnded):
 
 
 class DiskFailed(RunEnded):
-    """Checkpoints could not be written, several times in a row."""
+    """The disk is full or may not be written to, or checkpoints could not be written several times in a row."""
 
     exit_code = 74
+
+
+def unwritable(error: OSError) -> bool:
+    """Returns whether the cause is a disk that is full, over its quota, or may not be written to."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class EngineFailed(RunEnded):

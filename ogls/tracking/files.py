@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -43,8 +45,8 @@ def trace_lines(phases: Iterable[Phase]) -> str:
 
 
 def read_trace(file: Path) -> list[Phase]:
-    """Returns the phases of trace.json. A last line that a kill has cut short is left out."""
-    events = [json.loads(line.removesuffix(",")) for line in file.read_text().split("\n")[1:-1]]
+    """Returns the phases of trace.json; lines that are damaged, or cut short by a kill, are left out."""
+    events, _ = _readable(file, "ph")
     return [
         Phase(
             lane=_LANES[event["tid"]],
@@ -59,13 +61,43 @@ def read_trace(file: Path) -> list[Phase]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Returns the rows of metrics.jsonl. A last line that a kill has cut short is left out."""
-    *lines, rest = file.read_text().split("\n")
-    rows = [json.loads(line) for line in lines]
-    try:
-        return [*rows, json.loads(rest)]
-    except ValueError:
-        return rows
+    """Returns the rows of metrics.jsonl; lines that are damaged, or cut short by a kill, are left out."""
+    rows, _ = _readable(file, "step")
+    return rows
+
+
+def keep_damaged(file: Path, key: str) -> None:
+    """Copies a file of JSON lines to ``FILE.damaged`` and says so, where a line other than the last is unreadable.
+
+    Args:
+        file: metrics.jsonl or trace.json of a run that goes on
+        key: key that every line has
+    """
+    _, damaged = _readable(file, key)
+    if damaged:
+        aside = file.with_name(f"{file.name}.damaged")
+        shutil.copyfile(file, aside)
+        lines = "a line" if damaged == 1 else f"{damaged} lines"
+        print(f"{file}: {lines} cannot be read and will be left out; the file as it was is {aside}", file=sys.stderr)
+
+
+def _readable(file: Path, key: str) -> tuple[list[dict[str, Any]], int]:
+    """Returns the objects with `key` among the lines, and how many other lines there are but for the last.
+
+    A bracket on a line of its own, as trace.json begins, is no line of it.
+    """
+    found, damaged = [], 0
+    *lines, last = file.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, last]):
+        try:
+            value = json.loads(line.removesuffix(b","))
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and key in value:
+            found.append(value)
+        elif number < len(lines) and line != b"[":
+            damaged += 1
+    return found, damaged
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -30,6 +30,7 @@ from ogls.tracking.files import (
     METRICS,
     TRACE,
     TRACE_HEAD,
+    keep_damaged,
     read_rows,
     read_trace,
     replace_text,
@@ -254,13 +255,15 @@ class Tracker(Logger):
             step: last step to keep
             row: metrics of that step, which are added if the file lacks them
         """
-        file = self.run_folder / METRICS
+        file, trace = self.run_folder / METRICS, self.run_folder / TRACE
+        for written, key in ((file, "step"), (trace, "ph")):
+            if written.exists():
+                keep_damaged(written, key)
         rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
         rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
         for kept in rows:
             self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
         write_rows(file, rows)
-        trace = self.run_folder / TRACE
         if trace.exists():
             replace_text(trace, TRACE_HEAD + trace_lines(i for i in read_trace(trace) if i.step <= step))
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
@@ -290,6 +293,7 @@ class Tracker(Logger):
             for name in (METRICS, TRACE):
                 (self.run_folder / name).unlink(missing_ok=True)
         elif (self.run_folder / METRICS).exists():
+            assert self._lock is not None
             self._lock.release()
             raise ValueError(
                 f"{self.run_folder} has a run already: go on with it by --ckpt_path last, or give another run_name"

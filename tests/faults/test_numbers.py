@@ -91,6 +91,17 @@ def test_a_step_that_is_not_finite_moves_no_bit(
     assert dumped["lessons"][0]["token_ids"]
 
 
+@pytest.mark.fault("full disk, read-only folder")
+def test_a_batch_that_cannot_be_written_down_ends_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Poisoned, "steps", {1: float("nan")})
+    (run(tmp_path) / "skipped-step-000002.json").mkdir(parents=True)  # where the file would have to be
+    small.fit(tiny_model, tmp_path, epochs=1, objective=Poisoned(), callbacks=[Poisoner()])
+    rows = [row for row in read_rows(run(tmp_path) / METRICS) if "train/skipped" in row]
+    assert [row["train/skipped"] for row in rows] == [0, 1, 0, 0]
+
+
 @pytest.mark.fault("loss or gradient not finite")
 def test_three_such_steps_in_a_row_end_the_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,11 +122,23 @@ class Cramped(SelfDistillation):
         if self.tokens_per_micro_batch > self.room:
             for p in self.policy.trainable().values():
                 p.grad = torch.ones_like(p)  # half-made gradients must not stay
-            raise torch.OutOfMemoryError("injected")
+            self.run_out()
+
+    def run_out(self) -> None:
+        raise torch.OutOfMemoryError("injected, as CUDA has it")
+
+
+class CrampedOnCPU(Cramped):
+    """Asks the processor's memory for more than any machine has."""
+
+    def run_out(self) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
 
 
 @pytest.mark.fault("out of memory")
+@pytest.mark.parametrize("kind", [Cramped, CrampedOnCPU])
 def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
+    kind: type[Cramped],
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,7 +147,7 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
 ) -> None:
     expected = small.fit(tiny_model, tmp_path / "wide", epochs=1)
     monkeypatch.setattr(Cramped, "room", 4096 // 8)
-    student = small.fit(tiny_model, tmp_path / "cramped", epochs=1, kind=Cramped)
+    student = small.fit(tiny_model, tmp_path / "cramped", epochs=1, kind=kind)
     assert student.tokens_per_micro_batch == 512
     assert capsys.readouterr().err.count("Out of memory") == 3
     for name, value in small.weights(expected).items():

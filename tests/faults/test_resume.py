@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import time
 from pathlib import Path
 
@@ -200,3 +201,35 @@ def test_the_checkpoint_that_is_furthest_on_counts_whatever_the_clock_says(tmp_p
     os.truncate(tmp_path / "last.ckpt", 100)
     assert newest_sound(paths) == tmp_path / "best.ckpt"
     assert read_manifest(tmp_path / "best.ckpt")["global_step"] == 7
+
+
+@pytest.mark.fault("metrics.jsonl or trace.json damaged in the middle")
+def test_damaged_side_files_do_not_stop_a_resume(nursery: Nursery, tiny_model: Path, stopped: Path) -> None:
+    damaged = {}
+    for name in (METRICS, TRACE):
+        file = run_in(stopped) / name
+        lines = file.read_bytes().split(b"\n")
+        lines[3] = lines[3][:10] + b"\x00\xff" + lines[3][10:20]
+        file.write_bytes(b"\n".join(lines))
+        damaged[name] = file.read_bytes()
+    code, output = carried_out(nursery, stopped, *fit(tiny_model, "--ckpt_path", "last"))
+    assert code == 0, output[-3000:]
+    for name, before in damaged.items():
+        assert f"{name}: a line cannot be read and will be left out" in output
+        assert (run_in(stopped) / f"{name}.damaged").read_bytes() == before
+    rows = read_rows(run_in(stopped) / METRICS)
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert len(steps) >= LAST - 1
+    assert steps == sorted(set(steps))
+    assert steps[-1] == LAST
+    assert all(phase.step <= LAST for phase in read_trace(run_in(stopped) / TRACE))
+
+
+@pytest.mark.fault("full disk, read-only folder")
+def test_a_full_disk_ends_the_run_with_74(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+    process = start(nursery, tmp_path, *fit(tiny_model))
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (4000, 4000))  # bytes per file: metrics.jsonl needs more
+    code, output = nursery.wait(process), (tmp_path / "output.txt").read_text()
+    assert code == 74, output
+    assert "file too large; make room or choose another place" in output
+    assert "Traceback" not in output

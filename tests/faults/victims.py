@@ -8,7 +8,6 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from ogls.callbacks.checkpoint_io import write
 from ogls.lessons.advantage import GroupRelative
 from ogls.loss.objective import Distillation, Mixture
 from ogls.loss.policy_gradient import GRPO
-from ogls.records import Completion, Sampling
 from ogls.system.exits import FolderInUse
 from ogls.system.run_lock import lock_folder
 from ogls.tracking import Tracker, tracker
@@ -51,7 +49,7 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
         Path(model),
         Path(folder),
         callbacks=[KilledAt(int(killed_at), int(by))] if killed_at else [],
-        engine=PromptEngine(),
+        engine=ChainEngine(),
         training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
         problems_per_step=5,
@@ -106,16 +104,6 @@ def track(uri: str, folder: str) -> None:
     (Path(folder) / "cost").write_text(str((time.perf_counter() - start) / 200))
     made.finalize("success")
     sys.exit(0)
-
-
-class PromptEngine(ChainEngine):
-    """What it draws depends on weights and prompt alone, so it is the same however the prompts are shared."""
-
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
-    ) -> list[list[Completion]]:
-        drawn = [super(PromptEngine, self)._generate([p], sampling, n, hash((self._version, *p))) for p in prompts]
-        return [group for (group,) in drawn]
 
 
 class KilledAt(Checkpoint):

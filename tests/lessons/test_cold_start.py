@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from lab.demonstrations import WorkedAttempts
+from lab.demonstrations import Habits, WorkedAttempts
 
 from ogls.lessons.privilege import PrivilegedText, ReflectionTask
 from ogls.records import RolloutGroup
@@ -46,7 +46,8 @@ def test_demonstrations_come_in_their_shares_and_say_what_they_should():
 
 def test_own_work_ignores_parentheses_at_its_rate():
     source = Chains(size=2000, parentheses=1.0)
-    privilege = WorkedAttempts(slip=0.0, wrong_idea=0.4, with_attempt=0.0, with_idea=0.0, reflecting=0.0)
+    habits = Habits(slip=0.0, wrong_idea=0.4, guesses=0.0, with_attempt=0.0, with_idea=0.0, reflecting=0.0)
+    privilege = WorkedAttempts(habits)
     wrong = 0
     for i in range(len(source)):
         group = RolloutGroup(problem=source[i], prompt_ids=(1,), rollouts=(), policy_version=0)
@@ -57,4 +58,4 @@ def test_own_work_ignores_parentheses_at_its_rate():
 
 def test_shares_beyond_the_whole_are_refused():
     with pytest.raises(ValueError, match="must not exceed 1 together, got"):
-        WorkedAttempts(with_attempt=0.6, with_idea=0.5)
+        Habits(with_attempt=0.6, with_idea=0.5)

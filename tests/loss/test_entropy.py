@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ogls.loss import entropy, tiles
+from ogls.loss import chunked, tiles
 from ogls.loss.entropy import student_entropy
 
 T, V, H = 23, 13, 5
@@ -45,13 +45,13 @@ def test_the_logits_of_all_tokens_are_never_there(num_threads: int, monkeypatch:
     monkeypatch.setitem(tiles.CHUNK_BYTES, "cpu", 8 * V * 8)
     monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 3 * V * 8)
     rows: list[int] = []
-    apply_head = entropy.apply_head
+    apply_head = chunked.apply_head
 
-    def counted(states: Tensor, *arguments: Tensor | None, out: Tensor) -> None:
-        rows.append(len(out))
-        apply_head(states, *arguments, out=out)
+    def counted(states: Tensor, *arguments: Tensor | None, **options: Tensor | None) -> None:
+        rows.append(len(states))
+        apply_head(states, *arguments, **options)
 
-    monkeypatch.setattr(entropy, "apply_head", counted)
+    monkeypatch.setattr(chunked, "apply_head", counted)
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

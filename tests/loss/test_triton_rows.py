@@ -18,6 +18,7 @@ from torch import Tensor
 from ogls import loss
 from ogls.loss import chunked as kernels
 from ogls.loss.divergence import ForwardKL
+from ogls.loss.topk import TopK
 
 pytest.importorskip("triton", reason="triton comes with vLLM and with torch for GPUs")
 
@@ -57,9 +58,10 @@ def test_who_gets_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loss, "triton_rows", SimpleNamespace(divergence_rows=kernel, KINDS=(ForwardKL,)), raising=False)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert kernels.passes(ForwardKL(), cuda, False).func is kernel
+    assert kernels.passes(ForwardKL(), None, cuda, False).func is kernel
     for divergence, device, compiled in ((ForwardKL(), cpu, False), (Own(), cuda, False), (ForwardKL(), cuda, True)):
-        assert kernels.passes(divergence, device, compiled).func is kernels.for_each_tile
+        assert kernels.passes(divergence, None, device, compiled).func is kernels.for_each_tile
+    assert kernels.passes(ForwardKL(), TopK(2), cuda, False).func is kernels.for_each_tile  # it knows none
 
 
 def as_it_is() -> ModuleType:

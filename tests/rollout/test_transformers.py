@@ -58,17 +58,42 @@ def test_seed_decides(engine: TransformersEngine) -> None:
     assert len({c.token_ids for c in first[0]}) == 3
 
 
+def test_what_a_prompt_gets_depends_on_no_other_prompt(engine: TransformersEngine) -> None:
+    sampling = Sampling(max_tokens=12, top_p=0.9)
+    whole = engine.generate(PROMPTS, sampling, n=3, seed=5)
+    shares = [engine.generate(PROMPTS[i::2], sampling, n=3, seed=5) for i in range(2)]
+    engine.batch_size = 64
+    backwards = engine.generate(PROMPTS[::-1], sampling, n=3, seed=5)
+    for i, group in enumerate(whole):
+        assert [c.token_ids for c in shares[i % 2][i // 2]] == [c.token_ids for c in group]
+        assert [c.token_ids for c in backwards[-1 - i]] == [c.token_ids for c in group]
+    twice = engine.generate([PROMPTS[0]] * 2, sampling, n=3, seed=5)
+    assert {c.token_ids for c in twice[0]}.isdisjoint(c.token_ids for c in twice[1]), "a prompt that comes twice"
+
+
+def test_tokens_are_drawn_by_cumulative_probability() -> None:
+    logits = torch.tensor([[0.2, 0.3, 0.0, 0.5]]).log().repeat(6, 1)
+    uniform = torch.tensor([0.0, 0.199, 0.201, 0.499, 0.501, 1 - 2**-53], dtype=torch.float64)
+    tokens, logprobs = draw(logits, Sampling(max_tokens=1), uniform)
+    assert tokens.tolist() == [0, 0, 1, 1, 3, 3]
+    torch.testing.assert_close(logprobs, torch.tensor([0.2, 0.2, 0.3, 0.3, 0.5, 0.5]).log())
+    tokens, _ = draw(logits.flip(-1), Sampling(max_tokens=1, top_k=1), uniform)
+    assert tokens.tolist() == [0] * 6
+    tokens, _ = draw(logits, Sampling(max_tokens=1, top_k=1), uniform)
+    assert tokens.tolist() == [3] * 6, "what is cut off is never drawn, at 0 neither"
+
+
 def test_cut_distribution_by_hand() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(400, 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = draw(logits, Sampling(max_tokens=1, top_p=0.7), generator)
+    uniform = torch.rand(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs = draw(logits, Sampling(max_tokens=1, top_p=0.7), uniform)
     assert set(tokens.tolist()) == {0, 1}  # 0.5 does not reach 0.7, 0.8 does
     expected = torch.tensor([0.5, 0.3]).log() - torch.tensor(0.8).log()
     torch.testing.assert_close(logprobs, expected[tokens])
-    tokens, logprobs = draw(logits, Sampling(max_tokens=1, top_k=3, temperature=0.5), generator)
+    tokens, logprobs = draw(logits, Sampling(max_tokens=1, top_k=3, temperature=0.5), uniform)
     squares = torch.tensor([0.5, 0.3, 0.15]).square()
     torch.testing.assert_close(logprobs, (squares / squares.sum()).log()[tokens])
-    tokens, logprobs = draw(logits, Sampling(max_tokens=1, temperature=0), generator)
+    tokens, logprobs = draw(logits, Sampling(max_tokens=1, temperature=0), uniform)
     assert set(tokens.tolist()) == {0}
     torch.testing.assert_close(logprobs, torch.full((400,), 0.5).log())
 

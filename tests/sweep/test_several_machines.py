@@ -50,7 +50,7 @@ def proxy(place: Path) -> Iterator[str]:
 def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optuna's own proxy has no heartbeat."""
     with proxy(tmp_path) as url:
-        shared = storage.open_storage(url, attempts.died)
+        shared = storage.open_storage(url, attempts.requeue_killed)
         study = optuna.create_study(storage=shared, study_name="s", direction="maximize")
         lost = study.ask()
         lost.suggest_float("x", 0.0, 1.0)

@@ -20,7 +20,7 @@ from tests.sweep.test_study import sweep
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
 def test_a_waiting_trial_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between reading that a trial waits and saying that it runs, nobody else may read it."""
-    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/sweeps.db", attempts.died))
+    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/sweeps.db", attempts.requeue_killed))
     for i in range(3):
         study.enqueue_trial({"x": i})
     check = RDBStorage.check_trial_is_updatable
