@@ -335,11 +335,10 @@ class RolloutDataModule(LightningDataModule):
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
     def _refilling(self, sampler: Sampler, at_once: int, step: int) -> Refilling:
-        def more(count: int, draw: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
+        def more(places: Sequence[int], draw: int) -> tuple[list[Problem], list[tuple[int, ...]]]:
             number = step // self.period * self.refill_draws + draw
-            others = drawn(self.train_problems, at_once, number, derive(self.seed, "refill"))
-            own = self.group.share(others)[:count]
-            return own, [self.encoder.student(problem) for problem in own]
+            others = self.group.share(drawn(self.train_problems, at_once, number, derive(self.seed, "refill")))
+            return [others[i] for i in places], [self.encoder.student(others[i]) for i in places]
 
         return Refilling(sampler, self.method.teaches, more, self.refill_draws)
 

@@ -17,6 +17,7 @@ def divided(batch: Batch, parts: int) -> list[Batch]:
     """
     if parts == 1:
         return [batch]
+    refilled = "train/groups_refilled" in batch.metrics  # rates are of the first draw, whose groups are gone
     count, made, waiting = len(batch.groups), [], list(batch.lessons)
     for part in range(parts):
         groups = batch.groups[part * count // parts : (part + 1) * count // parts]
@@ -30,7 +31,7 @@ def divided(batch: Batch, parts: int) -> list[Batch]:
                 batch,
                 lessons=tuple(lessons),
                 groups=groups,
-                metrics=metrics | _measured(groups, lessons),
+                metrics=metrics | _measured(lessons) | ({} if refilled else _rates(groups)),
                 phases=batch.phases if part == 0 else (),
             )
         )
@@ -38,10 +39,13 @@ def divided(batch: Batch, parts: int) -> list[Batch]:
     return made
 
 
-def _measured(groups: Sequence[RolloutGroup], lessons: Sequence[Lesson]) -> dict[str, float]:
-    own = summarise(groups) | {
-        "lessons": len(lessons),
-        "rollouts_reinforced": sum(lesson.advantage != 0 for lesson in lessons),
-        "tokens_learned": sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons),
+def _rates(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    return {f"train/{name}": value for name, value in summarise(groups).items()}
+
+
+def _measured(lessons: Sequence[Lesson]) -> dict[str, float]:
+    return {
+        "train/lessons": len(lessons),
+        "train/rollouts_reinforced": sum(lesson.advantage != 0 for lesson in lessons),
+        "train/tokens_learned": sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons),
     }
-    return {f"train/{name}": value for name, value in own.items()}

@@ -9,7 +9,7 @@ from ogls.rollout.accuracy import summarise
 from ogls.rollout.sampler import Sampler
 from ogls.system.seeds import derive
 
-More = Callable[[int, int], tuple[list[Problem], list[tuple[int, ...]]]]
+More = Callable[[Sequence[int], int], tuple[list[Problem], list[tuple[int, ...]]]]
 
 
 class Refilling:
@@ -22,7 +22,7 @@ class Refilling:
     Args:
         sampler: source of graded rollouts, which holds the weights to sample from
         teaches: whether a group gives a lesson
-        more: function from a number of problems and the number of the draw, from 0, to other problems and their prompts
+        more: function from the places of groups and the number of the draw, from 0, to other problems and their prompts
         draws: largest number of further draws per step
     """
 
@@ -42,7 +42,7 @@ class Refilling:
             silent = [i for i, group in enumerate(groups) if not self._teaches(group)]
             if not silent:
                 break
-            others = self._more(len(silent), draw)
+            others = self._more(silent, draw)
             fresh = self._sampler.rollouts(*others, n, sampling, derive(seed, "refill", draw))
             for place, group in zip(silent, fresh, strict=True):
                 groups[place] = group

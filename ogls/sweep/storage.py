@@ -89,8 +89,11 @@ def open_storage(url: str, died: Died) -> BaseStorage:
     if not url.startswith("sqlite:///"):
         return _database(url, died, {"pool_pre_ping": True})
     # Two workers that begin a new file at once would both make its tables.
-    with FileLock(f"{url.removeprefix('sqlite:///')}.lock", timeout=300):
-        storage = _database(url, died, {"connect_args": {"timeout": 120, "isolation_level": None}})
+    try:
+        with FileLock(f"{url.removeprefix('sqlite:///')}.lock", timeout=300):
+            storage = _database(url, died, {"connect_args": {"timeout": 120, "isolation_level": None}})
+    except OSError as error:
+        raise ValueError(f"--storage {url}: no file can be made there ({error.strerror})") from error
     # Optuna reads a trial's state before it takes the trial. SQLite locks no rows: without this, two workers
     # may both take it.
     event.listen(storage.engine, "begin", _lock)
