@@ -25,59 +25,86 @@ Not promised, and why:
 
 @dataclass
 class _Row:
-    tried: int = 0
-    survived: int = 0
+    """One kind of fault: its test functions, of which each may have many cases."""
+
+    passed: dict[str, bool] = field(default_factory=dict)  # test function -> whether all its cases passed
+    cases: int = 0
     files: dict[str, None] = field(default_factory=dict)  # in order
     figures: list[str] = field(default_factory=list)
 
 
 _ROWS: dict[str, _Row] = {}
+_NOT_RUN: dict[str, str] = {}  # test function of a fault -> why
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", type=Path, help="write the table of faults to this file")
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = [name for name in ("slow", "torture") if item.get_closest_marker(name)]
+        if item.get_closest_marker("fault") and marks:
+            _NOT_RUN[_function(item)] = f"`make {marks[-1]}`"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     mark = item.get_closest_marker("fault")
-    if mark is not None and (call.when == "call" or report.failed):
+    if mark is not None and report.skipped:
+        _NOT_RUN[_function(item)] = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
+    elif mark is not None and (call.when == "call" or report.failed):
         properties = dict(item.user_properties)
-        tried = int(properties.get("tried", mark.kwargs.get("tried", 1)))
-        row = _ROWS.setdefault(mark.args[0], _Row())
-        row.tried += tried
-        row.survived += tried * report.passed
-        row.files[item.nodeid.partition("::")[0].removeprefix("tests/")] = None
+        row, name = _ROWS.setdefault(mark.args[0], _Row()), _function(item)
+        row.passed[name] = row.passed.get(name, True) and report.passed
+        row.cases += int(properties.get("tried", mark.kwargs.get("tried", 1)))
+        row.files[name.partition("::")[0]] = None
         row.figures += [str(properties["figure"])] if "figure" in properties else []
     return report
+
+
+def _function(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0].removeprefix("tests/")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if "fault" not in config.getoption("markexpr"):
         return
     terminalreporter.section("faults")
-    terminalreporter.write_line(f"{'fault':<58} {'tried':>6} {'survived':>9} {'lost':>5}")
+    terminalreporter.write_line(f"{'kind of fault':<58} {'tests':>6} {'passed':>7} {'cases':>6}")
     for name, row in sorted(_ROWS.items()):
-        lost = row.tried - row.survived
-        terminalreporter.write_line(f"{name:<58} {row.tried:>6} {row.survived:>9} {lost:>5}")
+        passed = sum(row.passed.values())
+        terminalreporter.write_line(f"{name:<58} {len(row.passed):>6} {passed:>7} {row.cases:>6}")
         for figure in row.figures:
             terminalreporter.write_line(f"    {figure}")
+    terminalreporter.write_line(_summary())
+    for name, why in sorted(_NOT_RUN.items()):
+        terminalreporter.write_line(f"not run: {name} ({why})")
     file = config.getoption("--faults-table")
     if file is not None:
         file.write_text(_document(config.getoption("markexpr")))
+
+
+def _summary() -> str:
+    whole = sum(all(row.passed.values()) for row in _ROWS.values())
+    tests = sum(len(row.passed) for row in _ROWS.values())
+    return f"{len(_ROWS)} kinds of fault, {tests} tests; {whole} kinds survived whole"
 
 
 def _document(selected: str) -> str:
     lines = [
         "# Faults",
         "",
-        f'Made by `pytest -m "{selected}" --faults-table=FILE`.',
+        f'Made by `pytest -m "{selected}" --faults-table=FILE`: {_summary()}. A test is one way to bring a fault',
+        "about; its cases are inputs or moments.",
         "",
-        "| fault | tried | survived | lost | figures | tests |",
+        "| kind of fault | tests | passed | cases | figures | files |",
         "|---|---:|---:|---:|---|---|",
     ]
     for name, row in sorted(_ROWS.items()):
         figures, files = "; ".join(row.figures), ", ".join(f"`{file}`" for file in row.files)
-        lines.append(f"| {name} | {row.tried} | {row.survived} | {row.tried - row.survived} | {figures} | {files} |")
+        lines.append(f"| {name} | {len(row.passed)} | {sum(row.passed.values())} | {row.cases} | {figures} | {files} |")
+    if _NOT_RUN:
+        lines += ["", "Not in this run:", "", *(f"- `{name}`: {why}" for name, why in sorted(_NOT_RUN.items()))]
     return "\n".join(lines) + "\n" + _LIMITS
