@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.records import Sampling
-from ogls.rollout.canary import count_nearer, logprob_gap
+from ogls.records import Completion, Sampling
+from ogls.rollout import canary
+from ogls.rollout.canary import Canary, count_nearer, logprob_gap
 from ogls.rollout.engine import RolloutEngine
 from ogls.rollout.guard import EngineGuard
 from ogls.rollout.transformers import TransformersEngine
@@ -21,6 +24,7 @@ from tests.test_cli import run_in, small
 
 PROMPTS = [[5 + i, 6, 7 + i] for i in range(8)]
 SAMPLING = Sampling(max_tokens=16)
+SELECTION = ("--method.selection", "AllTokens")
 pytestmark = pytest.mark.fault("weights in the engine are not the policy's")
 
 
@@ -100,4 +104,25 @@ def test_a_run_with_a_stuck_engine_ends_with_75_after_one_update(nursery: Nurser
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-SELECTION = ("--method.selection", "AllTokens")
+class Said(TransformersEngine):
+    """Draws what it is told to."""
+
+    def __init__(self, version: int, ids: tuple[int, ...], logprobs: Tensor) -> None:
+        super().__init__()
+        self._version = version
+        self.drawn = Completion(token_ids=ids, logprobs=tuple(logprobs.tolist()), finish_reason="length")
+
+    def generate(self, *_: Any, **__: Any) -> list[list[Completion]]:
+        return [[self.drawn]]
+
+
+def test_tokens_that_are_not_drawn_again_say_nothing(monkeypatch: pytest.MonkeyPatch):
+    """30 tokens as the old weights have them, then 70 others as the new ones do: a stuck engine that wanders off."""
+    first, ids = tuple(range(100)), (*range(30), *range(200, 270))
+    now, old = torch.full((100,), -1.1), torch.full((100,), -1.0)
+    says = iter([[old], [now]])
+    monkeypatch.setattr(canary, "_logprobs", lambda *_: next(says))
+    check: Any = Canary(max_gap=0.1).check
+    check(Said(0, first, old), None, [[1]], 100)
+    with pytest.raises(RuntimeError, match="of 30 tokens, it gives 0 a log-prob nearer"):
+        check(Said(1, ids, torch.cat([old[:30], now[30:]])), None, [[1]], 100)
