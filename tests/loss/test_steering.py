@@ -88,9 +88,9 @@ def test_ramp(make: type) -> None:
     assert make(alpha=3.0).alpha_at(0) == 3.0
     with pytest.raises(ValueError, match=r"steering.alpha must be in \[0, 1000\], got -1"):
         make(alpha=-1.0)
-    with pytest.raises(ValueError, match="steering.alpha must be in .*, got nan"):
+    with pytest.raises(ValueError, match=r"steering.alpha must be in .*, got nan"):
         make(alpha=float("nan"))
-    with pytest.raises(ValueError, match="steering.ramp_steps must be in .*, got -2"):
+    with pytest.raises(ValueError, match=r"steering.ramp_steps must be in .*, got -2"):
         make(ramp_steps=-2)
 
 
