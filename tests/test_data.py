@@ -156,8 +156,8 @@ SOLUTION = {"privilege": ReferenceSolution(), "steering": Unsteered()}
         ({"selection": UpToError()}, r"\[.*UpToError.*\] needs an error locator: set data.locator"),
         (IDEA, "CorrectiveIdea reads reflections: set method.reflector"),
         (SOLUTION | {"engine": None}, r"\[.*ReferenceSolution.*\] learns from rollouts: set data.engine"),
-        ({"steps_per_epoch": 0}, "data.steps_per_epoch must be at least 1, got 0"),
-        ({"max_tokens": 0}, "data.max_tokens must be at least 1, got 0"),
+        ({"steps_per_epoch": 0}, r"data.steps_per_epoch must be in \[1, 1e9\], got 0"),
+        ({"max_tokens": 0}, r"data.max_tokens must be in \[1, 1e9\], got 0"),
         (
             {"prompts": Prompts(views={"atempt": "{problem} {text}"})},
             r"data.prompts.views: no view is worded by 'atempt', expected one of \['attempt', 'idea'\]",

@@ -130,12 +130,12 @@ def test_without_strength_or_where_nobody_read_anything_the_advantage_is_the_gro
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GRPO(clip_low=1.0), "clip_low in"),
-        (lambda: GRPO(clip_high=0.0), "clip_high > 0"),
-        (lambda: GRPO(temperature=0.0), "temperature > 0, got temperature=0.0"),
-        (lambda: Scaled(strength=1.5), "strength in \\[0, 1\\], got 1.5"),
-        (lambda: Scaled(clip=0.0), "clip in \\(0, 1\\), got 0.0"),
-        (lambda: Shifted(scale=0.0), "scale > 0 .* got 0.5, 0.0 and 0.02"),
+        (lambda: GRPO(clip_low=1.0), r"GRPO.clip_low must be in \(0, 1\), got 1.0"),
+        (lambda: GRPO(clip_high=0.0), r"GRPO.clip_high must be in \(0, 1e6\], got 0.0"),
+        (lambda: GRPO(temperature=0.0), r"GRPO.temperature must be in \[0.01, 100\], got 0.0"),
+        (lambda: Scaled(strength=1.5), r"Scaled.strength must be in \[0, 1\], got 1.5"),
+        (lambda: Scaled(clip=0.0), r"Scaled.clip must be in \(0, 1\), got 0.0"),
+        (lambda: Shifted(scale=0.0), r"Shifted.scale must be in \[1e-6, 1e6\], got 0.0"),
     ],
 )
 def test_parameters_out_of_range(make, message: str) -> None:

@@ -214,7 +214,7 @@ def test_what_cannot_be_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     save_file({name.replace("layers.1.", "layers.7."): w for name, w in load_file(file).items()}, file)
     cases: list[tuple[str, Callable[[], object]]] = [
         ("share embeddings and output head", lambda: Lora(targets=("q_proj", "lm_head"))),
-        ("rank >= 1", lambda: Lora(rank=0)),
+        (r"policy.lora.rank must be in \[1, 65536\], got 0", lambda: Lora(rank=0)),
         (r"\['c_attn'\] match no layer", lambda: loaded(tiny_model, Lora(targets=("c_attn", "q_proj")))),
         ("one owner for each", lambda: policy.hidden([[1]], [[2]], [0, 0])),
         ("continues prefix 3", lambda: policy.hidden([[1]], [[2]], [3])),

@@ -294,6 +294,7 @@ def test_a_deleted_experiment_is_told_at_once_and_restored(
     during: list[str] = []
     deadline = time.monotonic() + 30
     assert isinstance(made.logger, Tracker)
+    made.logger.configure("trainer: {max_epochs: 1}\n", {"trainer.max_epochs": 1})
     made.logger.log_metrics({"train/loss": 0.5}, 0)
     while made.logger._box.error is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -306,7 +307,7 @@ def test_a_deleted_experiment_is_told_at_once_and_restored(
     assert refused.stderr.startswith("error: the experiment 'cleaned' was deleted in MLflow")
     assert len(refused.stderr.splitlines()) == 1
     client.restore_experiment(number)
-    assert replay(Path("runs/second"), "sqlite:///mlflow.db") == STEPS + 3  # the row before, validation, final
+    assert replay(Path("runs/second"), "sqlite:///mlflow.db") == len(read_rows(Path("runs/second") / METRICS)) > STEPS
 
 
 def test_a_run_whose_server_was_away_is_replayed(

@@ -239,9 +239,9 @@ def test_the_idea_is_redacted_where_that_is_asked_for(encoder: PromptEncoder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"retries": -1}, "expected retries >= 0"),
-        ({"min_quote": 0}, "min_quote >= 1 and temperature >= 0, got 1, 0 and 0.7"),
-        ({"temperature": -0.1}, "got 1, 5 and -0.1"),
+        ({"retries": -1}, r"ModelReflector.retries must be in \[0, 100\], got -1"),
+        ({"min_quote": 0}, r"ModelReflector.min_quote must be in \[1, 1e6\], got 0"),
+        ({"temperature": -0.1}, r"temperature must be 0 or in \[0.01, 100\], got -0.1"),
         ({"min_similarity": 0.0}, r"min_similarity must be in \(0, 1\], got 0.0"),
         ({"temperature": 0}, "set retries to 0, or a temperature"),
     ],
