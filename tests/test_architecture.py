@@ -30,7 +30,7 @@ ROOMS = {
     "tracking": [*TEXT, "tracking"],
     "callbacks": ["records", "system", "tracking", "callbacks"],
     "sweep": ["records", "system", "tracking", "callbacks", "sweep"],
-    "training": ["callbacks"],
+    "training": ["system", "callbacks"],
     "cli": [*STEP, "module", "data", "tracking", "callbacks", "training"],
     "": [],  # `import ogls` loads what it gives when it is asked for
 }

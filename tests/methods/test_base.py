@@ -257,7 +257,7 @@ REFUSED: list[tuple[type[Method], dict[str, Any], str]] = [
         "GRPO takes ratios to the sampler's probabilities at temperature 1.2: expected method.temperature to be that, "
         "top_p 1 and top_k 0, got 1.0, 1.0 and 0",
     ),
-    (OPSD, {"temperature": -0.5}, "temperature must be 0 or more, got -0.5"),
+    (OPSD, {"temperature": -0.5}, "temperature must be 0 or in [0.01, 100], got -0.5"),
     (OPSD, {"top_p": 0.0}, "top_p must be in (0, 1], got 0.0"),
     (OPSD, {"top_k": -1}, "top_k must be 0 (off) or more, got -1"),
 ]
