@@ -208,11 +208,12 @@ def test_files_of_the_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("rows.jsonl", b'{"question": "1+1?", "answer": "2"}\n', "take another with columns: {text: question}"),
         ("rows.csv", CSV.encode(), "is no JSON: HubProblems reads it, with class_path: HubProblems, init_args: {"),
-        ("rows.csv.gz", gzip.compress(CSV.encode()), "HubProblems reads it"),
+        ("rows.csv.gz", gzip.compress(CSV.encode(), mtime=0), "HubProblems reads it"),
         ("rows.parquet", b"PAR1....PAR1", "HubProblems reads it"),
         ("named_wrongly.jsonl", b"PAR1....PAR1", "HubProblems reads it"),
         ("rows.txt", b"1+1? 2\n", "row 1: not JSON"),
     ],
+    ids=["jsonl", "csv", "gzip", "parquet", "named wrongly", "text"],
 )
 def test_the_command_line_tells_the_cure_in_one_line(
     name: str,
