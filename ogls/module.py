@@ -20,7 +20,7 @@ from ogls.loss.objective import Target
 from ogls.methods.base import Method
 from ogls.policy.kl_to_base import kl_to_base
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import tokenizer_sha256
+from ogls.policy.pretrained import tokenizer_sha256, weights_sha256
 from ogls.policy.teacher import Frozen, Teacher, Weights
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.rollout.accuracy import evaluate, marker_ids
@@ -294,13 +294,14 @@ class SelfDistillation(LightningModule):
             "policy_version": self.policy.version,
             "teacher": self.teacher.state_dict(self._kept["teacher"]),
             "tokenizer_sha256": tokenizer_sha256(self.policy.folder),
+            "weights_sha256": weights_sha256(self.policy.folder),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the version and the teacher's weights.
 
         Raises:
-            ValueError: the checkpoint has another format, or was made with another tokenizer.
+            ValueError: the checkpoint has another format, or was made with another tokenizer or other base weights.
         """
         own = checkpoint["ogls"]
         if own.get("format") != FORMAT:
@@ -311,6 +312,11 @@ class SelfDistillation(LightningModule):
         wanted, got = own["tokenizer_sha256"], tokenizer_sha256(self.policy.folder)
         if wanted != got:
             raise ValueError(f"the checkpoint was trained with another tokenizer or chat template: {wanted}, got {got}")
+        wanted, got = own.get("weights_sha256"), weights_sha256(self.policy.folder)
+        if wanted != got:
+            raise ValueError(
+                f"the checkpoint was trained on other base weights: {wanted}, got {got} in {self.policy.folder}"
+            )
         self.policy.version = own["policy_version"]
         self.teacher.load_state_dict(self._kept["teacher"], own["teacher"])
 

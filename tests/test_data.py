@@ -20,6 +20,8 @@ from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Problem, Sampling
 from ogls.rollout.accuracy import Evaluation
+from ogls.rollout.transformers import TransformersEngine
+from ogls.system.process_group import ProcessGroup
 from ogls.tasks.base import ProblemSource
 from ogls.tasks.chains import Chain, ChainErrors, Chains
 from tests.pair import taken
@@ -63,7 +65,7 @@ def make(tiny_model: Path) -> Iterator[Any]:
         }
         given = settings | arguments
         method = Method(**taken(Method, given))
-        data = RolloutDataModule(Policy(str(tiny_model)), method, **taken(RolloutDataModule, given))
+        data = RolloutDataModule(Policy(str(tiny_model), dtype="float32"), method, **taken(RolloutDataModule, given))
         made.append(data)
         return data
 
@@ -212,3 +214,21 @@ def test_no_pool_of_one_gets_by(make: Any):
     data.setup("fit")
     for batch in train(data):
         assert all({view.role for view in lesson.views} == {"plain", "success", "failure"} for lesson in batch.lessons)
+
+
+@pytest.mark.parametrize("engine", ["scripted", "transformers"])
+def test_two_processes_draw_what_one_draws(make: Any, engine: str, monkeypatch: pytest.MonkeyPatch):
+    own = {"engine": TransformersEngine(batch_size=5), "max_tokens": 8} if engine == "transformers" else {}
+
+    def drawn(rank: int, size: int) -> dict[str, list[tuple[int, ...]]]:
+        data = make(**own)
+        data.setup("fit")
+        data.policy.load()
+        monkeypatch.setattr(RolloutDataModule, "group", ProcessGroup(rank, size))
+        batch = data.make_batch(0)
+        monkeypatch.undo()
+        return {g.problem.id: [rollout.completion.token_ids for rollout in g.rollouts] for g in batch.groups}
+
+    alone, first, second = drawn(0, 1), drawn(0, 2), drawn(1, 2)
+    assert len(first) == len(second) == 3
+    assert first | second == alone

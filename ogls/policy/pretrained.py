@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 EMBEDDED = "smollm2-135m-instruct"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SUMS = "sha256.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -74,6 +76,23 @@ def tokenizer_sha256(folder: Path) -> str:
     """Returns the checksum of the files that decide which ids a prompt has."""
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
     return hashlib.sha256("".join(_sha256(file) for file in files if file.is_file()).encode()).hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Returns a checksum of every weight file: its name, size, and 64 blocks of 64 KiB at even distances.
+
+    The first block has names and shapes. Reading all of a large model would take minutes; other training changes all
+    blocks.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            for block in range(64):
+                stream.seek(block * size // 64)
+                digest.update(stream.read(1 << 16))
+    return digest.hexdigest()
 
 
 def quiet_transformers() -> None:
@@ -168,14 +187,21 @@ def _merged(base: Path, adapter: Path) -> Path:
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """Returns the cached folder `name`. It is made under another name and renamed, so it is whole or absent."""
+    """Returns the cached folder `name`. It is made under another name and renamed, so it is whole or absent.
+
+    The folder keeps checksums of its files. One that does not fit them any more is made anew.
+    """
     target = cache_folder() / name
     if target.is_dir():
-        return target
+        if _sums(target) == _kept_sums(target):
+            return target
+        print(f"{target} has changed since it was made: it is made anew", file=sys.stderr, flush=True)
+        shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     try:
         make(draft)
+        (draft / _SUMS).write_text(json.dumps(_sums(draft)))
         draft.chmod(0o755)
         draft.rename(target)
     except OSError:
@@ -184,6 +210,17 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {file.name: _sha256(file) for file in sorted(folder.iterdir()) if file.name != _SUMS}
+
+
+def _kept_sums(folder: Path) -> dict[str, str] | None:
+    try:
+        return json.loads((folder / _SUMS).read_text())
+    except (OSError, ValueError):  # made by an earlier version, or damaged
+        return None
 
 
 def _sha256(file: Path) -> str:

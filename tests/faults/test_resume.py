@@ -6,12 +6,14 @@ import json
 import os
 import random
 import resource
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from ogls.callbacks.checkpoint_io import newest_sound, read_manifest, write
 from ogls.tracking.files import CONFIG, METRICS, TRACE, read_rows, read_trace
@@ -201,6 +203,17 @@ def test_the_checkpoint_that_is_furthest_on_counts_whatever_the_clock_says(tmp_p
     os.truncate(tmp_path / "last.ckpt", 100)
     assert newest_sound(paths) == tmp_path / "best.ckpt"
     assert read_manifest(tmp_path / "best.ckpt")["global_step"] == 7
+
+
+@pytest.mark.fault("a resume takes another run, or another configuration")
+def test_other_base_weights_under_the_same_name_are_refused(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    code, output = carried_out(nursery, tmp_path, *fit(own, "--trainer.max_epochs", "1"))
+    assert code == 0, output[-3000:]
+    file = own / "model.safetensors"
+    save_file({name: w * 1.01 for name, w in load_file(file).items()}, file, metadata={"format": "pt"})
+    code, output = carried_out(nursery, tmp_path, *fit(own, "--ckpt_path", "last"))
+    assert (code, "was trained on other base weights" in output) == (2, True), output[-2000:]
 
 
 @pytest.mark.fault("metrics.jsonl or trace.json damaged in the middle")

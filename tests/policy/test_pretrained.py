@@ -70,8 +70,49 @@ def test_racers_get_one_whole_folder(own_cache: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: model._made_once("thing", make), range(32)))
     assert [p.name for p in own_cache.iterdir()] == ["thing"]
-    assert {p.name for p in folders.pop().iterdir()} == {"a", "b", "c"}
+    assert {p.name for p in folders.pop().iterdir()} == {"a", "b", "c", "sha256.json"}
     assert not folders
+
+
+@pytest.mark.fault("cached model damaged")
+@pytest.mark.parametrize("damage", ["bit", "missing", "more", "sums"])
+def test_a_cached_model_that_has_changed_is_made_anew(
+    damage: str, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Path] = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "weights").write_bytes(bytes(100_000))
+
+    thing = model._made_once("thing", make)
+    assert model._made_once("thing", make) == thing
+    assert len(made) == 1
+    match damage:
+        case "bit":
+            with (thing / "weights").open("r+b") as file:
+                file.seek(77_777)
+                file.write(b"\x01")
+        case "missing":
+            (thing / "weights").unlink()
+        case "more":
+            (thing / "weights-2").write_bytes(b"")
+        case "sums":
+            (thing / "sha256.json").write_text("{")
+    assert model._made_once("thing", make) == thing
+    assert len(made) == 2
+    assert (thing / "weights").read_bytes() == bytes(100_000)
+    assert "has changed since it was made: it is made anew" in capsys.readouterr().err
+    assert model._made_once("thing", make) == thing
+    assert len(made) == 2
+
+
+def test_weights_are_told_apart(tiny_model: Path, tmp_path: Path) -> None:
+    same, other = (Path(shutil.copytree(tiny_model, tmp_path / name)) for name in ("same", "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: w + 1e-2 for name, w in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    assert model.weights_sha256(same) == model.weights_sha256(tiny_model)
+    assert model.weights_sha256(other) != model.weights_sha256(tiny_model)
 
 
 def test_a_maker_that_fails_leaves_nothing(own_cache: Path) -> None:
