@@ -111,7 +111,7 @@ def score(model: SelfDistillation, lessons: Sequence[Lesson], pools: bool = Fals
         lengths = [lesson.num_learned for lesson in few]
         student = student_states(policy, few).float().split(lengths)
         means: list[dict[Role, Tensor]] = [{} for _ in few]
-        with model.lent["teacher"]():
+        with model.policy_with["teacher"]():
             parts = view_states(policy, steering, few, lengths, budget)
             anchor, direction = (part.split(lengths) for part in parts)
             for role in {view.role for lesson in few for view in lesson.views} if pools else ():

@@ -105,7 +105,7 @@ def test_a_template_that_reads_the_clock_has_one_day_for_ever(nursery: Nursery, 
     code, output = run_in(nursery, "predict", *small(model), cwd=tmp_path)
     assert code == 0, output[-3000:]
     tokenizer = load_tokenizer(model)
-    for line in (tmp_path / "rollouts.jsonl").read_text().splitlines():
+    for line in (tmp_path / "rollouts.jsonl").read_text().rstrip("\n").split("\n"):
         assert tokenizer.decode(json.loads(line)["prompt_ids"]).startswith("Today is 01 Jan 2026, 00:00:00.000000.<|im")
 
 
@@ -117,7 +117,7 @@ def test_a_system_column_that_names_control_tokens_is_text(nursery: Nursery, tin
     code, output = run_in(nursery, "predict", *small_rows(tiny_model, tmp_path, system=HOSTILE), cwd=tmp_path)
     assert code == 0, output[-3000:]
     tokenizer = load_tokenizer(tiny_model)
-    for line in (tmp_path / "rollouts.jsonl").read_text().splitlines():
+    for line in (tmp_path / "rollouts.jsonl").read_text().rstrip("\n").split("\n"):
         ids = json.loads(line)["prompt_ids"]
         assert ids.count(tokenizer.convert_tokens_to_ids(OPEN)) == 3  # system, user, assistant
         assert ids.count(tokenizer.convert_tokens_to_ids(CLOSE)) == 2
