@@ -135,7 +135,13 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
         (["--config", "math.yaml", "--config", "gsm8k.yaml"], "data/gsm8k/train.jsonl"),
         (["--config", "math.yaml", "--policy.model", "no such model"], "unknown model 'no such model'"),
         (["--config", "math.yaml", "--policy.adapter", "nowhere"], "policy.adapter: no folder 'nowhere'"),
-        (["--config", "math.yaml", "--trainer.callbacks.init_args.monitor", "val/avg_at_9"], "val/avg_at_9"),
+        (
+            [
+                *("--config", "math.yaml", "--data.val.init_args.size", "2"),
+                *("--trainer.callbacks.init_args.monitor", "val/avg_at_9"),
+            ],
+            "val/avg_at_9",
+        ),
         (["--config", "math.yaml", "--method.privilege", "ReferenceSolution"], "OutcomeSteering and ReferenceSolution"),
         (
             ["--config", "math.yaml", "--method", "OPSDD"],
