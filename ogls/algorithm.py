@@ -124,7 +124,7 @@ class MicroBatch:
 
     lessons: Sequence[Lesson]
     hidden_student: Float[Tensor, "tokens hidden"]
-    targets: Mapping[Target, Steered]
+    targets: Mapping[Target | None, Steered]
     results: Sequence[TermResult]
 
 

@@ -116,7 +116,7 @@ def check_yaml(text: str) -> bool:
             top.nodes += sizes.get(event.anchor, 1)
         else:
             top.nodes += 1
-            if event.value == "null" and event.style in ("'", '"'):
+            if isinstance(event, yaml.ScalarEvent) and event.value == "null" and event.style in ("'", '"'):
                 raise _wrong("the text 'null' would be read as nothing: write null without quotes", event)
         _count(top, event)
     return bool(is_config)
