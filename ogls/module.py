@@ -286,6 +286,12 @@ class SelfDistillation(LightningModule):
         """Takes over the trainable weights of a checkpoint."""
         self.policy.load_trainable({name.removeprefix("policy."): value for name, value in state_dict.items()})
 
+    @cached_property
+    def _folder_sums(self) -> dict[str, str]:
+        """Returns the checksums of what does not change in a run; checkpoints would read it again and again."""
+        folder = self.policy.folder
+        return {"tokenizer_sha256": tokenizer_sha256(folder), "weights_sha256": weights_sha256(folder)}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state that is not in the weights under the key ``ogls``."""
         checkpoint["ogls"] = {
@@ -293,8 +299,7 @@ class SelfDistillation(LightningModule):
             "method": self.method.name,
             "policy_version": self.policy.version,
             "teacher": self.teacher.state_dict(self._kept["teacher"]),
-            "tokenizer_sha256": tokenizer_sha256(self.policy.folder),
-            "weights_sha256": weights_sha256(self.policy.folder),
+            **self._folder_sums,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -309,10 +314,10 @@ class SelfDistillation(LightningModule):
                 "this checkpoint was written by ogls 0.1, whose methods were made of other pieces: go on with it, or "
                 "export its adapter, under version 0.1; this is version 0.2"
             )
-        wanted, got = own["tokenizer_sha256"], tokenizer_sha256(self.policy.folder)
+        wanted, got = own["tokenizer_sha256"], self._folder_sums["tokenizer_sha256"]
         if wanted != got:
             raise ValueError(f"the checkpoint was trained with another tokenizer or chat template: {wanted}, got {got}")
-        wanted, got = own.get("weights_sha256"), weights_sha256(self.policy.folder)
+        wanted, got = own.get("weights_sha256"), self._folder_sums["weights_sha256"]
         if wanted != got:
             raise ValueError(
                 f"the checkpoint was trained on other base weights: {wanted}, got {got} in {self.policy.folder}"

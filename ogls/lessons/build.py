@@ -43,9 +43,7 @@ class LessonBuilder:
     @timed("lessons")
     def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
         """Returns the lessons, and counts by name: lessons, learned tokens, and drafts dropped for each reason."""
-        counts: Counter[str] = Counter(
-            lessons=0, tokens_learned=0, dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0
-        )
+        counts: Counter[str] = Counter(dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0)
         lessons: list[Lesson] = []
         for group in groups:
             made: list[tuple[Rollout | None, Lesson]] = []
@@ -54,10 +52,7 @@ class LessonBuilder:
                 if lesson is not None:
                     made.append((draft.rollout, lesson))
             lessons += self._reinforced(group, made)
-        counts["lessons"] = len(lessons)
-        counts["rollouts_reinforced"] = sum(lesson.advantage != 0 for lesson in lessons)
-        counts["tokens_learned"] = sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons)
-        return tuple(lessons), dict(counts)
+        return tuple(lessons), {**counts, **counted(lessons)}
 
     def _lesson(self, group: RolloutGroup, draft: LessonDraft, counts: Counter[str]) -> Lesson | None:
         prompt_ids = group.prompt_ids if draft.prompt is None else self._prompt(group.problem, draft.prompt)
@@ -144,3 +139,12 @@ class LessonBuilder:
         else:
             raise ValueError(f"{type(self.selection).__name__} needs an error locator: set data.locator")
         return None if span is None else token_span(offsets, span)
+
+
+def counted(lessons: Sequence[Lesson]) -> dict[str, int]:
+    """Returns the numbers of lessons, of those that carry an advantage, and of learned tokens."""
+    return {
+        "lessons": len(lessons),
+        "rollouts_reinforced": sum(lesson.advantage != 0 for lesson in lessons),
+        "tokens_learned": sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons),
+    }

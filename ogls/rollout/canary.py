@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ogls.records import Completion, Sampling
+from ogls.records import Sampling
 from ogls.rollout.engine import RolloutEngine
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ class Canary:
         Raises:
             RuntimeError: the engine differs too much from the policy, or fits older weights better.
         """
-        drawn = _drawn(engine, prompts, max_tokens)
+        # Drawn, not given: an engine that scores given tokens uses no prefix cache, and a stale one has to be found.
+        drawn = [c for (c,) in engine.generate(prompts, Sampling(max_tokens=max_tokens), 1, seed=0)]
         ids, theirs = [c.token_ids for c in drawn], [torch.tensor(c.logprobs) for c in drawn]
-        now, version = _logprobs(policy, prompts, ids), engine.version
-        gap = _gap(theirs, now)
+        now, version = logprobs(policy, prompts, ids), engine.version
+        gap = float((torch.cat(theirs) - torch.cat(now)).abs().mean())
         if not gap <= self.max_gap:
             raise RuntimeError(
                 f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
@@ -64,7 +65,7 @@ class Canary:
             )
         if not self._songs and version:
             with policy.at_start():
-                self._songs.append(_Song(0, ids, _logprobs(policy, prompts, ids)))
+                self._songs.append(_Song(0, ids, logprobs(policy, prompts, ids)))
         for song in self._songs:
             if song.version != version:
                 again = [_common(new, old) for new, old in zip(ids, song.ids, strict=True)]
@@ -92,33 +93,8 @@ def count_nearer(
     return int((nearer & differ).sum()), int(differ.sum())
 
 
-def logprob_gap(engine: RolloutEngine, policy: Policy, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
-    """Returns the mean of |log p_engine(token) - log p_policy(token)| over tokens that the engine draws.
-
-    The tokens are drawn, not given: an engine that scores given tokens does not use its prefix cache, and a stale cache
-    is one of the faults to be found.
-
-    Args:
-        engine: engine that has been given the weights of `policy`
-        policy: policy to compare it with
-        prompts: token ids of each prompt
-        max_tokens: tokens that are drawn after each prompt at most
-    """
-    drawn = _drawn(engine, prompts, max_tokens)
-    theirs = [torch.tensor(completion.logprobs) for completion in drawn]
-    return _gap(theirs, _logprobs(policy, prompts, [completion.token_ids for completion in drawn]))
-
-
-def _drawn(engine: RolloutEngine, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Completion]:
-    return [completion for (completion,) in engine.generate(prompts, Sampling(max_tokens=max_tokens), 1, seed=0)]
-
-
-def _gap(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
-    return float((torch.cat(list(theirs)) - torch.cat(list(ours))).abs().mean())
-
-
 @torch.no_grad()
-def _logprobs(
+def logprobs(
     policy: Policy, prompts: Sequence[Sequence[int]], suffixes: Sequence[tuple[int, ...]]
 ) -> list[Float[Tensor, " tokens"]]:
     """Returns the log-probability of every token of the suffixes by the policy's present weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ogls.lessons.build import counted
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.rollout.accuracy import summarise
 
@@ -44,8 +45,4 @@ def _rates(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def _measured(lessons: Sequence[Lesson]) -> dict[str, float]:
-    return {
-        "train/lessons": len(lessons),
-        "train/rollouts_reinforced": sum(lesson.advantage != 0 for lesson in lessons),
-        "train/tokens_learned": sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons),
-    }
+    return {f"train/{name}": value for name, value in counted(lessons).items()}

@@ -44,9 +44,14 @@ def trace_lines(phases: Iterable[Phase]) -> str:
     return "".join(json.dumps(event) + ",\n" for event in events)
 
 
-def read_trace(file: Path) -> list[Phase]:
-    """Returns the phases of trace.json; lines that are damaged, or cut short by a kill, are left out."""
-    events, _ = _readable(file, "ph")
+def read_trace(file: Path, keep_damaged: bool = False) -> list[Phase]:
+    """Returns the phases of trace.json; lines that are damaged, or cut short by a kill, are left out.
+
+    Args:
+        file: path of trace.json
+        keep_damaged: whether a file with damaged lines is copied to ``FILE.damaged``
+    """
+    events = _readable(file, "ph", keep_damaged)
     return [
         Phase(
             lane=_LANES[event["tid"]],
@@ -60,29 +65,18 @@ def read_trace(file: Path) -> list[Phase]:
     ]
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Returns the rows of metrics.jsonl; lines that are damaged, or cut short by a kill, are left out."""
-    rows, _ = _readable(file, "step")
-    return rows
-
-
-def keep_damaged(file: Path, key: str) -> None:
-    """Copies a file of JSON lines to ``FILE.damaged`` and says so, where a line other than the last is unreadable.
+def read_rows(file: Path, keep_damaged: bool = False) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl; lines that are damaged, or cut short by a kill, are left out.
 
     Args:
-        file: metrics.jsonl or trace.json of a run that goes on
-        key: key that every line has
+        file: path of metrics.jsonl
+        keep_damaged: whether a file with damaged lines is copied to ``FILE.damaged``
     """
-    _, damaged = _readable(file, key)
-    if damaged:
-        aside = file.with_name(f"{file.name}.damaged")
-        shutil.copyfile(file, aside)
-        lines = "a line" if damaged == 1 else f"{damaged} lines"
-        print(f"{file}: {lines} cannot be read and will be left out; the file as it was is {aside}", file=sys.stderr)
+    return _readable(file, "step", keep_damaged)
 
 
-def _readable(file: Path, key: str) -> tuple[list[dict[str, Any]], int]:
-    """Returns the objects with `key` among the lines, and how many other lines there are but for the last.
+def _readable(file: Path, key: str, keep_damaged: bool) -> list[dict[str, Any]]:
+    """Returns the objects with `key` among the lines. Of all others, only the last may have been cut short.
 
     A bracket on a line of its own, as trace.json begins, is no line of it.
     """
@@ -97,7 +91,12 @@ def _readable(file: Path, key: str) -> tuple[list[dict[str, Any]], int]:
             found.append(value)
         elif number < len(lines) and line != b"[":
             damaged += 1
-    return found, damaged
+    if damaged and keep_damaged:
+        aside = file.with_name(f"{file.name}.damaged")
+        shutil.copyfile(file, aside)
+        count = "a line" if damaged == 1 else f"{damaged} lines"
+        print(f"{file}: {count} cannot be read and will be left out; the file as it was is {aside}", file=sys.stderr)
+    return found
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -30,7 +30,6 @@ from ogls.tracking.files import (
     METRICS,
     TRACE,
     TRACE_HEAD,
-    keep_damaged,
     read_rows,
     read_trace,
     replace_text,
@@ -256,16 +255,14 @@ class Tracker(Logger):
             row: metrics of that step, which are added if the file lacks them
         """
         file, trace = self.run_folder / METRICS, self.run_folder / TRACE
-        for written, key in ((file, "step"), (trace, "ph")):
-            if written.exists():
-                keep_damaged(written, key)
-        rows = [kept for kept in read_rows(file) if kept["step"] <= step] if file.exists() else []
+        rows = [kept for kept in read_rows(file, keep_damaged=True) if kept["step"] <= step] if file.exists() else []
         rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
         for kept in rows:
             self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
         write_rows(file, rows)
         if trace.exists():
-            replace_text(trace, TRACE_HEAD + trace_lines(i for i in read_trace(trace) if i.step <= step))
+            phases = read_trace(trace, keep_damaged=True)
+            replace_text(trace, TRACE_HEAD + trace_lines(i for i in phases if i.step <= step))
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
             self._record({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,12 @@ class Nursery:
     def wait(self, process: int) -> int:
         """Its exit code; -9 after a kill."""
         return self._ask("wait", process)
+
+    def run(self, folder: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
+        """Exit code and output of experiments/run.py, called in `folder`."""
+        output = folder / "output.txt"
+        code = self.wait(self.fork("run", folder, output, json.dumps(environment), *arguments))
+        return code, output.read_text()
 
     def close(self) -> None:
         self._process.kill()

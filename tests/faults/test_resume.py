@@ -22,7 +22,7 @@ from tests.faults.test_kills import progress
 
 STEPS, EPOCHS = 4, 3
 LAST = STEPS * EPOCHS
-ENVIRONMENT = json.dumps({"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 def fit(model: Path, *further: str) -> list[str]:
@@ -39,12 +39,11 @@ def fit(model: Path, *further: str) -> list[str]:
 
 
 def start(nursery: Nursery, folder: Path, *args: str) -> int:
-    return nursery.fork("run", folder, folder / "output.txt", ENVIRONMENT, *args)
+    return nursery.fork("run", folder, folder / "output.txt", json.dumps(ENVIRONMENT), *args)
 
 
 def carried_out(nursery: Nursery, folder: Path, *args: str) -> tuple[int, str]:
-    code = nursery.wait(start(nursery, folder, *args))
-    return code, (folder / "output.txt").read_text()
+    return nursery.run(folder, ENVIRONMENT, *args)
 
 
 def run_in(folder: Path) -> Path:

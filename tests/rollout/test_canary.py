@@ -13,12 +13,13 @@ from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Completion, Sampling
 from ogls.rollout import canary
-from ogls.rollout.canary import Canary, count_nearer, logprob_gap
+from ogls.rollout.canary import Canary, count_nearer
 from ogls.rollout.engine import RolloutEngine
 from ogls.rollout.guard import EngineGuard
 from ogls.rollout.transformers import TransformersEngine
 from ogls.system.exits import EngineFailed
 from tests.faults.nursery import Nursery
+from tests.rollout.gap import logprob_gap
 from tests.rollout.stuck import RoundingEngine, StuckEngine, StuckRoundingEngine, UnreadEngine
 from tests.test_cli import run_in, small
 
@@ -75,6 +76,7 @@ def test_a_sound_engine_is_not_refused(policy: Policy):
 
 
 def test_an_engine_that_rounds_is_refused_when_it_is_stuck_and_only_then(tiny_model: Path):
+    torch.manual_seed(0)
     policy = Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32").load()
     sound, stuck = guarded(RoundingEngine(), policy), guarded(StuckRoundingEngine(), policy)
     for version in range(1, 40):
@@ -121,7 +123,7 @@ def test_tokens_that_are_not_drawn_again_say_nothing(monkeypatch: pytest.MonkeyP
     first, ids = tuple(range(100)), (*range(30), *range(200, 270))
     now, old = torch.full((100,), -1.1), torch.full((100,), -1.0)
     says = iter([[old], [now]])
-    monkeypatch.setattr(canary, "_logprobs", lambda *_: next(says))
+    monkeypatch.setattr(canary, "logprobs", lambda *_: next(says))
     check: Any = Canary(max_gap=0.1).check
     check(Said(0, first, old), None, [[1]], 100)
     with pytest.raises(RuntimeError, match="of 30 tokens, it gives 0 a log-prob nearer"):

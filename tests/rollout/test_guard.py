@@ -13,10 +13,10 @@ import torch
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
-from ogls.rollout.canary import logprob_gap
 from ogls.rollout.guard import EngineGuard
 from ogls.rollout.transformers import TransformersEngine
 from ogls.system.exits import EngineFailed
+from tests.rollout.gap import logprob_gap
 from tests.scripted import Fault, ScriptedEngine
 
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [100, 101] * 20]

@@ -14,11 +14,11 @@ import torch
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Completion, Sampling
-from ogls.rollout.canary import logprob_gap
 from ogls.rollout.engine import end_token_ids
 from ogls.rollout.guard import EngineGuard
 from ogls.rollout.process import EngineProcess
 from ogls.rollout.vllm import VllmEngine
+from tests.rollout.gap import logprob_gap
 
 pytestmark = [
     pytest.mark.vllm,

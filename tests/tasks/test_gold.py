@@ -141,9 +141,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def fit(nursery: Nursery, folder: Path, *args: str) -> tuple[int, str]:
     """Returns exit code and output of a run in a process of its own."""
-    output, environment = folder / "output.txt", {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    code = nursery.wait(nursery.fork("run", folder, output, json.dumps(environment), "fit", *args))
-    return code, output.read_text()
+    return nursery.run(folder, {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}, "fit", *args)
 
 
 def error(output: str) -> str:
