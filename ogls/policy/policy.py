@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
+from ogls.policy.norms import fuse_norms
 from ogls.policy.packing import pack
 from ogls.policy.pretrained import load_tokenizer, local_folder, quiet_transformers, resolve_model
 
@@ -94,6 +95,7 @@ class Policy(nn.Module):
         loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, attn_implementation=ATTENTION)
         self.model.eval()
+        fuse_norms(self.model)
         if self.lora is not None:
             add_adapter(self.model, self.lora)
         self.model.get_input_embeddings().requires_grad_(False)
@@ -140,7 +142,7 @@ class Policy(nn.Module):
 
     def trunk(self, **inputs: Any) -> Any:
         """Returns the output of the model without its head; arguments and output are those of transformers."""
-        with torch.autocast(self.head[0].device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self.head[0].device.type, torch.bfloat16) if self._autocast else nullcontext():
             return self.model.base_model(**inputs)
 
     @property
