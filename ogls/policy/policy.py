@@ -29,8 +29,9 @@ Dtype = Literal["bfloat16", "float32"]
 class Policy(nn.Module):
     """A policy is a language model with trainable weights: a fresh adapter, or all but embeddings and output head.
 
-    With `lora`, the model is held in `dtype` and the adapter in fp32. Without, all weights are fp32, and the pass runs
-    under autocast if `dtype` is bfloat16. Dropout is never active, so that student and teacher are the same function.
+    With `lora`, the model is held in `dtype` and the adapter in fp32. Without, the weights that are trained are fp32,
+    and the pass runs under autocast if `dtype` is bfloat16; embeddings and head are frozen, and held in `dtype`.
+    Dropout is never active, so that student and teacher are the same function.
 
     Training and sampling share one policy. Its `version` is the number of updates that its weights have had, and no
     other object counts them. The constructor is light; `load` reads the weights.
@@ -98,8 +99,8 @@ class Policy(nn.Module):
         fuse_norms(self.model)
         if self.lora is not None:
             add_adapter(self.model, self.lora)
-        self.model.get_input_embeddings().requires_grad_(False)
-        self._head.requires_grad_(False)
+        for frozen in (self.model.get_input_embeddings(), self._head):
+            frozen.requires_grad_(False).to(_TORCH[self.dtype])
         if self.gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._refuse_non_linear_head()
@@ -194,13 +195,13 @@ class Policy(nn.Module):
         """The trainable weights have other values while this context is entered.
 
         Args:
-            weights: values by the names of `trainable`
+            weights: values by the names of `trainable`, in any dtype that the pass can compute with
             version: version of the policy meanwhile; None leaves it as it is
         """
         own = self.trainable()
         kept, kept_version = {name: p.data for name, p in own.items()}, self.version
         for name, p in own.items():
-            p.data = weights[name].to(p.device, p.dtype)
+            p.data = weights[name].to(p.device)
         self.version = kept_version if version is None else version
         try:
             yield
@@ -227,12 +228,16 @@ class Policy(nn.Module):
                 yield name, p.detach().to(_TORCH[self.dtype])
 
     def folder_weights(self) -> dict[str, Tensor]:
-        """Returns the values that the trainable weights have in the folder; this is for policies without an adapter."""
+        """Returns the values that the trainable weights have in the folder, in the policy's `dtype`.
+
+        This is for policies without an adapter.
+        """
         names = self.trainable().keys()
         found = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
+                stored = [name for name in tensors.keys() if name in names]  # noqa: SIM118 - not a dict
+                found |= {name: tensors.get_tensor(name).to(_TORCH[self.dtype]) for name in stored}
         if missing := sorted(names - found.keys()):
             raise ValueError(f"{self.folder} lacks {len(missing)} of the trainable weights, such as {missing[0]}")
         return found
