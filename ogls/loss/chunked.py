@@ -136,9 +136,7 @@ def by_chunks(
             row_passes(*buffers, first[rows], near, *(other[rows] for other in others))
             if gradient is not None:
                 torch.mm(buffers[0], weight, out=gradient[rows])
-            if targets is not None:
-                first[rows].masked_fill_(reached, 0.0)
-                if gradient is not None:
+                if targets is not None:
                     gradient[rows].masked_fill_(reached[:, None], 0.0)
     return [attach(hidden, first[: len(hidden)], gradient, temperature), *(other[: len(hidden)] for other in others)]
 
@@ -317,7 +315,7 @@ def logits_and_gaps(
     The states are [rows, hidden]. The constant brings the logits of the tokens `near` to about 0 (`shift_to`); without
     them it is 0.
 
-    Returns for each row whether student and target are equal [rows]. Loss and gradient have to be exactly 0 there: an
+    Returns for each row whether student and target are equal [rows]. The gradient has to be exactly 0 there: an
     optimiser that divides by the gradient's size would make full steps of mere rounding.
     """
     accurate = accumulation_dtype(weight)
