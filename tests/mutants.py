@@ -46,7 +46,11 @@ STEERING, DIVERGENCE, CHUNKED = (
     "tests/loss/test_divergence.py",
     "tests/loss/test_chunked.py",
 )
-TEACHER, GRPO, DATA = "tests/policy/test_teacher.py", "tests/loss/test_policy_gradient.py", "tests/test_data.py"
+TEACHER, GRPO, ATTENTION = (
+    "tests/policy/test_teacher.py",
+    "tests/loss/test_policy_gradient.py",
+    "tests/policy/test_attention.py",
+)
 
 MUTANTS = [
     Mutant("algorithm.py", "part + factor * value / (total or 1.0)", "part + value / (total or 1.0)", ALGORITHM),
@@ -69,9 +73,7 @@ MUTANTS = [
         "min(term.num_scored(lesson) for term in taught)",
         ALGORITHM,
     ),
-    Mutant(
-        "algorithm.py", 'seed_of("reflections")', 'seed_of("rollouts")', f"tests/lessons/reflection {ALGORITHM} {DATA}"
-    ),
+    Mutant("algorithm.py", 'seed_of("reflections")', 'seed_of("rollouts")', UPDATE),
     Mutant("module.py", "self.max_grad_norm or float", "None or float", UPDATE),
     Mutant("module.py", "(step + 1) / self.warmup_steps", "step / self.warmup_steps", UPDATE),
     Mutant("module.py", "if step < self.warmup_steps:", "if step <= self.warmup_steps:", UPDATE),
@@ -189,10 +191,10 @@ MUTANTS = [
         "ps, ph.sum(-1, keepdim=True), value=0.0",
         CHUNKED,
     ),
-    Mutant("loss/chunked.py", "first[rows].index_fill_(0, reached, 0.0)", "pass", CHUNKED),
-    Mutant("loss/chunked.py", "buffers[0].index_fill_(0, reached, 0.0)", "pass", CHUNKED),
+    Mutant("loss/chunked.py", "gradient[rows].masked_fill_(reached[:, None], 0.0)", "pass", CHUNKED),
     Mutant("loss/chunked.py", "(upstream / ctx.temperature)", "upstream", CHUNKED),
     Mutant("loss/chunked.py", "torch.ones_like(probs[:, :1])", "torch.zeros_like(probs[:, :1])", CHUNKED),
+    Mutant("loss/triton_topk.py", "logits.scatter_(-1, inside, -torch.inf)", "pass", "tests/loss/test_triton_rows.py"),
     Mutant("loss/topk.py", "tail_gap = tail_q", "tail_gap = tail_p", "tests/loss/test_topk.py"),
     Mutant("loss/topk.py", "tail_ph / tail_p.clamp(min=tiny) - total", "-total", "tests/loss/test_topk.py"),
     Mutant("loss/objective.py", ".clamp(max=cap)", "", "tests/loss/test_objective.py"),
@@ -218,6 +220,10 @@ MUTANTS = [
         "tests/loss/test_alpha_bound.py",
     ),
     Mutant("loss/entropy.py", "total.log() - mass", "total.log() + mass", "tests/loss/test_entropy.py"),
+    Mutant("policy/layout.py", "torch.cat([row[o], own])", "torch.cat([own, row[o]])", ATTENTION),
+    Mutant("policy/layout.py", "keys.argsort(stable=True)", "torch.arange(len(keys))", ATTENTION),
+    Mutant("policy/attention.py", "window_size=(-1, 0)", "window_size=(-1, -1)", ATTENTION),
+    Mutant("policy/norms.py", "self.variance_epsilon)", "0.0)", "tests/policy/test_policy.py"),
     Mutant(
         "policy/teacher.py", "kept[name].to(p.device), self.decay)", "kept[name].to(p.device), 1 - self.decay)", TEACHER
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from ogls.lessons.reflection.reflector import ReflectionCase, ReflectionContext, Reflector
 from ogls.policy.teacher import EMA
-from ogls.records import Completion, Sampling
+from ogls.records import Completion, Reflection, Sampling
 from tests.faults import small
 from tests.scripted import ChainEngine
 from tests.test_module import fit, pair
@@ -111,3 +113,24 @@ def test_every_step_draws_anew_and_every_validation_alike(tiny_model: Path, tmp_
     assert len(validation) == 2
     assert len(set(validation)) == 1
     assert not set(training) & set(validation)
+
+
+@dataclass(frozen=True)
+class Asked(Reflector):
+    """Names no error, and keeps the seeds that it is given."""
+
+    seeds: list[int] = field(default_factory=list)
+
+    def answer(
+        self, cases: Sequence[ReflectionCase], context: ReflectionContext
+    ) -> tuple[list[Reflection | None], dict[str, float]]:
+        self.seeds.append(context.seed)
+        return [None] * len(cases), {}
+
+
+def test_reflections_are_drawn_apart_from_rollouts(tiny_model: Path, tmp_path: Path) -> None:
+    engine, reflector = Seeded(), Asked()
+    small.fit(tiny_model, tmp_path, engine=engine, epochs=1, reflector=reflector)
+    drawn = [seed for _, seed in engine.seeds]
+    assert len(reflector.seeds) == len(set(reflector.seeds)) > 1
+    assert not set(reflector.seeds) & set(drawn)

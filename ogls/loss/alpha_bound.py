@@ -10,6 +10,7 @@ So alpha = sqrt(8 epsilon) / range is always within the budget, and bisection go
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -50,12 +51,21 @@ def largest_alpha(
     alphas = torch.full((len(anchor),), alpha_max, dtype=accumulation_dtype(weight), device=weight.device)
     steered = direction.any(-1).nonzero().squeeze(1)  # elsewhere every alpha is the same
     found = alphas[steered]
-    tile_pass = partial(bisect_tile, alpha_max=alpha_max, epsilon=epsilon)
+    row_passes = _passes(weight.device, alpha_max=alpha_max, epsilon=epsilon)
     for rows, (logits, deltas) in chunks(len(steered), weight, 2, None):
         apply_head(anchor[steered[rows]], weight, bias, out=logits)
         apply_head(direction[steered[rows]], weight, None, out=deltas)
-        for_each_tile(tile_pass, logits, deltas, found[rows])
+        row_passes(logits, deltas, found[rows])
     return alphas.index_copy_(0, steered, found)
+
+
+def _passes(device: torch.device, **options: float) -> Callable[..., None]:
+    """Returns what fills the alphas of a chunk, from its logits and deltas, by the quickest way for `device`."""
+    if device.type == "cuda":
+        from ogls.loss import triton_alpha  # Triton comes with torch for GPUs only
+
+        return partial(triton_alpha.bisect_rows, halvings=HALVINGS, **options)
+    return partial(for_each_tile, partial(bisect_tile, **options))
 
 
 def bisect_tile(logits: Tensor, deltas: Tensor, alphas: Tensor, *, alpha_max: float, epsilon: float) -> None:

@@ -134,11 +134,10 @@ def by_chunks(
             else:
                 reached = logits_and_gaps(states[rows], targets[rows], weight, bias, near, out=buffers)
             row_passes(*buffers, first[rows], near, *(other[rows] for other in others))
-            if targets is not None:
-                first[rows].index_fill_(0, reached, 0.0)
-                buffers[0].index_fill_(0, reached, 0.0)
             if gradient is not None:
                 torch.mm(buffers[0], weight, out=gradient[rows])
+                if targets is not None:
+                    gradient[rows].masked_fill_(reached[:, None], 0.0)
     return [attach(hidden, first[: len(hidden)], gradient, temperature), *(other[: len(hidden)] for other in others)]
 
 
@@ -147,9 +146,13 @@ def passes(
 ) -> Callable[..., None]:
     """Returns `divergence_rows`, or `topk_rows`, for all rows of a chunk by the quickest way for `device`."""
     if support is not None:
+        if device.type == "cuda" and support.of == "student":
+            from ogls.loss import triton_topk  # Triton comes with torch for GPUs only
+
+            return partial(triton_topk.topk_rows, divergence=divergence, support=support, **options)
         return partial(for_each_tile, partial(topk_rows, divergence=divergence, support=support, **options))
     if device.type == "cuda" and not compiled:
-        from ogls.loss import triton_rows  # a module that comes with torch for GPUs only
+        from ogls.loss import triton_rows
 
         if type(divergence) in triton_rows.KINDS:
             return partial(triton_rows.divergence_rows, divergence=divergence, **options)
@@ -312,8 +315,8 @@ def logits_and_gaps(
     The states are [rows, hidden]. The constant brings the logits of the tokens `near` to about 0 (`shift_to`); without
     them it is 0.
 
-    Returns the indices of the rows in which student and target are equal. Loss and gradient have to be exactly 0 there:
-    an optimiser that divides by the gradient's size would make full steps of mere rounding.
+    Returns for each row whether student and target are equal [rows]. The gradient has to be exactly 0 there: an
+    optimiser that divides by the gradient's size would make full steps of mere rounding.
     """
     accurate = accumulation_dtype(weight)
     gap = target.to(accurate) - student.to(accurate)
@@ -326,7 +329,7 @@ def logits_and_gaps(
         torch.addmm(shift, states, weight.T, out=out.flatten(0, 1))
     if bias is not None:
         out[0] += bias
-    return (gap == 0).all(-1).nonzero().squeeze(1)
+    return (gap == 0).all(-1)
 
 
 def shift_to(near: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ogls.system.sizes import rounded_up
 
 # Bytes of all logits buffers of a chunk. Small chunks cost time on a CPU: each product reads and repacks the head anew
 # (512 rows at |V| = 49,152 on one core: 90 ms in one chunk of 96 MiB, 100 ms in two of 48, 170 ms in four).
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 29}
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1200 << 20}
 # Bytes of one fp32 tile, of which about five are alive at a time, three where the passes are compiled. On a CPU these
 # have to fit into a core's cache. On a GPU, where only divergences without a kernel and top-k supports have tiles, a
 # tile has to be worth its launches (not measured yet).

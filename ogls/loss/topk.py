@@ -70,18 +70,43 @@ def topk_rows(
     ps.scatter_(-1, inside, 0.0)
     pt.scatter_(-1, inside, 0.0)
     tail_p, tail_q = ps.sum(-1, keepdim=True), pt.sum(-1, keepdim=True)
-    tiny = torch.finfo(z.dtype).tiny
+    value, inner, factor = bucketed(*(p, q, gap, tail_p, tail_q), divergence=divergence, clip=clip, one_sided=one_sided)
+    values.copy_(value)
+    if wants_gradient:
+        logits.copy_(ps.mul_(factor).scatter_add_(-1, inside, inner))
+
+
+def bucketed(
+    p: Tensor,
+    q: Tensor,
+    gap: Tensor,
+    tail_p: Tensor,
+    tail_q: Tensor,
+    *,
+    divergence: Divergence,
+    clip: float | None,
+    one_sided: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns D_S [rows], dD_S/dz of the tokens of S [rows, k], and (dD_S/dz) / p_S [rows, 1] of all others.
+
+    Args:
+        p: probabilities of the tokens of S under the student [rows, k]
+        q: probabilities of the tokens of S under the target [rows, k]
+        gap: log q - log p [rows, k]
+        tail_p: probability of all other tokens under the student [rows, 1]
+        tail_q: probability of all other tokens under the target [rows, 1]
+        divergence: divergence D
+        clip: bound of each summand, or None
+        one_sided: whether the bound is from above alone
+    """
+    tiny = torch.finfo(p.dtype).tiny
     tail_gap = tail_q.clamp(min=tiny).log() - tail_p.clamp(min=tiny).log()
     summand, ph = divergence.terms(*(torch.cat(x, -1) for x in ((p, tail_p), (q, tail_q), (gap, tail_gap))))
     if clip is not None:
         clip_terms(summand, ph, clip, one_sided)
-    values.copy_(summand.sum(-1))
-    if not wants_gradient:
-        return
     total = ph.sum(-1, keepdim=True)
     ph, tail_ph = ph.split([p.shape[-1], 1], -1)
-    gradient = ps.mul_(tail_ph / tail_p.clamp(min=tiny) - total)
-    logits.copy_(gradient.scatter_add_(-1, inside, ph - p * total))
+    return summand.sum(-1), ph - p * total, tail_ph / tail_p.clamp(min=tiny) - total
 
 
 def take(x: Tensor, inside: Tensor, k: int) -> Tensor:

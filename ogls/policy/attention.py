@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding_bag
 
-from ogls.policy.packing import Grid, Packing
+from ogls.policy.layout import Grid, Grids, Varlen
+from ogls.policy.packing import Packing
 
 ATTENTION = "ogls_packed"
 
@@ -49,37 +50,64 @@ def packed_attention(
         )
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError("attention with soft-capping or sinks is not supported")
-    if sliding_window is not None and int(packing.position_ids.max()) >= sliding_window:
+    if sliding_window is not None and packing.longest > sliding_window:
         raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
-    n = packing.num_root_tokens
-    qs, ks, vs = (_to_grid(x[:n], packing.roots) for x in (q, k, v))  # [roots, longest, heads, d]
-    out = [_from_grid(_attend(qs, ks, vs, None, scaling), packing.roots)]
-    if packing.branches is not None:
-        first, n = n, n + len(packing.branches.tokens)
-        qb, kb, vb = (_to_grid(x[first:n], packing.branches) for x in (q, k, v))
-        kb, vb = (torch.cat([x.index_select(0, packing.owners), b], dim=1) for x, b in ((ks, kb), (vs, vb)))
-        out.append(_from_grid(_attend(qb, kb, vb, packing.mask, scaling), packing.branches))
+    attend = _varlen if isinstance(packing.layout, Varlen) else _by_grids
+    return attend(q, k, v, packing.layout, scaling)[None], None
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Varlen, scaling: float | None) -> Tensor:
+    """Returns attention by one call of torch's flash attention; it skips what a causal mask hides."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, norms of queries and keys leave fp32
+    if layout.keys is not None:
+        k, v = (Gather.apply(x, layout.keys, layout.uses, layout.use_starts) for x in (k, v))
+    lengths = layout.query_starts, layout.key_starts, layout.longest_query, layout.longest_key
+    return varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+
+
+class Gather(torch.autograd.Function):
+    """Gather takes rows of x, some several times. Their gradients are summed in a fixed order, and in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, uses: Tensor, use_starts: Tensor) -> Tensor:
+        ctx.save_for_backward(uses, use_starts)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        uses, starts = ctx.saved_tensors
+        total = embedding_bag(uses, grad.flatten(1), starts, mode="sum", include_last_offset=True)
+        return total.unflatten(1, grad.shape[1:]), None, None, None
+
+
+def _by_grids(q: Tensor, k: Tensor, v: Tensor, layout: Grids, scaling: float | None) -> Tensor:
+    roots, branches = layout.roots, layout.branches
+    n = len(roots.tokens)
+    qs, ks, vs = (_to_grid(x[:n], roots) for x in (q, k, v))  # [roots, longest, heads, d]
+    out = [_from_grid(_attend(qs, ks, vs, None, scaling), roots)]
+    if branches is not None:
+        first, n = n, n + len(branches.tokens)
+        qb, kb, vb = (_to_grid(x[first:n], branches) for x in (q, k, v))
+        kb, vb = (torch.cat([x.index_select(0, layout.owners), b], dim=1) for x, b in ((ks, kb), (vs, vb)))
+        out.append(_from_grid(_attend(qb, kb, vb, layout.mask, scaling), branches))
     if n < len(q):
         out.append(q.new_zeros(len(q) - n, *out[0].shape[1:]))
-    return torch.cat(out)[None], None
+    return torch.cat(out)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Returns attention within each sequence, [sequences, longest, heads, d]; without a mask it is causal.
 
-    Padding is on the right, so that no real query sees it. On a CPU the gradient of torch's fused attention takes most
-    of a step with short sequences, so attention is written out there. The pass without a gradient is written out too,
-    so that student and teacher round alike.
+    Padding is on the right, so that no real query sees it. The gradient of torch's fused attention takes most of a
+    step with short sequences on a CPU, so attention is written out. The pass without a gradient is written out too, so
+    that student and teacher round alike.
     """
-    groups = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if q.device.type != "cpu":
-        k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
-        return out.transpose(1, 2)
     if mask is None:
-        mask = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+        mask = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
     scale = q.shape[3] ** -0.5 if scaling is None else scaling
     grouped = (q * scale).reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # query heads of a key head side by side
     scores = (grouped @ k.mT).view(*q.shape[:3], -1) + mask

@@ -69,9 +69,10 @@ def _layer() -> type[nn.Module]:
             if self.disable_adapters:
                 return self.base_layer(x)
             rows = x.flatten(0, -2)
-            a: Any = self.lora_A[_ADAPTER].weight.to(x.dtype)
-            b = (self.lora_B[_ADAPTER].weight * self.scaling[_ADAPTER]).to(x.dtype)
-            return torch.addmm(self.base_layer(rows), linear(rows, a), b.T).unflatten(0, x.shape[:-1])
+            a, b = (of[_ADAPTER].weight.to(x.dtype) for of in (self.lora_A, self.lora_B))
+            product = linear(rows, a)
+            out = torch.addmm(self.base_layer(rows), product, b.T, alpha=self.scaling[_ADAPTER])
+            return out.unflatten(0, x.shape[:-1])
 
     return FastLinear
 

@@ -21,22 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ogls.policy.layout import Grids, Varlen, layout
 from ogls.system.sizes import rounded_up
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Grid:
-    """A grid lays sequences of a row side by side, padded on the right.
-
-    Args:
-        cells: index in the row of each cell of the grid [sequences * longest]
-        tokens: index in the grid of each token of the row [tokens]
-        longest: number of cells per sequence
-    """
-
-    cells: Tensor
-    tokens: Tensor
-    longest: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,21 +33,15 @@ class Packing:
         token_ids: ids of the row's tokens [tokens]
         position_ids: position of each token in its sequence [tokens]
         predicting: index in the row of the state that predicts each token of the suffixes [suffix tokens]
-        num_root_tokens: number of tokens in roots, which come first in the row
-        roots: layout of the roots
-        branches: layout of the branches; None without any
-        owners: number of the root that each branch continues [branches]
-        mask: additive mask of the branches [branches, 1, longest, longest root + longest]; None without any
+        longest: number of tokens of the longest sequence
+        layout: where the sequences lie, for the attention
     """
 
     token_ids: Tensor
     position_ids: Tensor
     predicting: Tensor
-    num_root_tokens: int
-    roots: Grid
-    branches: Grid | None
-    owners: Tensor
-    mask: Tensor | None
+    longest: int
+    layout: Grids | Varlen
 
 
 def pack(
@@ -81,7 +61,7 @@ def pack(
         owners: number of the prefix that each suffix continues
         share_prefixes: whether a prefix with several suffixes is run once; otherwise it is run once per suffix
         device: device of all tensors
-        dtype: dtype of the attention's queries, for the mask
+        dtype: dtype of the attention's queries
 
     Raises:
         ValueError: a prefix or suffix is empty, or an owner does not exist.
@@ -116,46 +96,19 @@ def pack(
             branch_owners.append(root)
             predicting += [last, *range(branch_starts[branch], branch_starts[branch + 1])]
 
-    lengths = [len(root) for root in roots]
+    lengths, branch_lengths = [len(root) for root in roots], [len(branch) for branch in branches]
     tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
-    root_grid = _grid(lengths, device)
-    branch_grid = _grid([len(b) for b in branches], device) if branches else None
-    branch_roots = tensor([lengths[owner] for owner in branch_owners])
     positions = [p for n in lengths for p in range(n)]
-    positions += [lengths[o] + p for o, branch in zip(branch_owners, branches, strict=True) for p in range(len(branch))]
+    for owner, length in zip(branch_owners, branch_lengths, strict=True):
+        positions += range(lengths[owner], lengths[owner] + length)
     padding = [0] * (rounded_up(branch_starts[-1], device) - branch_starts[-1])
     return Packing(
         token_ids=tensor([t for sequence in (*roots, *branches, padding) for t in sequence]),
         position_ids=tensor(positions + padding),
         predicting=tensor(predicting),
-        num_root_tokens=root_starts[-1],
-        roots=root_grid,
-        branches=branch_grid,
-        owners=tensor(branch_owners),
-        mask=branch_grid and _branch_mask(root_grid.longest, branch_roots, branch_grid.longest, dtype),
+        longest=max(positions) + 1,
+        layout=layout(lengths, branch_lengths, branch_owners, device, dtype),
     )
-
-
-def _grid(lengths: Sequence[int], device: torch.device) -> Grid:
-    longest = rounded_up(max(lengths), device)
-    size = torch.tensor(lengths, device=device)
-    inside = torch.arange(longest, device=device) < size[:, None]
-    cells = torch.zeros(len(lengths), longest, dtype=torch.long, device=device)
-    cells[inside] = torch.arange(int(size.sum()), device=device)
-    return Grid(cells=cells.flatten(), tokens=inside.flatten().nonzero()[:, 0], longest=longest)
-
-
-def _branch_mask(longest_root: int, root_lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """Returns an additive mask [branches, 1, longest, longest root + longest].
-
-    A token of a branch sees the tokens of its root, whose number is in `root_lengths` [branches], and those of the
-    branch up to itself.
-    """
-    steps = torch.arange(longest, device=root_lengths.device)
-    own = (steps[None, :] <= steps[:, None]).expand(len(root_lengths), -1, -1)
-    root = torch.arange(longest_root, device=root_lengths.device) < root_lengths[:, None]
-    seen = torch.cat([root[:, None, :].expand(-1, longest, -1), own], dim=2)
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _starts(sequences: Sequence[Sequence[int]]) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
+from ogls.policy.norms import fuse_norms
 from ogls.policy.packing import pack
 from ogls.policy.pretrained import load_tokenizer, local_folder, quiet_transformers, resolve_model
 
@@ -28,8 +29,9 @@ Dtype = Literal["bfloat16", "float32"]
 class Policy(nn.Module):
     """A policy is a language model with trainable weights: a fresh adapter, or all but embeddings and output head.
 
-    With `lora`, the model is held in `dtype` and the adapter in fp32. Without, all weights are fp32, and the pass runs
-    under autocast if `dtype` is bfloat16. Dropout is never active, so that student and teacher are the same function.
+    With `lora`, the model is held in `dtype` and the adapter in fp32. Without, the weights that are trained are fp32,
+    and the pass runs under autocast if `dtype` is bfloat16; embeddings and head are frozen, and held in `dtype`.
+    Dropout is never active, so that student and teacher are the same function.
 
     Training and sampling share one policy. Its `version` is the number of updates that its weights have had, and no
     other object counts them. The constructor is light; `load` reads the weights.
@@ -94,10 +96,11 @@ class Policy(nn.Module):
         loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, attn_implementation=ATTENTION)
         self.model.eval()
+        fuse_norms(self.model)
         if self.lora is not None:
             add_adapter(self.model, self.lora)
-        self.model.get_input_embeddings().requires_grad_(False)
-        self._head.requires_grad_(False)
+        for frozen in (self.model.get_input_embeddings(), self._head):
+            frozen.requires_grad_(False).to(_TORCH[self.dtype])
         if self.gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._refuse_non_linear_head()
@@ -140,7 +143,7 @@ class Policy(nn.Module):
 
     def trunk(self, **inputs: Any) -> Any:
         """Returns the output of the model without its head; arguments and output are those of transformers."""
-        with torch.autocast(self.head[0].device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self.head[0].device.type, torch.bfloat16) if self._autocast else nullcontext():
             return self.model.base_model(**inputs)
 
     @property
@@ -192,13 +195,13 @@ class Policy(nn.Module):
         """The trainable weights have other values while this context is entered.
 
         Args:
-            weights: values by the names of `trainable`
+            weights: values by the names of `trainable`, in any dtype that the pass can compute with
             version: version of the policy meanwhile; None leaves it as it is
         """
         own = self.trainable()
         kept, kept_version = {name: p.data for name, p in own.items()}, self.version
         for name, p in own.items():
-            p.data = weights[name].to(p.device, p.dtype)
+            p.data = weights[name].to(p.device)
         self.version = kept_version if version is None else version
         try:
             yield
@@ -225,12 +228,16 @@ class Policy(nn.Module):
                 yield name, p.detach().to(_TORCH[self.dtype])
 
     def folder_weights(self) -> dict[str, Tensor]:
-        """Returns the values that the trainable weights have in the folder; this is for policies without an adapter."""
+        """Returns the values that the trainable weights have in the folder, in the policy's `dtype`.
+
+        This is for policies without an adapter.
+        """
         names = self.trainable().keys()
         found = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
+                stored = [name for name in tensors.keys() if name in names]  # noqa: SIM118 - not a dict
+                found |= {name: tensors.get_tensor(name).to(_TORCH[self.dtype]) for name in stored}
         if missing := sorted(names - found.keys()):
             raise ValueError(f"{self.folder} lacks {len(missing)} of the trainable weights, such as {missing[0]}")
         return found

@@ -55,8 +55,8 @@ class Teacher(ABC):
 class Frozen(Teacher):
     """The weights that training began with teach.
 
-    With an adapter, this is the policy without it. With full weights, a second copy of them is kept in the dtype of the
-    policy's folder.
+    With an adapter, this is the policy without it. With full weights, a second copy of them is kept, beside the policy
+    and in the dtype that it computes in.
     """
 
     def start(self, policy: Policy) -> Weights:
@@ -64,6 +64,7 @@ class Frozen(Teacher):
 
     @contextmanager
     def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
+        kept |= {name: weight.to(policy.head[0].device) for name, weight in kept.items()}  # stays there
         as_at_start = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
         with torch.no_grad(), as_at_start:
             yield

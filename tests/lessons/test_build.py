@@ -15,7 +15,6 @@ from ogls.lessons.privilege import (
     PeerOutcomes,
     Privilege,
     PrivilegedText,
-    Several,
     ShortSuccesses,
     Unprivileged,
 )
@@ -161,11 +160,11 @@ def test_a_group_without_contrast_is_not_reinforced(encoder: PromptEncoder):
 
 
 def test_a_short_success_is_learned_at_its_end_whatever_the_selection_of_the_run(encoder: PromptEncoder):
-    of = group(encoder, PROBLEM.solution, WRONG, "I cannot say, not even if I think about it for quite a while.")
-    privilege = Several([PeerOutcomes(), ShortSuccesses(count=3)])
-    lessons, _ = replace(builder(encoder, UpToError()), privilege=privilege).build([of])
-    short = [lesson for lesson in lessons if not lesson.views]
-    assert len(short) == (len(of.rollouts[0].completion.token_ids) < len(of.rollouts[1].completion.token_ids))
+    longer = "I cannot say, not even if I think about it for quite a while."
+    of = group(encoder, PROBLEM.solution, longer, f"{longer} {longer}")
+    (short,), _ = builder(encoder, UpToError(), privilege=ShortSuccesses(count=3)).build([of])
+    assert short.token_ids == of.rollouts[0].completion.token_ids
+    assert short.token_weights == (0.0,) * (len(short.token_ids) - 3) + (1.0,) * 3
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The kernel for GPUs, without one: interpreted against the passes over tiles, and built for two generations."""
+"""The kernels for GPUs, without one: interpreted against the passes over tiles, and built for two generations."""
 
 from __future__ import annotations
 
@@ -8,33 +8,43 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import interpreted_rows
 import pytest
 import torch
-from interpreted_rows import CASES, Case
+from interpreted_rows import BUDGETS, CASES, QWEN3, TOP, Case, alphas
 from torch import Tensor
 
 from ogls import loss
 from ogls.loss import chunked as kernels
+from ogls.loss.alpha_bound import HALVINGS, bisect_tile
 from ogls.loss.divergence import ForwardKL
-from ogls.loss.topk import TopK
+from ogls.loss.topk import TopK, topk_rows
 
 pytest.importorskip("triton", reason="triton comes with vLLM and with torch for GPUs")
 
 
+Results = dict[Case | float, tuple[Tensor, ...]]
+
+
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[Tensor, ...]]:
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Results:
     file = tmp_path_factory.mktemp("interpreted") / "rows.pt"
     command = [sys.executable, interpreted_rows.__file__, str(file)]
     subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
-    return dict(zip(CASES, torch.load(file, weights_only=True), strict=True))
+    results = torch.load(file, weights_only=True)
+    return {
+        case: result
+        for some in zip((CASES, TOP, QWEN3, BUDGETS), results, strict=True)
+        for case, result in zip(*some, strict=True)
+    }
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_kernel_does_as_the_tiles(case: Case, interpreted: dict[Case, tuple[Tensor, ...]]) -> None:
+@pytest.mark.parametrize("case", [*CASES, *TOP, *QWEN3], ids=str)
+def test_the_kernel_does_as_the_tiles(case: Case, interpreted: Results) -> None:
     rounding = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-6}[case.dtype]
-    *of_tokens, logits = case.run(kernels.divergence_rows)
+    *of_tokens, logits = case.run(kernels.divergence_rows if case.support is None else topk_rows)
     *by_kernel, gradient = interpreted[case]
     for ours, theirs in zip(by_kernel, of_tokens, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding)
@@ -43,8 +53,15 @@ def test_the_kernel_does_as_the_tiles(case: Case, interpreted: dict[Case, tuple[
         torch.testing.assert_close(gradient, logits, rtol=step, atol=rounding)
 
 
-def test_without_a_gradient_the_logits_stay(interpreted: dict[Case, tuple[Tensor, ...]]) -> None:
-    found = {case: values[2] for case, values in interpreted.items() if not case.further}
+@pytest.mark.parametrize("epsilon", BUDGETS)
+def test_the_kernel_finds_the_largest_alpha(epsilon: float, interpreted: Results) -> None:
+    expected = alphas(bisect_tile, epsilon)
+    torch.testing.assert_close(interpreted[epsilon], expected, rtol=0.0, atol=4.0 / 2**HALVINGS)
+    assert (expected[1], len(expected.unique()) > 1) == (4.0, epsilon < 100.0)
+
+
+def test_without_a_gradient_the_logits_stay(interpreted: Results) -> None:
+    found = {case: interpreted[case][2] for case in CASES if not case.further}
     first = {case.dtype: logits for case, logits in found.items()}
     assert all(torch.equal(logits, first[case.dtype]) for case, logits in found.items())
     assert first[torch.float64][0, -1] == 40.0
@@ -56,17 +73,22 @@ def test_who_gets_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kernel() -> None: ...
 
+    def of_top() -> None: ...
+
     monkeypatch.setattr(loss, "triton_rows", SimpleNamespace(divergence_rows=kernel, KINDS=(ForwardKL,)), raising=False)
+    monkeypatch.setattr(loss, "triton_topk", SimpleNamespace(topk_rows=of_top), raising=False)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert kernels.passes(ForwardKL(), None, cuda, False).func is kernel
     for divergence, device, compiled in ((ForwardKL(), cpu, False), (Own(), cuda, False), (ForwardKL(), cuda, True)):
         assert kernels.passes(divergence, None, device, compiled).func is kernels.for_each_tile
-    assert kernels.passes(ForwardKL(), TopK(2), cuda, False).func is kernels.for_each_tile  # it knows none
+    assert kernels.passes(Own(), TopK(2), cuda, False).func is of_top
+    assert kernels.passes(ForwardKL(), TopK(2, "union"), cuda, False).func is kernels.for_each_tile
+    assert kernels.passes(ForwardKL(), TopK(2), cpu, False).func is kernels.for_each_tile
 
 
-def as_it_is() -> ModuleType:
+def as_it_is(name: str) -> ModuleType:
     """The module without the tests' run-time checks, which Triton would take for a part of the kernel."""
-    spec = importlib.util.spec_from_file_location("unchecked", Path(kernels.__file__).with_name("triton_rows.py"))
+    spec = importlib.util.spec_from_file_location("unchecked", Path(kernels.__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -74,21 +96,13 @@ def as_it_is() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("clip", [None, 0.05])
-@pytest.mark.parametrize("divergence", ["ForwardKL", "JensenShannon"])
-def test_it_builds_for_gpus(divergence: str, clip: float | None, architecture: int) -> None:
-    """Down to machine code, for bf16 logits; the widest loads show that Triton knows how rows are aligned."""
+def built_for(architecture: int, module: ModuleType, kernel: str, tensors: dict[str, str], constants: dict) -> str:
+    """The kernel's assembler code; the widest loads show that Triton knows how rows are aligned."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    module = as_it_is()
-    tensors = {"logits": "*bf16", "gaps": "*bf16", "values": "*fp32", "ids": "*i64", "logprobs": "*fp32"}
-    tensors |= {"vocab": "i32"}
-    constants = {"KIND": divergence, "WEIGHT": 0.5, "TEMPERATURE": 1.0, "CLIP": clip, "ONE_SIDED": False}
-    constants |= {"GRADIENT": True, "LARGE": 80.0, "BLOCK": module.BLOCK}
     source = ASTSource(
-        fn=module._rows,
+        fn=getattr(module, kernel),
         signature=tensors | dict.fromkeys(constants, "constexpr"),
         constexprs={(len(tensors) + i,): value for i, value in enumerate(constants.values())},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(tensors))},
@@ -96,3 +110,37 @@ def test_it_builds_for_gpus(divergence: str, clip: float | None, architecture: i
     built = compile(source, target=GPUTarget("cuda", architecture, 32), options=module.OPTIONS)
     assert built.asm["cubin"]
     assert "ld.global.v4.b32" in built.asm["ptx"]
+    return built.asm["ptx"]
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("divergence", ["ForwardKL", "JensenShannon"])
+def test_rows_are_built_for_gpus(divergence: str, clip: float | None, architecture: int) -> None:
+    """Down to machine code, for bf16 logits."""
+    module = as_it_is("triton_rows")
+    tensors = {"logits": "*bf16", "gaps": "*bf16", "values": "*fp32", "ids": "*i64", "logprobs": "*fp32"}
+    constants = {"KIND": divergence, "WEIGHT": 0.5, "TEMPERATURE": 1.0, "CLIP": clip, "ONE_SIDED": False}
+    constants |= {"GRADIENT": True, "LARGE": 80.0, "BLOCK": module.BLOCK}
+    built_for(architecture, module, "_rows", tensors | {"vocab": "i32"}, constants)
+
+
+BUDGET = {"ALPHA_MAX": 4.0, "EPSILON": 0.1, "HALVINGS": HALVINGS}
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(
+    ("name", "kernel", "tensors", "constants"),
+    [
+        ("triton_topk", "_tails", "logits:bf16 gaps:bf16 student:fp32 target:fp32", {"TEMPERATURE": 1.0}),
+        ("triton_topk", "_gradients", "logits:bf16 factors:fp32 normalisers:fp32", {"TEMPERATURE": 1.0}),
+        ("triton_alpha", "_alphas", "logits:bf16 deltas:bf16 alphas:fp32", BUDGET),
+    ],
+)
+def test_the_other_kernels_are_built_for_gpus(
+    name: str, kernel: str, tensors: str, constants: dict, architecture: int
+) -> None:
+    module: Any = as_it_is(name)
+    module._load = as_it_is("triton_rows")._load
+    types = {key: f"*{dtype}" for key, dtype in (pair.split(":") for pair in tensors.split())}
+    built_for(architecture, module, kernel, types | {"vocab": "i32"}, constants | {"BLOCK": module.BLOCK})

@@ -168,7 +168,10 @@ def test_full_weights_train_all_but_embeddings_and_head(tiny_model: Path) -> Non
     policy = loaded(tiny_model, None)
     assert not any("embed" in name or "lm_head" in name for name in policy.trainable())
     assert len(policy.trainable()) == 2 * 9 + 1  # seven projections and two norms a layer, and the last norm
-    policy.hidden(PREFIXES, SUFFIXES, OWNERS).float().square().mean().backward()
+    assert policy.head[0].dtype == torch.bfloat16
+    states = policy.hidden(PREFIXES, SUFFIXES, OWNERS)
+    assert states.dtype == torch.bfloat16
+    states.float().square().mean().backward()
     assert all(p.grad is not None and p.dtype == torch.float32 for p in policy.trainable().values())
     assert {w.dtype for _, w in policy.merged_weights()} == {torch.bfloat16}
 

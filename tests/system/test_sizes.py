@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ogls.policy.layout import Grids
 from ogls.policy.packing import pack
 from ogls.system.sizes import rounded_up
 
@@ -30,7 +31,8 @@ def test_padding_is_seen_by_nobody() -> None:
     assert packing.token_ids.tolist() == [1, 2, 3, 4] + [0] * 12
     assert packing.position_ids[:4].tolist() == [0, 1, 2, 3]
     assert packing.predicting.tolist() == [2, 3, 2]
-    assert packing.branches is not None
-    assert packing.mask is not None
-    assert packing.roots.longest == packing.branches.longest == 16
-    assert (packing.mask[0, 0, 0] == 0).nonzero().squeeze(1).tolist() == [0, 1, 2, 16]
+    assert isinstance(packing.layout, Grids)
+    assert packing.layout.branches is not None
+    assert packing.layout.mask is not None
+    assert packing.layout.roots.longest == packing.layout.branches.longest == 16
+    assert (packing.layout.mask[0, 0, 0] == 0).nonzero().squeeze(1).tolist() == [0, 1, 2, 16]
