@@ -92,16 +92,20 @@ class Policy(nn.Module):
         quiet_transformers()
         register_attention()
         loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, attn_implementation=ATTENTION)
-        self.model.eval()
-        if self.lora is not None:
-            add_adapter(self.model, self.lora)
-        self.model.get_input_embeddings().requires_grad_(False)
-        self._head.requires_grad_(False)
-        if self.gradient_checkpointing:
-            _checkpoint_layers(self.model)
+        attention = {"attn_implementation": ATTENTION}
+        self.take(AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, **attention))
         self._refuse_non_linear_head()
         return self
+
+    def take(self, model: Any) -> None:
+        """Makes a policy of a model of transformers: adds the adapter, freezes embeddings and output head."""
+        self.model = model.eval()
+        if self.lora is not None:
+            add_adapter(model, self.lora)
+        model.get_input_embeddings().requires_grad_(False)
+        self._head.requires_grad_(False)
+        if self.gradient_checkpointing:
+            _checkpoint_layers(model)
 
     def hidden(
         self,
