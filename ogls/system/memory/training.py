@@ -91,9 +91,9 @@ class Training:
         h, q, k, m = s.hidden, s.queries, s.keys, s.mlp
         if self.rank:
             return self._wider * tokens * max(8 * h + 6 * m, 6 * h + 10 * q + 8 * k + 4 * s.heads)
-        in_mlp = (16 * h + 6 * m) * tokens + self._casts
-        in_attention = (12 * h + 20 * q + 12 * k + 4 * s.heads) * tokens + self._casts
-        return max(in_mlp, in_attention - 2 * (q * h + 3 * h * m))  # without the casts that come after attention
+        in_mlp = (16 * h + 6 * m) * tokens - 2 * h * m  # without the casts that the last layer has not made yet
+        in_attention = (12 * h + 20 * q + 12 * k + 4 * s.heads) * tokens - 2 * (q * h + 3 * h * m)
+        return max(in_mlp, in_attention) + self._casts
 
     def teacher_pass(self, tokens: int, learned: int) -> int:
         """Returns the most bytes that a teacher needs to read `tokens` tokens, `learned` of them with a target."""
