@@ -42,7 +42,7 @@ class Policy(nn.Module):
         lora: shape of the adapter that is trained; null trains all weights but embeddings and output head
         dtype: dtype of the computation, and of the weights that are not trained
         gradient_checkpointing: whether the backward pass computes activations anew instead of keeping them; this saves
-            memory and costs time
+            memory and costs time. ``auto`` does so where the memory plan of a GPU says so, and never on a CPU.
     """
 
     model: Any
@@ -54,7 +54,7 @@ class Policy(nn.Module):
         adapter: str | None = None,
         lora: Lora | None = Lora(),
         dtype: Dtype = "bfloat16",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         self.name, self.adapter, self.lora, self.dtype = model, adapter, lora, dtype
@@ -104,8 +104,13 @@ class Policy(nn.Module):
             add_adapter(model, self.lora)
         model.get_input_embeddings().requires_grad_(False)
         self._head.requires_grad_(False)
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing is True:
             _checkpoint_layers(model)
+
+    def checkpoint(self) -> None:
+        """Has the backward pass compute activations anew from now on."""
+        self.gradient_checkpointing = True
+        _checkpoint_layers(self.model)
 
     def hidden(
         self,

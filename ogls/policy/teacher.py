@@ -37,6 +37,14 @@ class Teacher(ABC):
     def update(self, policy: Policy, kept: Weights) -> None:  # noqa: B027 - most teachers do not follow the student
         """Changes the kept weights after an update of the student; most teachers change nothing."""
 
+    def copies(self, adapter: bool) -> tuple[int, int]:
+        """Returns how many copies of the trainable weights lie on the device: always, and while the teacher reads.
+
+        Args:
+            adapter: whether the policy has an adapter
+        """
+        return 0, 0
+
     def state_dict(self, kept: Weights) -> Weights:
         """Returns the kept weights that a checkpoint has to hold; for most teachers there are none."""
         return {}
@@ -67,6 +75,9 @@ class Frozen(Teacher):
         as_at_start = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
         with torch.no_grad(), as_at_start:
             yield
+
+    def copies(self, adapter: bool) -> tuple[int, int]:
+        return 0, 0 if adapter else 1
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,9 @@ class EMA(Teacher):
     def update(self, policy: Policy, kept: Weights) -> None:
         for name, p in policy.trainable().items():
             kept[name] = torch.lerp(p.detach(), kept[name].to(p.device), self.decay)
+
+    def copies(self, adapter: bool) -> tuple[int, int]:
+        return 1, 0
 
     def state_dict(self, kept: Weights) -> Weights:
         return dict(kept)

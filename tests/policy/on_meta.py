@@ -164,7 +164,9 @@ def measured(policy: Policy, tokens: int) -> Measured:
         count.peak = held = count.live
         with torch.no_grad(), nullcontext() if policy.lora is None else policy.without_adapter():
             policy.hidden(prefixes, suffixes, owners)
-        return Measured(weights, held + sum(4 * p.numel() for p in policy.trainable().values()), micro_batch, count.peak - held)
+        return Measured(
+            weights, held + sum(4 * p.numel() for p in policy.trainable().values()), micro_batch, count.peak - held
+        )
 
 
 def _passed(policy: Policy, *sequences: Any) -> None:
