@@ -1,4 +1,7 @@
-"""A run is planned for the memory of its GPU: from its settings and its model's config.json, before weights are read."""
+"""A run is planned for its GPU's memory from settings and config.json.
+
+That is before any weights are read.
+"""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ def plan(training: Training, serving: Serving | None, load: Load, asked: Asked, 
     least = min(_plans(training, serving, load, asked, device), key=lambda made: made.total)
     largest = max(least.rows.items(), key=lambda row: row[1])
     said = (
-        f"this run does not fit on the device: it needs {least.total / GIB:.1f} GiB, {largest[1] / GIB:.1f} of them for "
-        f"{largest[0]}, and {_usable(device) / GIB:.1f} of {device / GIB:.1f} GiB can be used"
+        f"this run does not fit on the device: it needs {least.total / GIB:.1f} GiB, {largest[1] / GIB:.1f} of them "
+        f"for {largest[0]}, and has {_usable(device) / GIB:.1f} of the device's {device / GIB:.1f} GiB"
     )
     for setting, changed in _nearer(training, serving, load, asked, device):
         if _first(*changed, device) is not None:

@@ -72,18 +72,17 @@ class Training:
 
     def micro_batch(self, tokens: int, checkpointing: bool) -> int:
         """Returns the most bytes that a micro-batch of `tokens` tokens needs at once, beside what is held."""
-        kept, casts, after = self._kept(checkpointing)
-        states = self._states * tokens
-        loss = kept * tokens + casts + states + self.chunk_bytes
-        backward = (kept + after) * tokens + states + (casts if not checkpointing else casts // self.shapes.layers)
-        return max(loss, backward, self.forward(tokens) if checkpointing else 0)
+        kept, casts, _ = self._kept(checkpointing)
+        in_loss = kept * tokens + (0 if checkpointing else casts) + self.chunk_bytes
+        return max(in_loss, self.student(tokens, checkpointing)) + self._states * tokens
 
     def student(self, tokens: int, checkpointing: bool) -> int:
-        """Returns the same without the loss: the most bytes of the student's pass and its gradient."""
+        """Returns the most bytes of the student's pass and its gradient, without targets and loss."""
         kept, casts, after = self._kept(checkpointing)
-        backward = (kept + after) * tokens + (casts if not checkpointing else casts // self.shapes.layers)
-        through = self.shapes.layers * self._input * tokens + self.forward(tokens) if checkpointing else 0
-        return max(backward, through)
+        layers = self.shapes.layers
+        backward = (kept + after) * tokens + (casts // layers if checkpointing else casts)
+        last_layer = (layers - 1) * self._input * tokens + self.forward(tokens) if checkpointing else 0
+        return max(backward, last_layer)
 
     def forward(self, tokens: int) -> int:
         """Returns the most bytes of a pass without a gradient; weights that are trained are cast to bf16 in it."""
