@@ -116,23 +116,21 @@ class SelfDistillation(LightningModule):
         """Returns the teachers whose weights make targets, by `Target.weights`."""
         return {"teacher": self.teacher, "start": Frozen()}
 
+    def setup(self, stage: str) -> None:
+        """Decides what a configuration leaves open by the memory of a GPU, before weights are read."""
+        device, data = _free_bytes(self.trainer.strategy.root_device), getattr(self.trainer, "datamodule", None)
+        if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:
+            plan = planned(self, data, device)
+            self.tokens_per_micro_batch, self.policy.gradient_checkpointing = plan.tokens, plan.checkpointing
+            if self.trainer.is_global_zero:
+                print(plan.table(), flush=True)
+
     def configure_model(self) -> None:
         """Reads the weights when the trainer asks for them, after all settings have been checked."""
         if not self._kept:
-            self._fit_into(_free_bytes(self.trainer.strategy.root_device))
             self.policy.load()
             asked = {"teacher", *(target.weights for target in self.method.targets)}
             self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
-
-    def _fit_into(self, device: int | None) -> None:
-        """Decides by the bytes that are free on the device what the configuration leaves open; None is a CPU."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if device is None or not isinstance(data, RolloutDataModule) or not data.trains:
-            return
-        plan = planned(self, data, device)
-        self.tokens_per_micro_batch, self.policy.gradient_checkpointing = plan.tokens, plan.checkpointing
-        if self.trainer.is_global_zero:
-            print(plan.table(), flush=True)
 
     def on_train_start(self) -> None:
         """Has what the configuration says of the optimiser stand above what a checkpoint had."""

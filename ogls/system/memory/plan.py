@@ -137,11 +137,14 @@ def _plans(training: Training, serving: Serving | None, load: Load, asked: Asked
         least = serving.cache(load.context)
         all_rollouts = min(load.rollouts, serving.max_num_seqs) * serving.cache(load.rollout)
         caches = [max(least, all_rollouts), least] if asked.cache is None else [asked.cache]
-    budgets = [max(ENOUGH, load.lesson), load.lesson] if asked.tokens is None else [asked.tokens]
+    kept_or_not = [False, True] if asked.checkpointing is None else [asked.checkpointing]
+    sizes = (ENOUGH, ENOUGH // 4, 1) if asked.tokens is None else (asked.tokens,)
+    budgets = [max(size, load.lesson) if asked.tokens is None else size for size in sizes]
+    ways = [(budget, anew) for anew in kept_or_not for budget in budgets[:2]]
+    ways += [(budget, anew) for anew in kept_or_not for budget in budgets[2:]]  # too small to be quick
     for cache in caches:
-        for checkpointing in [False, True] if asked.checkpointing is None else [asked.checkpointing]:
-            for tokens in dict.fromkeys(budgets):
-                yield _made(training, serving, load, tokens, checkpointing, cache, device)
+        for tokens, checkpointing in dict.fromkeys(ways):
+            yield _made(training, serving, load, tokens, checkpointing, cache, device)
 
 
 def _made(
@@ -183,17 +186,25 @@ def _nearer(
     for tokens in _fewer(asked.tokens, load.lesson):
         changed = (training, serving, load, replace(asked, tokens=tokens))
         yield f"model.tokens_per_micro_batch {tokens}", changed
+    if asked.tokens is not None:
+        yield "model.tokens_per_micro_batch null", (training, serving, load, replace(asked, tokens=None))
     if serving is not None and asked.cache is not None:
         yield "data.engine.memory_gib null", (training, serving, load, replace(asked, cache=None))
-    free = Asked(checkpointing=asked.checkpointing or None)
+    free = Asked()
+    if asked != free:
+        names = "model.tokens_per_micro_batch, data.engine.memory_gib and policy.gradient_checkpointing"
+        yield f"{names} left to the plan (null, null, auto)", (training, serving, load, free)
     for learned in _fewer(load.learned, 256):
         less = load.learned - learned
         shorter = replace(load, lesson=load.lesson - less, learned=learned, rollout=load.rollout - less)
-        yield f"data.max_tokens {learned}, and what is null left to the plan", (training, serving, shorter, free)
+        yield f"data.max_tokens {learned}, with all else left to the plan", (training, serving, shorter, free)
     for context in _fewer(load.context, load.rollout):
         view = min(load.view, load.view - load.context + context) if load.view else 0
         smaller = replace(load, context=context, view=view)
-        yield f"data.context_length {context}, with evaluations to match", (training, serving, smaller, free)
+        yield (
+            f"data.context_length {context}, evaluations to match, with all else left to the plan",
+            (training, serving, smaller, free),
+        )
     if not training.rank:
         adapter = replace(training, rank=64, targets=tuple(training.shapes.projections))
         served = None if serving is None else replace(serving, rank=64)
