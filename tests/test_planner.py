@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from subprocess import run
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ogls import module
+from ogls.cli import build
 from ogls.lessons.selection import FirstTokens
 from ogls.module import SelfDistillation
 from ogls.planner import planned
@@ -21,11 +23,15 @@ from ogls.rollout.process import EngineProcess
 from ogls.rollout.vllm import VllmEngine
 from ogls.system.memory.plan import GIB
 from tests.faults import small
+from tests.system.test_memory import config
 from tests.test_cli import small as arguments
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ON_A_DEVICE = """
 import sys
 from ogls import module
+from ogls.cli import build
 free = int(float(sys.argv.pop(1)) * 2**30)
 module._free_bytes = lambda device: free
 module.Policy.load = lambda policy: sys.exit("weights were read")
@@ -115,3 +121,27 @@ def test_a_model_without_a_plan_is_refused(tmp_path: Path, tiny_model: Path) -> 
     student.policy.__dict__["folder"] = tmp_path
     with pytest.raises(ValueError, match="no memory plan for mamba"):
         planned(student, data, 8 * GIB)
+
+
+ADAPTERS = [("qwen3_ogls_sd", "1.7B"), ("qwen3_opsd", "1.7B"), ("qwen3_ogls_sd", "4B"), ("qwen3_ogls_sd", "8B")]
+ALL_WEIGHTS = [("qwen3_rosd", "4B"), ("qwen3_sdpo", "4B"), ("qwen3_grpo", "4B")]
+
+
+@pytest.mark.parametrize(("preset", "size"), ADAPTERS + ALL_WEIGHTS)
+def test_presets_are_for_one_gpu(preset: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 79 GiB with an adapter, on 140 with all weights, as the file itself says."""
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    few = ["--data.train=Chains", "--data.train.size=8", "--data.val=Chains", "--data.val.size=8", "--data.test=null"]
+    cli = build(["--config", f"{preset}.yaml", *few], run=False)
+    assert cli.trainer.num_devices == 1
+    (tmp_path / "config.json").write_text(json.dumps(config(size)))
+    cli.model.policy.__dict__["folder"] = tmp_path
+    cli.datamodule.longest_prompt = 800
+    if (preset, size) in ADAPTERS:
+        assert planned(cli.model, cli.datamodule, int(79.1 * GIB)).tokens >= 2048
+        return
+    assert planned(cli.model, cli.datamodule, int(139.8 * GIB)).checkpointing
+    said = re.search(r"needs (\d+) GiB", (ROOT / "experiments" / f"{preset}.yaml").read_text())
+    assert said is not None
+    with pytest.raises(ValueError, match=rf"it needs {said[1]}\.\d GiB"):
+        planned(cli.model, cli.datamodule, int(79.1 * GIB))

@@ -138,10 +138,11 @@ def _plans(training: Training, serving: Serving | None, load: Load, asked: Asked
         all_rollouts = min(load.rollouts, serving.max_num_seqs) * serving.cache(load.rollout)
         caches = [max(least, all_rollouts), least] if asked.cache is None else [asked.cache]
     kept_or_not = [False, True] if asked.checkpointing is None else [asked.checkpointing]
-    sizes = (ENOUGH, ENOUGH // 4, 1) if asked.tokens is None else (asked.tokens,)
-    budgets = [max(size, load.lesson) if asked.tokens is None else size for size in sizes]
-    ways = [(budget, anew) for anew in kept_or_not for budget in budgets[:2]]
-    ways += [(budget, anew) for anew in kept_or_not for budget in budgets[2:]]  # too small to be quick
+    quick = [max(size, load.lesson) for size in (ENOUGH, ENOUGH // 2, ENOUGH // 4)]
+    budgets = quick if asked.tokens is None else [asked.tokens]
+    ways = [(budget, anew) for anew in kept_or_not for budget in budgets]
+    if asked.tokens is None:
+        ways += [(load.lesson, anew) for anew in kept_or_not]
     for cache in caches:
         for tokens, checkpointing in dict.fromkeys(ways):
             yield _made(training, serving, load, tokens, checkpointing, cache, device)
@@ -183,10 +184,11 @@ def _nearer(
     if asked.checkpointing is False:
         on = replace(asked, checkpointing=True)
         yield "policy.gradient_checkpointing true", (training, serving, load, on)
-    for tokens in _fewer(asked.tokens, load.lesson):
-        changed = (training, serving, load, replace(asked, tokens=tokens))
-        yield f"model.tokens_per_micro_batch {tokens}", changed
     if asked.tokens is not None:
+        for tokens in (asked.tokens * eighths // 8 for eighths in range(7, 0, -1)):
+            if tokens >= load.lesson:
+                changed = (training, serving, load, replace(asked, tokens=tokens))
+                yield f"model.tokens_per_micro_batch {tokens}", changed
         yield "model.tokens_per_micro_batch null", (training, serving, load, replace(asked, tokens=None))
     if serving is not None and asked.cache is not None:
         yield "data.engine.memory_gib null", (training, serving, load, replace(asked, cache=None))
@@ -194,27 +196,17 @@ def _nearer(
     if asked != free:
         names = "model.tokens_per_micro_batch, data.engine.memory_gib and policy.gradient_checkpointing"
         yield f"{names} left to the plan (null, null, auto)", (training, serving, load, free)
-    for learned in _fewer(load.learned, 256):
+    for eighths in range(7, 0, -1):
+        learned, context = load.learned * eighths // 8, load.context * eighths // 8
         less = load.learned - learned
         shorter = replace(load, lesson=load.lesson - less, learned=learned, rollout=load.rollout - less)
         yield f"data.max_tokens {learned}, with all else left to the plan", (training, serving, shorter, free)
-    for context in _fewer(load.context, load.rollout):
-        view = min(load.view, load.view - load.context + context) if load.view else 0
-        smaller = replace(load, context=context, view=view)
-        yield (
-            f"data.context_length {context}, evaluations to match, with all else left to the plan",
-            (training, serving, smaller, free),
-        )
+        if context >= load.rollout:
+            view = load.view and load.view - load.context + context
+            smaller = replace(load, context=context, view=view)
+            said = f"data.context_length {context}, evaluations to match, with all else left to the plan"
+            yield said, (training, serving, smaller, free)
     if not training.rank:
         adapter = replace(training, rank=64, targets=tuple(training.shapes.projections))
         served = None if serving is None else replace(serving, rank=64)
         yield "policy.lora {rank: 64, alpha: 128} (an adapter)", (adapter, served, load, free)
-
-
-def _fewer(tokens: int | None, least: int) -> Iterator[int]:
-    """Yields smaller numbers of tokens, in eighths of `tokens`, down to `least`."""
-    if tokens is not None:
-        for eighths in range(7, 0, -1):
-            fewer = tokens * eighths // 8
-            if fewer >= least:
-                yield fewer
