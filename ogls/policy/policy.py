@@ -57,8 +57,9 @@ class Policy(nn.Module):
         gradient_checkpointing: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
-        self.name, self.adapter, self.lora, self.dtype = model, adapter, lora, dtype
-        self.gradient_checkpointing = gradient_checkpointing
+        self.name, self.adapter, self.lora = model, adapter, lora
+        self.dtype: Dtype = dtype
+        self.gradient_checkpointing: bool | Literal["auto"] = gradient_checkpointing
         self.version = 0
         self._autocast = lora is None and dtype == "bfloat16"
 

@@ -1,4 +1,4 @@
-"""What an engine of the process's own device holds beside training is counted here, as vLLM holds it."""
+"""What an engine takes of the device is counted here, as vLLM takes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes of a decoder are read from its config.json, and its weights are counted from them."""
+"""A decoder's shapes are read from config.json, and its weights counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training holds is counted here: weights, optimiser, activations, and what the loss needs.
+"""What training holds is counted here, from weights to activations.
 
 The formulas follow `ogls.policy`: each term of `_layer` is a tensor that a layer keeps for its gradient, and a test
 compares them with a pass of the policy itself on meta tensors. Sizes are bytes per token unless they say otherwise; h,
