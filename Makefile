@@ -77,12 +77,14 @@ format: $(STAMP)
 ui: $(STAMP)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
 
-# Versions only: no hosts, no hashes, and no local versions such as +cpu, which other machines cannot resolve.
+# Versions only: no hosts, no hashes, and no local versions such as +cpu, which other machines cannot resolve. For GPUs
+# from the index alone: a +cpu wheel of torch among this machine's own asks for none of what torch needs on a GPU.
 requirements: | $(BIN)/uv
 	@$(UV_SETTINGS); \
 	pin() { $(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
-		--extra $$1 --extra dev pyproject.toml | sed 's/+[a-z0-9.]*$$//' > $(VENV)/pins && mv $(VENV)/pins $$2; }; \
-	pin cpu requirements.txt; pin cuda requirements-cuda.txt
+		--extra $$1 --extra dev $$3 pyproject.toml | sed 's/+[a-z0-9.]*$$//' > $(VENV)/pins && mv $(VENV)/pins $$2; }; \
+	pin cpu requirements.txt; unset UV_FIND_LINKS; \
+	pin cuda requirements-cuda.txt "--python-platform x86_64-manylinux_2_28"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

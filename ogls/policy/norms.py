@@ -6,6 +6,7 @@ import inspect
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
@@ -14,7 +15,7 @@ def fuse_norms(model: nn.Module) -> None:
     """Has torch's fused RMS norm compute what a model's own norms do, x * (mean(x^2) + eps)^-1/2 * weight.
 
     A norm is replaced if its code is that of Llama's; some models add 1 to the weight. The output has the dtype of the
-    input also where the weight is fp32, as it is under autocast.
+    input also where the weight is fp32 and under autocast, which would have norms be fp32 on a GPU.
     """
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -25,4 +26,5 @@ def fuse_norms(model: nn.Module) -> None:
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.variance_epsilon)
+    with torch.autocast("cuda", enabled=False):
+        return rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.variance_epsilon)

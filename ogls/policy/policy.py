@@ -44,7 +44,7 @@ class Policy(nn.Module):
         lora: shape of the adapter that is trained; null trains all weights but embeddings and output head
         dtype: dtype of the computation, and of the weights that are not trained
         gradient_checkpointing: whether the backward pass computes activations anew instead of keeping them; this saves
-            memory and costs time
+            memory and costs time. ``auto`` does so where the memory plan of a GPU says so, and never on a CPU.
     """
 
     model: Any
@@ -56,11 +56,12 @@ class Policy(nn.Module):
         adapter: str | None = None,
         lora: Lora | None = Lora(),
         dtype: Dtype = "bfloat16",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
-        self.name, self.adapter, self.lora, self.dtype = model, adapter, lora, dtype
-        self.gradient_checkpointing = gradient_checkpointing
+        self.name, self.adapter, self.lora = model, adapter, lora
+        self.dtype: Dtype = dtype
+        self.gradient_checkpointing: bool | Literal["auto"] = gradient_checkpointing
         self.version = 0
         self._autocast = lora is None and dtype == "bfloat16"
 
@@ -94,17 +95,26 @@ class Policy(nn.Module):
         quiet_transformers()
         register_attention()
         loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, attn_implementation=ATTENTION)
-        self.model.eval()
-        fuse_norms(self.model)
-        if self.lora is not None:
-            add_adapter(self.model, self.lora)
-        for frozen in (self.model.get_input_embeddings(), self._head):
-            frozen.requires_grad_(False).to(_TORCH[self.dtype])
-        if self.gradient_checkpointing:
-            _checkpoint_layers(self.model)
+        attention = {"attn_implementation": ATTENTION}
+        self.take(AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, **attention))
         self._refuse_non_linear_head()
         return self
+
+    def take(self, model: Any) -> None:
+        """Makes a policy of a model of transformers: adds the adapter, freezes embeddings and output head."""
+        self.model = model.eval()
+        fuse_norms(model)
+        if self.lora is not None:
+            add_adapter(model, self.lora)
+        for frozen in (model.get_input_embeddings(), self._head):
+            frozen.requires_grad_(False).to(_TORCH[self.dtype])
+        if self.gradient_checkpointing is True:
+            _checkpoint_layers(model)
+
+    def checkpoint(self) -> None:
+        """Has the backward pass compute activations anew from now on."""
+        self.gradient_checkpointing = True
+        _checkpoint_layers(self.model)
 
     def hidden(
         self,

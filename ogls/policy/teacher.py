@@ -37,6 +37,10 @@ class Teacher(ABC):
     def update(self, policy: Policy, kept: Weights) -> None:  # noqa: B027 - most teachers do not follow the student
         """Changes the kept weights after an update of the student; most teachers change nothing."""
 
+    def kept_bytes(self, policy: Policy) -> int:
+        """Returns the bytes per trainable weight that the teacher keeps beside those of `policy`."""
+        return 0
+
     def state_dict(self, kept: Weights) -> Weights:
         """Returns the kept weights that a checkpoint has to hold; for most teachers there are none."""
         return {}
@@ -68,6 +72,9 @@ class Frozen(Teacher):
         as_at_start = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
         with torch.no_grad(), as_at_start:
             yield
+
+    def kept_bytes(self, policy: Policy) -> int:
+        return 0 if policy.lora else 2 if policy.dtype == "bfloat16" else 4
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,9 @@ class EMA(Teacher):
     def update(self, policy: Policy, kept: Weights) -> None:
         for name, p in policy.trainable().items():
             kept[name] = torch.lerp(p.detach(), kept[name].to(p.device), self.decay)
+
+    def kept_bytes(self, policy: Policy) -> int:
+        return 4
 
     def state_dict(self, kept: Weights) -> Weights:
         return dict(kept)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ogls.records import Completion, Sampling
+from ogls.system.memory.serving import Serving
+from ogls.system.memory.shapes import Shapes
 from ogls.system.seeds import derive
 
 if TYPE_CHECKING:
@@ -34,6 +36,12 @@ class RolloutEngine(ABC):
     copies_policy: ClassVar[bool] = True
     """`load` copies weights. It is False for an engine that samples with the policy itself, and has to wait for it."""
 
+    adapter_rank: int | None = None
+    """Rank of the policy's adapter, 0 where it has none: set before `start` by whoever knows the policy."""
+
+    cache_bytes: int | None = None
+    """Bytes for keys and values, as a memory plan decided before `start`; None without a plan."""
+
     _context_length: int | None = None
     _version: int | None = None
 
@@ -49,6 +57,15 @@ class RolloutEngine(ABC):
             raise ValueError("the engine is not running: call start(folder, context_length) first")
         self._load(policy)
         self._version = version
+
+    def serving(self, shapes: Shapes) -> Serving | None:
+        """Returns a count of what the engine takes of the device; None where it takes no memory of its own."""
+        return None
+
+    @property
+    def asked_cache(self) -> int | None:
+        """Returns the bytes for keys and values that the configuration asks for; None leaves them to a plan."""
+        return None
 
     @property
     def version(self) -> int:

@@ -24,6 +24,8 @@ from safetensors.torch import save_file
 
 from ogls.records import Completion, Sampling
 from ogls.rollout.engine import RolloutEngine
+from ogls.system.memory.serving import Serving
+from ogls.system.memory.shapes import Shapes
 
 if TYPE_CHECKING:
     from ogls.policy.lora import Lora
@@ -52,7 +54,16 @@ class EngineProcess(RolloutEngine):
         self.samples_policy = engine.samples_policy
         self._process: subprocess.Popen[bytes] | None = None
 
+    def serving(self, shapes: Shapes) -> Serving | None:
+        self.engine.adapter_rank = self.adapter_rank
+        return self.engine.serving(shapes)
+
+    @property
+    def asked_cache(self) -> int | None:
+        return self.engine.asked_cache
+
     def _start(self, folder: Path, context_length: int) -> None:
+        self.engine.adapter_rank, self.engine.cache_bytes = self.adapter_rank, self.cache_bytes
         ours, theirs = socket.socketpair()
         with theirs:
             # The process has a session of its own, so that Ctrl-C reaches the trainer alone. Nothing is ever written to

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ import torch.distributed as dist
 
 from ogls.records import Completion, Sampling
 from ogls.rollout.engine import RolloutEngine, prompt_seeds
+from ogls.system.memory.serving import Serving
+from ogls.system.memory.shapes import Shapes
 from ogls.system.ranges import POSITIVE, within
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 # vllm reads these variables when it is imported. One that the environment has already is left as it is.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+_CPU_CACHE = 2 << 30  # bytes of keys and values
 
 
 class VllmEngine(RolloutEngine):
@@ -35,22 +39,22 @@ class VllmEngine(RolloutEngine):
     Args:
         sync: weights that vLLM is given: ``merged`` for all that can have changed, with the adapter merged into them;
             ``adapter`` for the adapter alone, if the policy has one; ``auto`` for ``merged`` on a CPU, where an adapter
-            costs most of the throughput, and ``adapter`` on a GPU
-        memory_gib: memory for keys and values, in GiB
+            costs most of the throughput, and ``adapter`` on a GPU for a policy that has one
+        memory_gib: memory for keys and values, in GiB; null takes 2 on a CPU, and on a GPU what the memory plan leaves
         max_num_seqs: largest number of sequences that are sampled side by side
         max_lora_rank: largest rank of an adapter that vLLM takes
         dtype: dtype of vLLM's weights and computation
-        enforce_eager: whether vLLM does without CUDA graphs and compilation
+        enforce_eager: whether vLLM does without CUDA graphs and compilation; null does without on a CPU alone
     """
 
     def __init__(
         self,
         sync: Literal["auto", "merged", "adapter"] = "auto",
-        memory_gib: float = 2.0,
+        memory_gib: float | None = None,
         max_num_seqs: int = 256,
         max_lora_rank: int = 64,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
-        enforce_eager: bool = True,
+        enforce_eager: bool | None = None,
     ) -> None:
         within("data.engine.memory_gib", memory_gib, POSITIVE)
         within("data.engine.max_num_seqs", max_num_seqs, "[1, 1e9]")
@@ -73,36 +77,86 @@ class VllmEngine(RolloutEngine):
                 "vLLM runs in the training process and takes torch.distributed for itself: with several devices set "
                 "data.engine to ogls.rollout.transformers.TransformersEngine"
             )
-        gpu = torch.cuda.is_available()
-        for name, value in (_ENVIRONMENT | ({} if gpu else _CPU_ENVIRONMENT)).items():
+        device = None
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()  # vLLM looks at what is free, and what torch keeps for later is not
+            device = torch.cuda.mem_get_info()
+        self._gpu = device is not None
+        options = self.options(folder, context_length, device)
+        for name, value in (_ENVIRONMENT | ({} if self._gpu else _CPU_ENVIRONMENT)).items():
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        self._gpu = gpu
-        self._adapter = self.sync == "adapter" or (self.sync == "auto" and gpu)
-        lora = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if self._adapter else {}
         set_num_threads = torch.set_num_threads
-        self._llm = LLM(
-            model=str(folder),
-            skip_tokenizer_init=True,
-            generation_config="vllm",
-            dtype=self.dtype,
-            max_model_len=context_length,
-            max_num_seqs=self.max_num_seqs,
-            kv_cache_memory_bytes=int(self.memory_gib * 2**30),
-            enable_prefix_caching=True,
-            enforce_eager=self.enforce_eager,
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            seed=0,
-            **lora,
-        )
+        self._llm = LLM(**options)
         torch.set_num_threads = set_num_threads  # on a CPU, vLLM replaces it by a function that does nothing
+
+    def options(self, folder: Path, context_length: int, device: tuple[int, int] | None) -> dict[str, Any]:
+        """Returns the arguments that vLLM starts with.
+
+        Args:
+            folder: folder of the model
+            context_length: largest number of tokens of a prompt and its completion
+            device: free bytes of the GPU and all that it has; None on a CPU
+
+        Raises:
+            ValueError: the policy's adapter does not fit the settings.
+        """
+        if self._serves_adapter(device is not None) and self.adapter_rank is not None:
+            self._refuse_rank(self.adapter_rank)
+        cache = self.asked_cache or self.cache_bytes or _CPU_CACHE
+        options: dict[str, Any] = {}
+        if self._serves_adapter(device is not None):
+            options |= {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1}
+        if device is not None:
+            free, total = device
+            shapes = Shapes.of(json.loads((folder / "config.json").read_text()))
+            serving = self.serving(shapes)
+            if self.asked_cache is None and self.cache_bytes is None:  # nobody trains here: half of what is left
+                cache = max(serving.cache(context_length), (free - serving.share(0)) // 2)
+            # vLLM refuses to start unless as much is free, although it takes the bytes of the cache as they are.
+            options["gpu_memory_utilization"] = min(1.0, serving.share(cache) / total)
+        return options | {
+            "model": str(folder),
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "dtype": self.dtype,
+            "max_model_len": context_length,
+            "max_num_seqs": self.max_num_seqs,
+            "kv_cache_memory_bytes": cache,
+            "enable_prefix_caching": True,
+            "enforce_eager": self._eager(device is not None),
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "seed": 0,
+        }
+
+    def serving(self, shapes: Shapes) -> Serving:
+        """Returns a count of what vLLM takes of a GPU."""
+        return Serving(
+            shapes=shapes,
+            rank=self.max_lora_rank if self._serves_adapter(gpu=True) else 0,
+            max_num_seqs=self.max_num_seqs,
+            graphs=not self._eager(gpu=True),
+            dtype_bytes=2 if self.dtype == "bfloat16" else 4,
+        )
+
+    @property
+    def asked_cache(self) -> int | None:
+        """Returns the bytes of `memory_gib`; None where a plan decides."""
+        return None if self.memory_gib is None else int(self.memory_gib * 2**30)
+
+    def _eager(self, gpu: bool) -> bool:
+        return not gpu if self.enforce_eager is None else self.enforce_eager
+
+    def _serves_adapter(self, gpu: bool) -> bool:
+        return self.sync == "adapter" or (self.sync == "auto" and gpu and bool(self.adapter_rank))
 
     def _load(self, policy: Policy) -> None:
         self._num_loads += 1
-        if self._adapter:
+        if self._serves_adapter(self._gpu):
             self._load_adapter(policy)
         else:
             weights = iter(policy.merged_weights())
@@ -113,15 +167,21 @@ class VllmEngine(RolloutEngine):
         """Hands over an adapter under a new name and path, because vLLM's caches go by these."""
         from vllm.lora.request import LoRARequest
 
-        if policy.lora is None:
-            raise ValueError('this policy has no adapter: start the engine with sync="merged"')
-        if policy.lora.rank > self.max_lora_rank:
-            raise ValueError(f"the adapter has rank {policy.lora.rank}, the engine takes up to {self.max_lora_rank}")
+        self._refuse_rank(policy.lora.rank if policy.lora else 0)
         previous, self._adapters = self._adapters, Path(tempfile.mkdtemp(prefix="ogls-adapter-"))
         policy.save_adapter(self._adapters)
         self._lora_request = LoRARequest(f"ogls-{self._num_loads}", self._num_loads, str(self._adapters))
         if previous is not None:
             shutil.rmtree(previous)
+
+    def _refuse_rank(self, rank: int) -> None:
+        if rank == 0:
+            raise ValueError('this policy has no adapter: set data.engine.sync to "merged" or "auto"')
+        if rank > self.max_lora_rank:
+            raise ValueError(
+                f"the adapter has rank {rank}, the engine takes up to {self.max_lora_rank}: set "
+                "data.engine.init_args.max_lora_rank"
+            )
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int

@@ -161,6 +161,30 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
     record_property("figure", f"losses in micro-batches of an eighth differ by {gap:.0e}")
 
 
+class Alone(Cramped):
+    """Has no memory for a single lesson unless its activations are computed anew."""
+
+    def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
+        assert len(batch.lessons) == 1
+        SelfDistillation._observe(self, metrics, batch)
+        if self.policy.gradient_checkpointing is not True:
+            self.run_out()
+
+
+@pytest.mark.fault("out of memory")
+def test_a_single_lesson_without_memory_has_its_activations_computed_anew(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_by_one = {"tokens_per_micro_batch": 1, "steps_per_epoch": 1}
+    expected = small.fit(tiny_model, tmp_path / "wide", epochs=1, **one_by_one)
+    student = small.fit(tiny_model, tmp_path / "cramped", epochs=1, kind=Alone, **one_by_one)
+    said = capsys.readouterr().err
+    assert said.count("Out of memory: now gradient checkpointing") == said.count("Out of memory") == 1
+    assert student.tokens_per_micro_batch == 1
+    for name, value in small.weights(expected).items():
+        torch.testing.assert_close(small.weights(student)[name], value, rtol=0, atol=1e-6)
+
+
 @pytest.mark.fault("out of memory")
 def test_the_fourth_time_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.benchmarks.fake_gpu import FakeGpu, qwen3
 from ogls.policy import packing as packing_module
 from ogls.policy.attention import Gather, packed_attention
 from ogls.policy.layout import Grids, Varlen, layout, varlen
 from ogls.policy.lora import Lora
 from ogls.policy.packing import Packing, pack
 from tests.policy import flash
-from tests.policy.shapes import Kernels, OnGpu, meta_policy
 from tests.policy.test_policy import OWNERS, PREFIXES, SUFFIXES, loaded, plain_states, randomised
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -133,11 +133,13 @@ def test_kernels_and_largest_tensor_of_a_layer_on_a_gpu(lora: Lora | None) -> No
     prefix, suffixes = 8400, [600, 8192, 600, 2000, 8192]  # the longest is many times the shortest
     found = []
     for layers in (1, 2):
-        policy = meta_policy("1.7b", layers, lora)
-        with Kernels() as kernels, OnGpu(autocast=lora is None):
+        with FakeGpu() as gpu:
+            policy = gpu.policy(qwen3("1.7B", num_hidden_layers=layers), lora)
+            gpu.reset()
             policy.hidden([[1] * prefix], [[1] * n for n in suffixes], [0] * len(suffixes))
-        found.append(kernels)
-    per_layer = found[1].count - found[0].count
+        found.append(gpu)
+    per_layer = found[1].kernels - found[0].kernels
     assert per_layer["_varlen_attn"] == 1
     assert per_layer.total() <= 60, per_layer
     assert found[1].largest <= 4 * (prefix + sum(suffixes)) * 6144
+    assert not found[1].waits

@@ -1,0 +1,146 @@
+"""What training holds is counted here, from weights to activations.
+
+The formulas follow `ogls.policy`: each term of `_layer` is a tensor that a layer keeps for its gradient, and a test
+compares them with a pass of the policy itself on meta tensors. Sizes are bytes per token unless they say otherwise; h,
+q, k and m stand for the widths of states, queries, keys and MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ogls.system.memory.shapes import Shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training counts the bytes that the trainer holds on its device.
+
+    Args:
+        shapes: shapes of the model
+        rank: rank of the adapter; 0 trains all weights but embeddings and output head
+        targets: last part of the names of the linear layers that have an adapter
+        dtype: dtype of the computation, see `ogls.policy.policy.Policy`
+        kept_bytes: bytes per trainable weight that a teacher keeps on the device
+        chunk_bytes: largest scratch memory of the loss
+    """
+
+    shapes: Shapes
+    rank: int
+    targets: Sequence[str]
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    kept_bytes: int = 0
+    chunk_bytes: int = 0
+
+    # ---- what is held from step to step ----
+
+    @property
+    def trainable(self) -> int:
+        """Returns the number of weights that are trained."""
+        if not self.rank:
+            return self.shapes.trunk
+        adapted = [size for name, size in self.shapes.projections.items() if name in self.targets]
+        return self.shapes.layers * self.rank * sum(inputs + outputs for inputs, outputs in adapted)
+
+    @property
+    def weights(self) -> int:
+        """Returns the bytes of the model's weights and the adapter's; whatever is trained is fp32."""
+        frozen = self.shapes.weights if self.rank else self.shapes.embeddings
+        return 2 * self._wider * frozen + 4 * self.trainable
+
+    @property
+    def optimiser(self) -> int:
+        """Returns the bytes of gradients and of AdamW's two means, all fp32."""
+        return (4 + 8) * self.trainable
+
+    @property
+    def teacher(self) -> int:
+        """Returns the bytes of weights that a teacher keeps."""
+        return self.kept_bytes * self.trainable
+
+    @property
+    def held(self) -> int:
+        """Returns the bytes that are held from step to step."""
+        return self.weights + self.optimiser + self.teacher
+
+    # ---- what a micro-batch needs beside it ----
+
+    def micro_batch(self, tokens: int, checkpointing: bool) -> int:
+        """Returns the most bytes that a micro-batch of `tokens` tokens needs at once, beside what is held."""
+        kept, casts, _ = self._kept(checkpointing)
+        chunk = min(self.chunk_bytes, 2 * 2 * self._wider * self.shapes.vocab * tokens)  # logits of both sides
+        in_loss = kept * tokens + (0 if checkpointing else casts) + chunk
+        return max(in_loss, self.student(tokens, checkpointing)) + self._states * tokens
+
+    def student(self, tokens: int, checkpointing: bool) -> int:
+        """Returns the most bytes of the student's pass and its gradient, without targets and loss."""
+        kept, casts, after = self._kept(checkpointing)
+        last_layer = (self.shapes.layers - 1) * self._input * tokens + self.forward(tokens) if checkpointing else 0
+        return max((kept + after) * tokens + casts, last_layer)
+
+    def forward(self, tokens: int) -> int:
+        """Returns the most bytes of a pass without a gradient; weights that are trained are cast to bf16 in it."""
+        s = self.shapes
+        h, q, k, m = s.hidden, s.queries, s.keys, s.mlp
+        in_mlp, in_attention = 8 * h + 6 * m, 6 * h + 6 * q + 6 * k + 4 * s.heads
+        rotation, ids = 4 * s.head_size, 32
+        at_peak = self._wider * (max(in_mlp, in_attention) + rotation) + ids
+        return at_peak * tokens + (0 if self.rank else self._casts - self._last_cast)
+
+    def teacher_pass(self, tokens: int, learned: int) -> int:
+        """Returns the most bytes that a teacher needs to read `tokens` tokens, `learned` of them with a target."""
+        return self.forward(tokens) + 2 * 4 * self.shapes.hidden * learned
+
+    @property
+    def _wider(self) -> int:
+        return 1 if self.dtype == "bfloat16" else 2
+
+    @property
+    def _casts(self) -> int:
+        """Returns the bytes of the weights that a pass casts to the computation's dtype: autocast's, or A and B."""
+        if self.dtype == "float32":
+            return 0
+        return 2 * (self.trainable if self.rank else self.shapes.products)
+
+    @property
+    def _input(self) -> int:
+        """Returns the bytes of a layer's input."""
+        return 2 * self._wider * self.shapes.hidden
+
+    @property
+    def _states(self) -> int:
+        """Returns the bytes of a learned token's states: anchor, direction and target in fp32, the same three and the
+        student's again where only some tokens count, and the loss's gradient.
+        """
+        return 30 * self.shapes.hidden
+
+    @property
+    def _layer(self) -> int:
+        """Returns the bytes that a layer keeps for its gradient."""
+        s = self.shapes
+        h, q, k, m = s.hidden, s.queries, s.keys, s.mlp
+        norms = 2 * (2 * h + 4)  # input, root mean square
+        products = 2 * (h + h) + 2 * self.rank * len(self.targets)  # inputs of q, k, v and of gate, up; of B
+        heads = 2 * (q + k) + 4 * (s.heads + s.kv_heads)  # before they are normalised; root mean squares
+        attention = 2 * (q + k + k + q) + 4 * s.heads  # queries, keys, values, output, which is an input; log-sums
+        mlp = 2 * 4 * m  # gate, its silu, up, their product, which is an input
+        return (norms + products + attention + mlp + (heads if s.norms_heads else 0)) * self._wider
+
+    @property
+    def _last_cast(self) -> int:
+        """Returns the bytes of the cast weights of the last product of the MLP, which follows its peak."""
+        return 2 * self.shapes.hidden * self.shapes.mlp if self.dtype == "bfloat16" else 0
+
+    def _kept(self, checkpointing: bool) -> tuple[int, int, int]:
+        """Returns bytes per token that a pass keeps, bytes of cast weights beside them, and bytes per token that the
+        backward pass needs in addition, when it begins or in the last layer.
+        """
+        s = self.shapes
+        ends = self._input + 4 * self._wider * s.head_size  # input of the last norm; rotation
+        begins = self._wider * (4 * s.mlp + 2 * s.hidden)
+        if not checkpointing:
+            return s.layers * self._layer + ends, self._casts, begins
+        casts = self._casts // s.layers - (0 if self.rank else self._last_cast)
+        return s.layers * self._input + ends, casts, self._layer + begins
