@@ -165,7 +165,7 @@ class Tracker(Logger):
     def _keep(self, name: str, text: str) -> None:
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-            (self.run_folder / name).write_text(text)
+            replace_text(self.run_folder / name, text)
         except OSError as error:
             self._box.lose(f"{name}: {error}")
 
@@ -251,6 +251,8 @@ class Tracker(Logger):
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
         """Removes the rows of later steps from metrics.jsonl and trace.json, since these steps are made again.
 
+        MLflow gets what it lacks of the rows that stay: a kill may have come before they were sent.
+
         Args:
             step: last step to keep
             row: metrics of that step, which are added if the file lacks them
@@ -264,6 +266,7 @@ class Tracker(Logger):
         for kept in rows:
             self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
         write_rows(file, rows)
+        self._box.put(lambda: self._run.add(rows))
         if trace.exists():
             replace_text(trace, TRACE_HEAD + trace_lines(i for i in read_trace(trace) if i.step <= step))
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
@@ -344,17 +347,17 @@ class Tracker(Logger):
         self._told = True
         values = {**leaves, "method": self.method, "seed": self.seed}
         first = self.run_folder / CONFIG
-        if step and first.is_file():
-            if first.read_text() != text:
-                changed = f"config-step{step}.yaml"
-                self._keep(changed, text)
-                self._box.put(lambda: self._run.text(text, changed))
-                self.log_hyperparams(values)
-            return
-        self._keep(CONFIG, text)
-        self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
-        self.log_hyperparams(values)
-        self._box.put(lambda: self._run.text(text, CONFIG))
+        goes_on = bool(step) and first.is_file()
+        kept = first.read_text() if goes_on else text
+        if not goes_on:
+            self._keep(CONFIG, text)
+            self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
+        elif kept != text:
+            changed = f"config-step{step}.yaml"
+            self._keep(changed, text)
+            self._box.put(lambda: self._run.text(text, changed))
+        self.log_hyperparams(values)  # MLflow may lack them, and the first configuration, after a kill
+        self._box.put(lambda: self._run.text(kept, CONFIG))
 
     @rank_zero_only
     def log_data(self, splits: Mapping[str, ProblemSource]) -> None:
