@@ -69,7 +69,7 @@ def serve() -> None:
 
     defer_torchmetrics()
     # What a run imports as it goes takes longer than the run.
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401
     import peft  # noqa: F401
     import torch

@@ -39,7 +39,8 @@ def arm(kind: str, at: int) -> None:
         _at_calls(happens)
     else:
         _at_operations(kind, happens)
-    atexit.register(lambda file=Path(EVENTS).resolve(): file.write_text(str(last[0])))
+    file = Path(EVENTS).resolve()
+    atexit.register(lambda: file.write_text(str(last[0])))
 
 
 def _at_calls(happens: Callable[..., None]) -> None:
