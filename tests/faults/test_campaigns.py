@@ -41,11 +41,15 @@ _TOLD = ("train/", "val/", "final/")
 
 @dataclass(frozen=True)
 class Campaign:
-    """Kills of one kind: `kind` is what a reaper counts, or the clock; `arguments` say what runs."""
+    """Kills of one kind: `kind` is what a reaper counts, or the clock; `arguments` say what runs.
+
+    `share` is the part of all events before which a reaper strikes; a small one leaves runs to be struck again.
+    """
 
     kind: str = _CLOCK
     arguments: tuple[str, ...] = _PLAIN
     ranks: int = 1
+    share: float = 0.3
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Unbroken:
 CAMPAIGNS = {
     "kill -9 in the middle of a run": (Campaign(), 20, 60),
     "kill -9 during MLflow calls": (Campaign("mlflow"), 6, 40),
-    "kill -9 during best-adapter writes": (Campaign(ADAPTER), 5, 30),
+    "kill -9 during best-adapter writes": (Campaign(ADAPTER, share=1.0), 5, 30),
     "kill -9 at operations on files of the run": (Campaign("/runs/"), 4, 30),
     "kill -9 with one_step_off": (Campaign(arguments=_AHEAD), 3, 20),
     "kill -9 of one or both of two processes": (Campaign(arguments=_TWO, ranks=2), 3, 20),
@@ -125,8 +129,9 @@ class Arena:
     def strike(self, campaign: Campaign, folder: Path, rng: random.Random) -> bool:
         """Whether the run in `folder`, gone on with, was killed; else it came to its end before that."""
         unbroken = self.unbroken(campaign)
-        if campaign.kind != _CLOCK:  # a third: what goes on has less before it, and is to be struck again
-            processes = self.start(campaign, folder, at=rng.randint(1, unbroken.events[campaign.kind] // 3))
+        if campaign.kind != _CLOCK:
+            last = round(campaign.share * unbroken.events[campaign.kind])
+            processes = self.start(campaign, folder, at=rng.randint(1, last))
         else:
             processes = self.start(campaign, folder)
             moment = rng.uniform(0.8 * unbroken.begun, unbroken.ended)
@@ -147,6 +152,7 @@ class Arena:
             folder = self.folder(f"{name}-{done}")
             if self.strike(campaign, folder, rng):
                 killed += 1
+                print(f"{killed} of {kills}: {name}", flush=True)
             else:
                 same(folder, unbroken)
                 done += 1
