@@ -15,7 +15,7 @@ from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker
 from ogls.tracking.config import differences
-from ogls.tracking.tracker import problems_told
+from ogls.tracking.tracker import ROWS_LIMIT, problems_told
 
 
 class RunRecorder(Callback):
@@ -47,7 +47,7 @@ class RunRecorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what MLflow has of the latest validation, since a kill may come before it is sent."""
-        return {"rows": self._rows, "accuracy": self._accuracy, "validated_at": self._validated_at}
+        return {"rows": self._rows[:ROWS_LIMIT], "accuracy": self._accuracy, "validated_at": self._validated_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
@@ -104,7 +104,7 @@ class RunRecorder(Callback):
             trainer.logger.log_config(self._goes_on_at)
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
-            if trainer.ckpt_path is not None:
+            if trainer.ckpt_path is not None and self._rows:
                 self._log_validation(trainer.logger)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:

@@ -43,7 +43,7 @@ from ogls.tracking.outbox import Outbox
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
-_ROWS_LIMIT = 100  # rows per table of completions
+ROWS_LIMIT = 100  # rows per table of completions
 _LABEL_LIMIT = 40  # largest number of characters of the method in a folder's name
 _DESCRIBED = 5  # problems shown per split
 _OF_A_STEP = ("train/", "time/", "speed/")
@@ -370,7 +370,7 @@ class Tracker(Logger):
         """Logs one table of at most 100 rows in its own file, since adding to a table would write all of it again."""
         if rows:
             columns = list(rows[0])
-            cells = [[row[column] for column in columns] for row in rows[:_ROWS_LIMIT]]
+            cells = [[row[column] for column in columns] for row in rows[:ROWS_LIMIT]]
             self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
 
     @rank_zero_only

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from ogls.callbacks.best import ADAPTER
 from ogls.callbacks.checkpoint_io import read_manifest
-from ogls.tracking.files import TRACE, read_trace
+from ogls.tracking.files import CONFIG, DESCRIPTION, TRACE, read_trace
 from tests.faults.nursery import Nursery
 from tests.faults.reaper import EVENTS
 from tests.faults.test_kills import progress
@@ -202,7 +202,7 @@ def same(folder: Path, unbroken: Path) -> None:
     ended, expected = run_in(folder), run_in(unbroken)
     assert told(folder) == told(unbroken)
     steps = [phase.step for phase in read_trace(ended / TRACE) if phase.name == "optimizer"]
-    assert sorted(set(steps)) == list(range(1, LAST + 1))
+    assert steps == list(range(1, LAST + 1))
     for name in ("last.ckpt", "best.ckpt"):
         got, wanted = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (ended, expected))
         assert got["global_step"] == wanted["global_step"], name
@@ -237,3 +237,44 @@ def test_a_killed_run_that_goes_on_is_the_unbroken_run(
     ends = arena.survive(f"{kills} {name}".replace(" ", "-"), campaign, kills)
     record_property("tried", kills)
     record_property("figure", f"{kills} kills, {ends} runs to their end: every figure and weight differs by 0")
+
+
+def going_on_makes_it_whole(arena: Arena, campaign: Campaign, folder: Path) -> None:
+    (process,) = arena.start(campaign, folder)
+    assert arena.nursery.wait(process) == 0, _said(folder)
+    same(folder, arena.unbroken(campaign).folder)
+
+
+@pytest.mark.fault("kill -9 during best-adapter writes")
+def test_an_adapter_that_was_not_yet_written_is_that_of_the_best_checkpoint(arena: Arena) -> None:
+    folder, events = arena.folder("no adapter"), arena.unbroken(Campaign(ADAPTER)).events[ADAPTER]
+    campaign = Campaign(ADAPTER)
+    (process,) = arena.start(campaign, folder, at=1 + events // 2)  # the second of two that are written, then read
+    assert arena.nursery.wait(process) == -9, _said(folder)
+    going_on_makes_it_whole(arena, campaign, folder)
+
+
+@pytest.mark.fault("kill -9 at operations on files of the run")
+def test_a_run_that_was_killed_before_its_description_is_whole_begins_anew(arena: Arena) -> None:
+    campaign, folder = Campaign("run.json"), arena.folder("no description")
+    (process,) = arena.start(campaign, folder, at=2)  # 1: a draft is opened, 2: it gets its name
+    assert arena.nursery.wait(process) == -9, _said(folder)
+    assert not (run_in(folder) / DESCRIPTION).exists()
+    going_on_makes_it_whole(arena, Campaign(), folder)
+
+
+@pytest.mark.fault("kill -9 during MLflow calls")
+def test_what_a_kill_kept_from_mlflow_is_told_when_the_run_goes_on(arena: Arena) -> None:
+    folder = Path(shutil.copytree(arena.unbroken(Campaign()).folder, arena.place / "told too little"))
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("delete from metrics where step in (3, 12)")
+        database.execute("delete from params")
+        database.execute("update runs set status = 'RUNNING'")
+        ((run, place),) = database.execute("select run_uuid, artifact_uri from runs").fetchall()
+        there = f"{(folder / 'mlartifacts').as_uri()}/{place.partition('/mlartifacts/')[2]}"
+        database.execute("update runs set artifact_uri = ?", [there])
+    (artifacts,) = (folder / "mlartifacts").glob(f"*{run}/artifacts")
+    for name in (CONFIG, f"completions/step-{LAST:06d}.json", f"problems/step-{LAST:06d}.json", ADAPTER):
+        lost = artifacts / name
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    going_on_makes_it_whole(arena, Campaign(), folder)
