@@ -24,6 +24,7 @@ from tests.faults.test_kills import progress
 from tests.faults.test_resume import ENVIRONMENT, LAST, fit, run_in, told
 
 CLOCK = "clock"
+COUNTED = ("mlflow", ADAPTER, "/runs/")  # kinds that a reaper counts
 PLAIN = ("--data.engine", "tests.scripted.PeakingEngine")
 AHEAD = (
     *("--data.engine", "tests.scripted.ChainEngine", "--data.one_step_off", "true"),
@@ -70,8 +71,11 @@ class Arena:
             shutil.copy(self.database, folder / "mlflow.db")
         return folder
 
-    def start(self, campaign: Campaign, folder: Path, at: int | None = None) -> list[int]:
-        """Process ids, one per rank; the run goes on where there is something to go on with."""
+    def start(self, campaign: Campaign, folder: Path, at: int | None = None, kinds: str = "") -> list[int]:
+        """Process ids, one per rank; the run goes on where there is something to go on with.
+
+        A reaper strikes at the event number `at` of the campaign's kind; with 0 it counts those of all `kinds`.
+        """
         goes_on = (folder / "runs").exists() and any((folder / "runs").iterdir())
         arguments = fit(
             self.model,
@@ -80,7 +84,7 @@ class Arena:
             *campaign.arguments,
             *(("--ckpt_path", "last") if goes_on else ()),
         )
-        armed = ("run",) if at is None else ("run_armed", campaign.kind, at)
+        armed = ("run",) if at is None else ("run_armed", kinds or campaign.kind, at)
         port, forked = _free_port(), []
         for rank in range(campaign.ranks):
             environment = ENVIRONMENT if campaign.ranks == 1 else _launched(rank, campaign.ranks, port)
@@ -89,11 +93,12 @@ class Arena:
         return forked
 
     def unbroken(self, campaign: Campaign) -> Unbroken:
-        """Made once per setting; its events are counted once per kind."""
+        """Made once per setting, with all events counted where one process makes it."""
         made = self._unbroken.get(campaign.arguments)
         if made is None:
             made = self._unbroken[campaign.arguments] = Unbroken(self.folder(f"unbroken-{len(self._unbroken)}"))
-            processes = self.start(campaign, made.folder)
+            counted = campaign.arguments is PLAIN
+            processes = self.start(campaign, made.folder, 0 if counted else None, " ".join(COUNTED))
             while not progress(processes[0])[0]:
                 time.sleep(0.01)
                 if not made.begun and any(made.folder.glob("runs/*/checkpoints/*.ckpt")):
@@ -101,14 +106,11 @@ class Arena:
             made.ended = progress(processes[0])[1]
             assert [self.nursery.wait(process) for process in processes] == [0] * campaign.ranks, said(made.folder)
             same(made.folder, made.folder)
-            if campaign.arguments[:2] == PLAIN:  # an adapter that a kill kept from being written stays unwritten
+            if counted:  # the second of three is the best: an adapter that was not written in time stays unwritten
                 best = torch.load(run_in(made.folder) / "checkpoints/best.ckpt", weights_only=True)
                 assert best["global_step"] == 2 * LAST // 3
-        if campaign.kind != CLOCK and campaign.kind not in made.events:
-            folder = self.folder(f"counted-{len(made.events)}")
-            (process,) = self.start(campaign, folder, at=0)
-            assert self.nursery.wait(process) == 0, said(folder)
-            made.events[campaign.kind] = int((folder / EVENTS).read_text())
+                files = {kind: made.folder / EVENTS.format(kind.strip("/")) for kind in COUNTED}
+                made.events = {kind: int(file.read_text()) for kind, file in files.items()}
         return made
 
     def strike(self, campaign: Campaign, folder: Path, rng: random.Random) -> bool:

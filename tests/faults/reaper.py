@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-EVENTS = "events"  # file with the number of events in a process that came to its end
+EVENTS = "events-{}"  # file with the number of events of a kind in a process that came to its end
 _FILES = {"open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 
 
@@ -39,7 +39,7 @@ def arm(kind: str, at: int) -> None:
         _at_calls(happens)
     else:
         _at_operations(kind, happens)
-    file = Path(EVENTS).resolve()
+    file = Path(EVENTS.format(kind.strip("/"))).resolve()
     atexit.register(lambda: file.write_text(str(last[0])))
 
 

@@ -75,10 +75,11 @@ def run(folder: str, output: str, environment: str, *arguments: str) -> None:
     sys.exit(0)
 
 
-def run_armed(kind: str, at: str, folder: str, output: str, environment: str, *arguments: str) -> None:
-    """`run`, killed at an event (see `reaper`)."""
+def run_armed(kinds: str, at: str, folder: str, output: str, environment: str, *arguments: str) -> None:
+    """`run`, killed at an event of one of the kinds (see `reaper`)."""
     os.chdir(folder)
-    reaper.arm(kind, int(at))
+    for kind in kinds.split():
+        reaper.arm(kind, int(at))
     run(folder, output, environment, *arguments)
 
 
