@@ -146,7 +146,10 @@ class OglsCLI(LightningCLI):
         if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
             trainer.logger.describe(self.model.method.name, self.datamodule.seed)
             if self.subcommand is not None:
-                text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+                config = self.config[self.subcommand].clone()
+                if self.subcommand == "fit":  # a run that goes on is still the same
+                    config.ckpt_path, config.allow_changes = None, False
+                text = self._parser(self.subcommand).dump(config, skip_none=False)
                 trainer.logger.configure(text, parameters(yaml.safe_load(text)))
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, RunRecorder) and self.subcommand == "fit":

@@ -93,6 +93,14 @@ class ChainEngine(ScriptedEngine):
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
 
 
+class PeakingEngine(ChainEngine):
+    """Slips least with version 8 of the weights, so that of three epochs of four steps the second is the best."""
+
+    def _work(self, prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
+        self.slips = 0.1 + 0.05 * abs(8 - self.version)
+        return super()._work(prompt, rng)
+
+
 class LatexEngine(ChainEngine):
     """Works chains in LaTeX; asked for a reflection, it quotes the first line raw, in one form or another."""
 

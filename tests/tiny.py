@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ogls.callbacks import BestCheckpoint, GracefulStop, RunRecorder, StepProgress
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.policy.policy import Policy
 from ogls.records import Completion, Phase, Problem, Rollout, RolloutGroup, Verdict
 from ogls.rollout.accuracy import Evaluation
 from ogls.tasks.base import ProblemSource
@@ -75,7 +76,11 @@ class TinyData(LightningDataModule):
 
 
 class TinyPolicy(torch.nn.Linear):
-    lora = "stands for one"
+    lora, version = "stands for one", 0
+    swapped = Policy.swapped
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.named_parameters())
 
     def save_adapter(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,15 @@ class BestCheckpoint(ModelCheckpoint):
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves step 0. A run that goes on writes the best adapter anew: a kill may have come amid its files."""
         super().on_train_start(trainer, pl_module)
+        assert self.dirpath is not None
+        best, policy = Path(self.dirpath) / BEST, cast(Any, pl_module).policy
+        if trainer.ckpt_path is not None and trainer.is_global_zero and policy.lora is not None and best.exists():
+            with suppress(ValueError):  # damaged, as the choice of the checkpoint has said
+                saved = trainer.strategy.checkpoint_io.load_checkpoint(best)["state_dict"]
+                with policy.swapped({name.removeprefix("policy."): weight for name, weight in saved.items()}):
+                    self._save_adapter(policy)
         if trainer.global_step == 0:
             self.save_last_now(trainer)
 

@@ -15,7 +15,7 @@ from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker
 from ogls.tracking.config import differences
-from ogls.tracking.tracker import problems_told
+from ogls.tracking.tracker import ROWS_LIMIT, problems_told
 
 
 class RunRecorder(Callback):
@@ -29,6 +29,9 @@ class RunRecorder(Callback):
         self.allow_changes = allow_changes
         self._data: dict[str, str] = {}
         self._goes_on_at = 0
+        self._rows: list[dict[str, Any]] = []  # of the latest validation, as is the accuracy by problem
+        self._accuracy: dict[str, float] = {}
+        self._validated_at = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tells the tracker the method and seed, and how many updates there were."""
@@ -41,6 +44,15 @@ class RunRecorder(Callback):
                 data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
                 told = problems_told({"train": data.train_problems, "val": data.val_problems})
                 self._data = {f"problems of data.{name}": str(split["digest"]) for name, split in told.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what MLflow has of the latest validation, since a kill may come before it is sent."""
+        return {"rows": self._rows[:ROWS_LIMIT], "accuracy": self._accuracy, "validated_at": self._validated_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self._rows, self._accuracy = state_dict["rows"], state_dict["accuracy"]
+        self._validated_at = state_dict["validated_at"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continues the checkpoint's MLflow run, and its folder where the checkpoint lies in a run's folder."""
@@ -92,6 +104,8 @@ class RunRecorder(Callback):
             trainer.logger.log_config(self._goes_on_at)
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
+            if trainer.ckpt_path is not None and self._rows:
+                self._log_validation(trainer.logger)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if isinstance(trainer.logger, Tracker):
@@ -113,8 +127,7 @@ class RunRecorder(Callback):
             trainer.logger.log_phases([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._accuracy: dict[str, float] = {}
+        self._rows, self._accuracy, self._validated_at = [], {}, trainer.global_step
 
     def on_validation_batch_end(
         self,
@@ -131,8 +144,11 @@ class RunRecorder(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker) and not trainer.sanity_checking:
-            trainer.logger.log_completions(self._rows, trainer.global_step)
-            trainer.logger.log_problems(self._accuracy, trainer.global_step)
+            self._log_validation(trainer.logger)
+
+    def _log_validation(self, tracker: Tracker) -> None:
+        tracker.log_completions(self._rows, self._validated_at)
+        tracker.log_problems(self._accuracy, self._validated_at)
 
 
 def _row(group: RolloutGroup) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _PARAM_LIMIT = 250  # MLflow cuts parameters; the whole configuration is an artifact
 _TABLES, _TABLES_LIMIT = "mlflow.loggedArtifacts", 100  # a tag holds 8,000 characters
+_CLOCKS = ("time/", "speed/")  # what a step that is made again gives anew each time
 _QUIET = ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.utils", "urllib3.connectionpool")
 
 
@@ -42,6 +44,7 @@ class MLflowRun:
         self.run_id: str | None = None
         self.resumed = False  # continue the run of this id, or of this name where the id is not known
         self.began = time.time()  # seconds; MLflow may hear of the run much later
+        self._known: dict[tuple[str, int], float] = {}  # metrics of a continued run, by name and step
         self._client: MlflowClient | None = None
         self._monitor: SystemMetricsMonitor | None = None
 
@@ -74,6 +77,8 @@ class MLflowRun:
             self.run_id = run.info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
+        if self.resumed:
+            self._known = _histories(client, self.run_id, client.get_run(self.run_id).data.metrics)
         self._client = client
         if self.system_metrics:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -102,22 +107,36 @@ class MLflowRun:
         return client.create_experiment(self.experiment, artifact_location=local)
 
     def metrics(self, row: Mapping[str, float], step: int, seconds: float) -> None:
-        """Logs the metrics of one step that were measured at `seconds` since 1970."""
+        """Logs the metrics of one step that were measured at `seconds` since 1970.
+
+        A continued run makes steps again that came after its checkpoint. What MLflow has of them already it is not told
+        twice, unless it came out otherwise.
+        """
         from mlflow.entities import Metric
 
         client, run_id = self.open()
-        client.log_batch(run_id, metrics=[Metric(name, v, int(seconds * 1000), step) for name, v in row.items()])
+        news = _news(row, step, self._known)
+        if news:
+            client.log_batch(run_id, metrics=[Metric(name, v, int(seconds * 1000), step) for name, v in news.items()])
+
+    def add(self, rows: Sequence[Mapping[str, float]]) -> int:
+        """Logs what the run lacks of these rows, each with ``step`` and ``time``; returns how many rows lacked any."""
+        lacking = self.missing(rows)
+        for row in lacking:
+            metrics = {name: value for name, value in row.items() if name not in ("step", "time")}
+            self.metrics(metrics, int(row["step"]), row["time"])
+        return len(lacking)
 
     def missing(self, rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         """Returns the rows without the metrics that the run has already; every row has ``step`` and ``time``."""
         client, run_id = self.open()
         names = {name for row in rows for name in row} - {"step", "time"}
-        known = {(name, m.step) for name in names for m in client.get_metric_history(run_id, name)}
+        known = self._known if self.resumed else _histories(client, run_id, names)
         lacking = []
         for row in rows:
-            new = {name: value for name, value in row.items() if (name, row["step"]) not in known}
-            if len(new) > 2:  # step and time alone are no news
-                lacking.append(new)
+            told = {name: value for name, value in row.items() if name not in ("step", "time")}
+            if new := _news(told, int(row["step"]), known):
+                lacking.append({"step": row["step"], "time": row["time"], **new})
         return lacking
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -157,8 +176,9 @@ class MLflowRun:
         """Logs a table in MLflow's format, with the tag by which MLflow's pages find the newest tables."""
         client, run_id = self.open()
         client.log_dict(run_id, {"columns": list(columns), "data": [list(row) for row in rows]}, file)
-        shown = json.loads(client.get_run(run_id).data.tags.get(_TABLES, "[]"))[1 - _TABLES_LIMIT :]
-        client.set_tag(run_id, _TABLES, json.dumps([*shown, {"path": file, "type": "table"}]))
+        new = {"path": file, "type": "table"}
+        shown = [table for table in json.loads(client.get_run(run_id).data.tags.get(_TABLES, "[]")) if table != new]
+        client.set_tag(run_id, _TABLES, json.dumps([*shown[1 - _TABLES_LIMIT :], new]))
 
     def folder(self, folder: Path, name: str) -> None:
         """Logs the files of a folder as artifacts in the folder `name`."""
@@ -175,3 +195,20 @@ class MLflowRun:
             self._monitor.finish()
         client.set_terminated(run_id, state, None if seconds is None else int(seconds * 1000))
         self._client = self._monitor = None
+
+
+def _histories(client: MlflowClient, run_id: str, names: Iterable[str]) -> dict[tuple[str, int], float]:
+    """Returns by name and step the value of each metric that was told last."""
+    histories = ((name, client.get_metric_history(run_id, name)) for name in names if not name.startswith("system/"))
+    return {(name, metric.step): metric.value for name, history in histories for metric in history}
+
+
+def _news(row: Mapping[str, float], step: int, known: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """Returns the metrics of a step that are not known, or have another value and are not a clock's."""
+
+    def told(name: str, value: float) -> bool:
+        before = known.get((name, step))
+        same = before == value or (before is not None and math.isnan(before) and math.isnan(value))
+        return same or (before is not None and name.startswith(_CLOCKS))
+
+    return {name: value for name, value in row.items() if not told(name, value)}

@@ -25,11 +25,11 @@ class Outbox:
         self.error: str | None = None
         self._abandoned = False
         self._lock = threading.Lock()
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(capacity)
+        self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._work, name="ogls-outbox", daemon=True)
         self._thread.start()
 
-    def put(self, call: Callable[[], None]) -> None:
+    def put(self, call: Callable[[], object]) -> None:
         """Adds a call to the queue. It returns at once and never raises."""
         try:
             self._calls.put_nowait(call)

@@ -37,13 +37,10 @@ def replay(folder: Path, tracking_uri: str) -> int:
     run.params(told["params"])
     if (folder / CONFIG).is_file():
         run.text((folder / CONFIG).read_text(), CONFIG)
-    rows = run.missing(known)
-    for row in rows:
-        metrics = {name: value for name, value in row.items() if name not in ("step", "time")}
-        run.metrics(metrics, int(row["step"]), row["time"])
+    added = run.add(known)
     finished = any(name.startswith("final/") for row in known for name in row)
     run.end("FINISHED" if finished else "KILLED", known[-1]["time"] if known else None)
-    return len(rows)
+    return added
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from ogls.tracking.outbox import Outbox
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
-_ROWS_LIMIT = 100  # rows per table of completions
+ROWS_LIMIT = 100  # rows per table of completions
 _LABEL_LIMIT = 40  # largest number of characters of the method in a folder's name
 _DESCRIBED = 5  # problems shown per split
 _OF_A_STEP = ("train/", "time/", "speed/")
@@ -164,7 +164,7 @@ class Tracker(Logger):
     def _keep(self, name: str, text: str) -> None:
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-            (self.run_folder / name).write_text(text)
+            replace_text(self.run_folder / name, text)
         except OSError as error:
             self._box.lose(f"{name}: {error}")
 
@@ -250,6 +250,8 @@ class Tracker(Logger):
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
         """Removes the rows of later steps from metrics.jsonl and trace.json, since these steps are made again.
 
+        MLflow gets what it lacks of the rows that stay: a kill may have come before they were sent.
+
         Args:
             step: last step to keep
             row: metrics of that step, which are added if the file lacks them
@@ -260,6 +262,7 @@ class Tracker(Logger):
         for kept in rows:
             self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
         write_rows(file, rows)
+        self._box.put(lambda: self._run.add(rows))
         if trace.exists():
             phases = read_trace(trace, keep_damaged=True)
             replace_text(trace, TRACE_HEAD + trace_lines(i for i in phases if i.step <= step))
@@ -341,17 +344,17 @@ class Tracker(Logger):
         self._told = True
         values = {**leaves, "method": self.method, "seed": self.seed}
         first = self.run_folder / CONFIG
-        if step and first.is_file():
-            if first.read_text() != text:
-                changed = f"config-step{step}.yaml"
-                self._keep(changed, text)
-                self._box.put(lambda: self._run.text(text, changed))
-                self.log_hyperparams(values)
-            return
-        self._keep(CONFIG, text)
-        self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
-        self.log_hyperparams(values)
-        self._box.put(lambda: self._run.text(text, CONFIG))
+        goes_on = bool(step) and first.is_file()
+        kept = first.read_text() if goes_on else text
+        if not goes_on:
+            self._keep(CONFIG, text)
+            self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
+        elif kept != text:
+            changed = f"config-step{step}.yaml"
+            self._keep(changed, text)
+            self._box.put(lambda: self._run.text(text, changed))
+        self.log_hyperparams(values)  # MLflow may lack them, and the first configuration, after a kill
+        self._box.put(lambda: self._run.text(kept, CONFIG))
 
     @rank_zero_only
     def log_data(self, splits: Mapping[str, ProblemSource]) -> None:
@@ -364,7 +367,7 @@ class Tracker(Logger):
         """Logs one table of at most 100 rows in its own file, since adding to a table would write all of it again."""
         if rows:
             columns = list(rows[0])
-            cells = [[row[column] for column in columns] for row in rows[:_ROWS_LIMIT]]
+            cells = [[row[column] for column in columns] for row in rows[:ROWS_LIMIT]]
             self._box.put(lambda: self._run.table(columns, cells, f"completions/step-{step:06d}.json"))
 
     @rank_zero_only

@@ -5,6 +5,7 @@ python -m tests.faults.nursery     reads lines of JSON [function of victims, arg
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -74,13 +75,19 @@ def serve() -> None:
     from ogls.system.startup import defer_torchmetrics
 
     defer_torchmetrics()
-    import mlflow.tracking  # noqa: F401 - every run needs it, and its import takes longer than a run
+    # What a run imports as it goes takes longer than the run.
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking  # noqa: F401
+    import peft  # noqa: F401
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
 
     import ogls.cli  # noqa: F401
     from tests.faults import victims
 
     torch.set_num_threads(1)
+    gc.freeze()  # or each victim would look through all that was imported for garbage, again and again
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what victims print is not an answer
     print(json.dumps([0, os.getpid()]), file=answers, flush=True)

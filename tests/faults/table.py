@@ -19,6 +19,10 @@ Not promised, and why:
   goes on from its last checkpoint.
 - Processes that share a step need not make equally many micro-batches: their sums are added once a step, so nothing
   waits for anything in between.
+- MLflow cannot forget. A step that is made again after a kill is told again only where a figure came out otherwise, as
+  with live rollouts: its history then has both, the run's own last. Clocks of such a step are those of the first time.
+- Tables of completions and accuracies by problem are in MLflow alone. A run that goes on sends those of its latest
+  validation again; where a slow server had not yet taken earlier ones before a kill, they are lost.
 - `make audit` says that it could not look a pin up where PyPI's advisories cannot be reached.
 """
 

@@ -26,7 +26,7 @@ from ogls.system.run_lock import lock_folder
 from ogls.tracking import Tracker, tracker
 from ogls.tracking.mlflow_run import MLflowRun
 from tests import tiny
-from tests.faults import small
+from tests.faults import reaper, small
 from tests.scripted import ChainEngine
 
 
@@ -69,9 +69,18 @@ def run(folder: str, output: str, environment: str, *arguments: str) -> None:
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["run.py", *arguments]
-    runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "run.py"), run_name="__main__")
+    program = str(Path(__file__).parents[2] / "experiments" / "run.py")
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
     sys.exit(0)
+
+
+def run_armed(kinds: str, at: str, folder: str, output: str, environment: str, *arguments: str) -> None:
+    """`run`, killed at an event of one of the kinds (see `reaper`)."""
+    os.chdir(folder)
+    for kind in kinds.split():
+        reaper.arm(kind, int(at))
+    run(folder, output, environment, *arguments)
 
 
 def train_until_told(folder: str) -> None:

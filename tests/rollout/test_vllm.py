@@ -166,7 +166,7 @@ def test_adapter_is_swapped_after_every_change(engine: VllmEngine, policy: Polic
     with pytest.raises(ValueError, match="rank 16, the engine takes up to 8"):
         swapping.load(Policy(policy.name, lora=Lora(rank=16)).load(), 2)
     with pytest.raises(ValueError, match='sync="merged"'):
-        swapping.load(Policy(policy.name).load(), 2)
+        swapping.load(Policy(policy.name, lora=None).load(), 2)
     swapping.close()
 
 

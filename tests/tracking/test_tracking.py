@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 import shutil
@@ -178,6 +179,35 @@ def test_what_a_resumed_run_changes_is_a_tag(tmp_path: Path, place: Path) -> Non
     assert run.info.status == "FINISHED"
     assert (run.data.params["lr"], run.data.params["new"], len(run.data.params["long"])) == ("1", "3", 250)
     assert json.loads(run.data.tags["changed"]) == {"lr": "2"}
+
+
+def test_a_step_that_is_made_again_is_told_again_only_where_it_came_out_otherwise(tmp_path: Path, place: Path) -> None:
+    def tracker_of(run_id: str | None) -> Tracker:
+        made = Tracker(run_name="again", folder=str(tmp_path), system_metrics=False)
+        if run_id is not None:
+            made.resume(run_id, tmp_path / "again")
+            made.rewind(1, {})
+        return made
+
+    first = tracker_of(None)
+    for step, loss in ((1, 3.0), (2, math.nan), (3, 1.0)):
+        first.log_metrics({"train/loss": loss, "train/same": 0.1, "time/student": 0.5 * step}, step)
+    first.finalize("failed")
+    second = tracker_of(first.run_id)
+    for step, loss in ((2, math.nan), (3, 0.5)):
+        second.log_metrics({"train/loss": loss, "train/same": 0.1, "time/student": 9.0}, step)
+    second.finalize("success")
+    (run,) = runs(place, "again")
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+
+    def told(name: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+    assert [step for step, _ in told("train/loss")] == [1, 2, 3, 3]
+    assert told("train/loss")[2:] == [(3, 1.0), (3, 0.5)]
+    assert told("train/same") == [(1, 0.1), (2, 0.1), (3, 0.1)]
+    assert told("time/student") == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert run.data.metrics["train/loss"] == 0.5
 
 
 def test_child_run_points_at_its_parent(tmp_path: Path, place: Path) -> None:
