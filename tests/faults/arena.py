@@ -87,7 +87,9 @@ class Arena:
         armed = ("run",) if at is None else ("run_armed", kinds or campaign.kind, at)
         port, forked = _free_port(), []
         for rank in range(campaign.ranks):
-            environment = ENVIRONMENT if campaign.ranks == 1 else _launched(rank, campaign.ranks, port)
+            environment = json.dumps(
+                ENVIRONMENT | (_launched(rank, campaign.ranks, port) if campaign.ranks > 1 else {})
+            )
             output = folder / f"output-{rank}.txt"
             forked.append(self.nursery.fork(*armed, folder, output, environment, *arguments))
         return forked
@@ -156,11 +158,11 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _launched(rank: int, ranks: int, port: int) -> str:
+def _launched(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The environment that torchrun gives."""
     told = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0}
     told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    return json.dumps(json.loads(ENVIRONMENT) | {name: str(value) for name, value in told.items()})
+    return {name: str(value) for name, value in told.items()}
 
 
 def said(folder: Path) -> str:
