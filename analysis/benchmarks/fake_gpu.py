@@ -169,9 +169,13 @@ class FakeGpu(TorchDispatchMode):
         return policy
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten._local_scalar_dense.default:
+        there = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
+        if there and function is torch.ops.aten._local_scalar_dense.default:
             self.waits += 1
             return 1.0
+        if there and function is torch.ops.aten.nonzero.default:  # as if nothing were 0
+            self.waits += 1
+            return torch.empty(args[0].numel(), args[0].ndim, dtype=torch.long, device=args[0].device)
         out = function(*args, **(kwargs or {}))
         inputs = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.device.type == "meta"]
@@ -182,17 +186,19 @@ class FakeGpu(TorchDispatchMode):
         is_view = not function._schema.is_mutable and all(x.untyped_storage()._cdata in storages for x in outputs)
         if outputs and name not in _NO_KERNEL and not is_view:
             self.largest = max(self.largest, *(x.numel() for x in outputs))
-            self._charge(*self._cost(name, function._schema.is_mutable, inputs, outputs))
+            self._charge(*self._cost(name, function._schema.is_mutable, args, inputs, outputs))
         return out
 
-    def _cost(self, name: str, in_place: bool, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[str, float, float]:
+    def _cost(
+        self, name: str, in_place: bool, args: Any, inputs: list[Tensor], outputs: list[Tensor]
+    ) -> tuple[str, float, float]:
         """Returns the name of an operation, its FLOP and its bytes."""
         if name in _ATTENTION:
             heads, size = inputs[0].shape[-2:]
             pairs = next(self._pairs[s] for x in inputs if (s := x.untyped_storage()) in self._pairs)
             return name, 4 * _ATTENTION[name] * heads * size * pairs, 0
         if name in ("mm", "addmm"):
-            a, b = inputs[-2:]
+            a, b = args[:2] if name == "mm" else args[1:3]
             kind = f"{name} fp32" if a.dtype == torch.float32 else name
             return kind, 2 * a.shape[0] * a.shape[1] * b.shape[1], sum(map(_bytes, (a, b, *outputs)))
         if name in ("index_select", "index", "gather", "embedding"):

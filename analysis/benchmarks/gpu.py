@@ -1,180 +1,230 @@
 """Everything that has to be measured on a GPU, in one command of less than eight minutes.
 
-    python analysis/benchmarks/gpu.py                      # writes gpu.json beside the working directory's files
-    python analysis/benchmarks/gpu.py --smoke              # the same code in seconds on a CPU, with tiny shapes
+    python analysis/benchmarks/gpu.py             # appends to gpu.jsonl, a line per figure, at once
+    python analysis/benchmarks/gpu.py --fake      # the same calls on meta tensors: what is to be expected of an H100
 
-Needs torch, transformers, peft and lightning; weights are random, in the shapes of Qwen3, so nothing is downloaded.
+Weights are random, in the shapes of Qwen3-1.7B, so nothing is downloaded. A section that fails is named, and the next
+one begins; none begins after --budget seconds.
 
-    kernel    the loss against three bare GEMMs, |V| = 151,936, hidden 2048, 2560, 4096: time, peak memory over what was
-              held before; by the Triton kernel, by torch.compile and by torch's operations, KL and JSD, 4,096 tokens,
-              and 16,384 for flatness of the peak; agreement of the three, with blocks of three sizes
-    trunk     teacher scoring, shared and unshared, K = 2 and 8; the student's pass with and without checkpointing
-    step      the train phase of OPSD (one privileged view) and of OGLS-SD (K = 2, 8) at alpha 3, otherwise as
-              published: teacher, student, optimiser
+    attention   one layer's attention over a ragged group: the one varlen call, and the grids that it replaces
+    loss        the loss against its three products, |V| = 151,936, hidden 2048 and 4096: KL, JSD, top-k; error of the
+                gradient; 16,384 tokens beside 4,096, for flatness of the peak
+    rows        the row passes alone, by blocks of several sizes and numbers of warps
+    passes      teacher and student, seconds a token, and the student's peak beside the memory plan's
+    step        the train phase of OPSD and of OGLS-SD with 2 and 8 peers: teacher, student, optimiser
+    decoding    vLLM on rollouts of 512 tokens: 32 and 256 at a time, merged or adapter, eager or CUDA graphs
+    fit         two steps of `run.py fit` with 2,048 tokens a rollout: seconds by phase, serial and one_step_off
 
-No section begins after --budget seconds; what was left out is named.
+The last two need vLLM and a GPU; --fake leaves them out and says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from fake_gpu import FakeGpu, qwen3
 from rows import lessons
 
 from ogls.algorithm import gradient, weight_totals
 from ogls.loss.chunked import chunked_divergence
 from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon
 from ogls.loss.steering import OutcomeSteering
+from ogls.loss.topk import TopK
 from ogls.methods import OGLS_SD, OPSD, Method
+from ogls.policy.attention import packed_attention
+from ogls.policy.layout import grids
 from ogls.policy.lora import Lora
+from ogls.policy.packing import pack
 from ogls.policy.policy import Policy
-from ogls.records import Lesson
+from ogls.system.memory.shapes import Shapes
+from ogls.system.memory.training import Training
 
-QWEN3_1_7B = {
-    "vocab_size": 151_936,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-}
-TINY = QWEN3_1_7B | {
-    "vocab_size": 997,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
+ROOT = Path(__file__).resolve().parents[2]
+Side = Callable[[], object]
+LORA = Lora(rank=64, alpha=128)
+RAGGED = [600, 2000, 8192, 1024, 4096]  # tokens of a group's rollouts, as they come
+GIB = 2**30
 
 
 class Bench:
-    """A bench times functions on one device, and keeps what was found."""
+    """A bench times functions on a GPU, and writes each figure down at once."""
 
-    def __init__(self, device: str, budget: float) -> None:
-        self.device, self.budget, self.began = torch.device(device), budget, time.perf_counter()
-        self.found: dict[str, dict[str, float]] = {}
-        self.left_out: list[str] = []
+    device = torch.device("cuda")
+    fake = False
 
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def __init__(self, budget: float, out: Path, layers: int) -> None:
+        self.budget, self.out, self.began = budget, out, time.perf_counter()
+        self.config = qwen3("1.7B", num_hidden_layers=layers)
+        self.failed: list[str] = []
 
-    def measure(self, name: str, sides: dict[str, Callable[[], object]], rounds: int = 7) -> None:
-        """Times ABBA rounds of all sides after two that warm up; ratios are to the first side, within a round."""
+    def section(self, name: str, run: Callable[[], None]) -> None:
+        """Runs one section; whatever it raises is noted."""
         if time.perf_counter() - self.began > self.budget:
-            self.left_out.append(name)
+            self.failed.append(f"{name} (no time left)")
             return
+        print(f"\n== {name}", flush=True)
+        try:
+            run()
+        except Exception as error:
+            traceback.print_exc()
+            self.failed.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0]})")
+        if not self.fake:
+            torch.cuda.empty_cache()
+
+    def note(self, section: str, **figures: Any) -> None:
+        with self.out.open("a") as lines:
+            lines.write(json.dumps({"section": section, **figures}) + "\n")
+        shown = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+        ]
+        print("  " + ", ".join(shown), flush=True)
+
+    def measure(self, section: str, sides: dict[str, Side], tokens: int, rounds: int = 5) -> None:
+        """Times ABBA rounds of all sides after two that warm up; ratios are to the first side, within a round."""
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         peaks: dict[str, float] = {}
-        try:
-            for number in range(-2, rounds):
-                for side in [*sides, *reversed(sides)]:
-                    self.synchronise()
-                    start = time.perf_counter()
-                    held = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
-                    if self.device.type == "cuda":
-                        torch.cuda.reset_peak_memory_stats()
-                    sides[side]()
-                    self.synchronise()
-                    if number >= 0:
-                        seconds[side].append(time.perf_counter() - start)
-                    if self.device.type == "cuda":
-                        peaks[side] = (torch.cuda.max_memory_allocated() - held) / 2**20
-        except torch.cuda.OutOfMemoryError as error:
-            print(f"{name}: {str(error).splitlines()[0]}", flush=True)
-            self.left_out.append(f"{name} (out of memory)")
-            return
+        for number in range(-2, rounds):
+            for side in [*sides, *reversed(sides)]:
+                torch.cuda.synchronize()
+                held = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+                start = time.perf_counter()
+                sides[side]()
+                torch.cuda.synchronize()
+                if number >= 0:
+                    seconds[side].append(time.perf_counter() - start)
+                peaks[side] = (torch.cuda.max_memory_allocated() - held) / GIB
         first = next(iter(sides))
-        print(f"\n{name}")
         for side, taken in seconds.items():
             ratios = sorted(a / b for a, b in zip(taken, seconds[first], strict=True))
-            row = {
-                "ms": 1e3 * statistics.median(taken),
-                "ratio": statistics.median(ratios),
-                "ratio_low": ratios[len(ratios) // 10],
-                "ratio_high": ratios[-1 - len(ratios) // 10],
-                "peak_mib": peaks.get(side, 0.0),
-            }
-            self.found[f"{name}/{side}"] = row
-            spread = f"[{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-            print(
-                f"  {side:34}{row['ms']:10.2f} ms{row['ratio']:8.2f} {spread:16}{row['peak_mib']:9.0f} MiB", flush=True
-            )
+            self._tell(section, side, statistics.median(taken), tokens, peaks[side], ratios)
+
+    def _tell(self, section: str, side: str, taken: float, tokens: int, peak: float, ratios: list[float]) -> None:
+        figures = {"ms": 1e3 * taken, "us_a_token": 1e6 * taken / tokens, "peak_gib": peak}
+        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+        self.note(section, side=side, **figures, ratio=statistics.median(ratios), ratio_low=low, ratio_high=high)
 
 
-def kernel(bench: Bench, vocab: int, hidden: int, tokens: int) -> None:
-    generator = torch.Generator().manual_seed(0)
+class FakeBench(Bench):
+    """A fake bench predicts what a GPU would need, on meta tensors."""
+
+    device = torch.device("meta")
+    fake = True
+
+    def __init__(self, budget: float, out: Path, layers: int, gpu: FakeGpu) -> None:
+        super().__init__(budget, out, layers)
+        self.gpu = gpu
+
+    def measure(self, section: str, sides: dict[str, Side], tokens: int, rounds: int = 5) -> None:
+        first = None
+        for side, run in sides.items():
+            self.gpu.reset()
+            held = self.gpu.live
+            run()
+            taken, kernels = sum(self.gpu.seconds.values()), self.gpu.kernels.total()
+            first = first or taken
+            self._tell(section, side, taken, tokens, (self.gpu.peak - held) / GIB, [taken / first])
+            most = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in self.gpu.seconds.most_common(4))
+            self.note(section, side=side, kernels=kernels, waits=self.gpu.waits, most=most)
+
+
+def attention(bench: Bench) -> None:
+    """One prompt of 200 tokens and a ragged group after it, at the heads of Qwen3-1.7B."""
+    suffixes = [[1] * n for n in RAGGED]
+    row = pack(
+        [[1] * 200], suffixes, [0] * len(suffixes), share_prefixes=True, device=bench.device, dtype=torch.bfloat16
+    )
+    branches = [n - 1 for n in RAGGED]
+    padded = replace(row, layout=grids([200], branches, [0] * len(branches), bench.device, torch.bfloat16))
+    tokens = len(row.token_ids)
+    inputs = [torch.randn(1, heads, tokens, 128, device=bench.device, dtype=torch.bfloat16) for heads in (16, 8, 8)]
+
+    def attend(packing: Any) -> Side:
+        def run() -> None:
+            xs = [x.detach().requires_grad_() for x in inputs]
+            out, _ = packed_attention(torch.nn.Identity(), *xs, None, packing=packing)
+            out.backward(torch.empty_like(out))
+
+        return run
+
+    bench.measure("attention, forward and backward", {"varlen": attend(row), "grids": attend(padded)}, tokens)
+
+
+def loss(bench: Bench, hidden: int, tokens: int) -> None:
+    vocab = 151_936
 
     def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(bench.device, torch.bfloat16)
+        return (scale * torch.randn(shape, device=bench.device)).bfloat16()
 
     student, weight = normal(tokens, hidden), normal(vocab, hidden, scale=hidden**-0.5)
     target = student.float() + 0.1 * normal(tokens, hidden).float()
     rows = min(tokens, 2048)
     logits, gaps = (torch.empty(rows, vocab, dtype=torch.bfloat16, device=bench.device) for _ in range(2))
-    gradient = torch.empty_like(student)
+    out = torch.empty_like(student)
 
-    def gemms() -> None:
+    def products() -> None:
         for start in range(0, tokens, rows):
             some = slice(start, start + rows)
-            n = len(student[some])
-            torch.mm(student[some], weight.T, out=logits[:n])
-            torch.mm(student[some], weight.T, out=gaps[:n])
-            torch.mm(logits[:n], weight, out=gradient[some])
+            torch.mm(student[some], weight.T, out=logits)
+            torch.mm(student[some], weight.T, out=gaps)
+            torch.mm(logits, weight, out=out[some])
 
-    def ours(divergence: Divergence, compiled: bool = False) -> Callable[[], torch.Tensor]:
+    def ours(
+        divergence: Divergence, support: TopK | None = None, head: torch.Tensor = weight
+    ) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
             states = student.detach().requires_grad_()
-            values, _ = chunked_divergence(states, target, weight, None, divergence, compiled=compiled)
+            values, _ = chunked_divergence(states, target, head, None, divergence, support=support)
             values.mean().backward()
             assert states.grad is not None
             return states.grad
 
         return run
 
-    sides: dict[str, Callable[[], object]] = {"three GEMMs": gemms}
-    for name, divergence, own in (("forward KL", ForwardKL(), OwnKL()), ("JSD", JensenShannon(), OwnJSD())):
-        ways = {"": ours(divergence), ", compiled": ours(divergence, True), ", operations": ours(own)}
-        expected = ways[", operations"]()
-        for way, run in ways.items():
-            sides[name + way] = run
-            error = ((run() - expected).norm() / expected.norm()).item()
-            assert error < 0.01, f"{name}{way}: gradient off by {error:.2%}"
-    bench.measure(f"kernel, V={vocab} d={hidden} T={tokens}", sides)
+    ways = {
+        "forward KL": (ForwardKL(), None),
+        "JSD": (JensenShannon(), None),
+        "JSD, top 100": (JensenShannon(), TopK(100)),
+    }
+    sides: dict[str, Side] = {"three products": products}
+    section = f"loss, |V| = {vocab}, hidden {hidden}, {tokens} tokens"
+    for name, way in ways.items():
+        sides[name] = run = ours(*way)
+        if not bench.fake and tokens <= 4096:
+            exact = ours(*way, head=weight.float())()
+            bench.note(
+                section, side=name, gradient_error=float((run().float() - exact.float()).norm() / exact.float().norm())
+            )
+    bench.measure(section, sides, tokens)
 
 
-class OwnKL(ForwardKL):
-    """This class is none that the Triton kernel knows, so torch's operations do its passes one by one."""
-
-
-class OwnJSD(JensenShannon):
-    """This class is none that the kernel knows either."""
-
-
-def block_sizes(bench: Bench, vocab: int) -> None:
+def row_passes(bench: Bench) -> None:
     """Times the row passes alone, by blocks of several sizes and numbers of warps."""
+    if bench.fake:
+        print("  left out: these are Triton's own choices")
+        return
     from ogls.loss import triton_rows
 
+    vocab = 151_936
     logits, gaps = torch.randn(2, 512, vocab, dtype=torch.bfloat16, device=bench.device)
     values = torch.empty(512, device=bench.device)
 
-    def passes(divergence: Divergence, block: int, warps: int) -> Callable[[], None]:
+    def passes(divergence: Divergence, block: int, warps: int) -> Side:
         def run() -> None:
             triton_rows.BLOCK, triton_rows.OPTIONS["num_warps"] = block, warps
             options = {"temperature": 1.0, "clip": None, "one_sided": False, "wants_gradient": True}
@@ -184,92 +234,169 @@ def block_sizes(bench: Bench, vocab: int) -> None:
 
     before = triton_rows.BLOCK, triton_rows.OPTIONS["num_warps"]
     for divergence in (ForwardKL(), JensenShannon()):
-        sizes = (before, (2048, 4), (8192, 8), (8192, 16))
+        sizes = (before, (2048, 4), (4096, 16), (8192, 8), (8192, 16))
         sides = {f"blocks of {block}, {warps} warps": passes(divergence, block, warps) for block, warps in sizes}
-        bench.measure(f"row passes, {type(divergence).__name__}, 512 x {vocab}", sides)
+        bench.measure(f"rows, {type(divergence).__name__}", sides, 512)
     triton_rows.BLOCK, triton_rows.OPTIONS["num_warps"] = before
 
 
-def random_policy(shape: dict[str, int], device: torch.device, checkpointing: bool) -> Policy:
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
-    config = Qwen3Config(tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=0, **shape)
-    with tempfile.TemporaryDirectory() as folder:
-        with device:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
-        del model
-        policy = Policy(folder, lora=Lora(rank=64, alpha=128), gradient_checkpointing=checkpointing)
-        return policy.load().to(device)
+def random_policy(bench: Bench, folder: Path, lora: Lora | None, checkpointing: bool) -> Policy:
+    if isinstance(bench, FakeBench):
+        return bench.gpu.policy(bench.config, lora, checkpointing)
+    return Policy(str(folder), lora=lora, gradient_checkpointing=checkpointing).load().to(bench.device)
 
 
-def trunk(bench: Bench, policy: Policy, length: int) -> None:
-    for views in (2, 8):
-        batch = lessons(1, 8, 200, length, views, len(policy.head[0]))
-        prefixes = list(dict.fromkeys(view.prefix_ids for lesson in batch for view in lesson.views[1:]))
-        owners = [owner for owner in range(len(prefixes)) for _ in batch]
-        suffixes = [lesson.token_ids for _ in prefixes for lesson in batch]
+def passes(bench: Bench, folder: Path) -> None:
+    prefix, suffixes = [[1] * 200], [[1] * n for n in RAGGED]
+    owners, tokens = [0] * len(RAGGED), 200 + sum(RAGGED)
+    shapes = Shapes.of(bench.config)
+    for lora, checkpointing in ((LORA, False), (LORA, True), (None, False)):
+        policy = random_policy(bench, folder, lora, checkpointing)
 
-        def score(share: bool, prefixes=prefixes, suffixes=suffixes, owners=owners) -> None:
-            with torch.no_grad(), policy.without_adapter():
-                for owner in range(len(prefixes)):  # one view at a time, as the trainer streams them
-                    mine = [s for s, o in zip(suffixes, owners, strict=True) if o == owner]
-                    policy.hidden([prefixes[owner]], mine, [0] * len(mine), share_prefixes=share)
+        def teacher(policy: Policy = policy) -> None:
+            with torch.no_grad():
+                policy.hidden(prefix, suffixes, owners)
 
-        sides: dict[str, Callable[[], object]] = {
-            "shared prefixes": lambda score=score: score(True),
-            "unshared": lambda score=score: score(False),
-        }
-        bench.measure(f"teacher, G=8 K={views} length={length}", sides, rounds=3)
+        def student(policy: Policy = policy) -> None:
+            policy.hidden(prefix, suffixes, owners).float().square().mean().backward()
 
-
-def train_phase(policy: Policy, optimizer: torch.optim.Optimizer, method: Method, batch: list[Lesson]) -> None:
-    """Runs teacher, student and optimiser of one step, as the trainer does."""
-    lent = {"teacher": policy.without_adapter}
-    gradient(method, policy, lent, batch, weight_totals(method, batch), 16_384, observe=lambda micro_batch: None)
-    optimizer.step()
-    optimizer.zero_grad()
+        what = f"{'adapter' if lora else 'all weights'}, {'with' if checkpointing else 'without'} checkpointing"
+        bench.measure(f"passes, {what}", {"teacher": teacher, "student": student}, tokens, rounds=3)
+        counted = Training(shapes=shapes, rank=lora.rank if lora else 0, targets=lora.targets if lora else ())
+        bench.note(f"passes, {what}", planned_gib=counted.student(tokens, checkpointing) / GIB)
 
 
-def steps(bench: Bench, policy: Policy, length: int) -> None:
-    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6)
-    vocab = len(policy.head[0])
+def step(bench: Bench, folder: Path) -> None:
+    policy = random_policy(bench, folder, LORA, checkpointing=False)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6, fused=not bench.fake)
     methods: dict[str, tuple[Method, int]] = {
         "OPSD": (OPSD(), 1),
-        "OGLS-SD, K=2": (OGLS_SD(steering=OutcomeSteering(3.0)), 2),
-        "OGLS-SD, K=8": (OGLS_SD(steering=OutcomeSteering(3.0)), 8),
+        "OGLS-SD, 2 peers": (OGLS_SD(steering=OutcomeSteering(3.0)), 2),
+        "OGLS-SD, 8 peers": (OGLS_SD(steering=OutcomeSteering(3.0)), 8),
     }
-    sides: dict[str, Callable[[], object]] = {}
+    sides: dict[str, Side] = {}
+    tokens = 0
     for name, (method, views) in methods.items():
-        batch = lessons(2, 8, 200, length, views, vocab)
-        sides[name] = lambda method=method, batch=batch: train_phase(policy, optimizer, method, batch)
-    bench.measure(f"train phase, 2 x G=8 length={length}", sides, rounds=3)
+        batch = lessons(2, 8, 200, 1024, views, 151_936)
+        tokens = sum(len(lesson.token_ids) for lesson in batch)
+
+        def run(method: Method = method, batch: list = batch) -> None:
+            lent = {"teacher": policy.without_adapter}
+            gradient(method, policy, lent, batch, weight_totals(method, batch), 8192, observe=lambda _: None)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        sides[name] = run
+    bench.measure("train phase, 2 groups of 8 rollouts of 1,024 tokens", sides, tokens, rounds=3)
+
+
+def decoding(bench: Bench, folder: Path) -> None:
+    if bench.fake:
+        print("  left out: needs vLLM on a GPU")
+        return
+    from ogls.records import Sampling
+    from ogls.rollout.vllm import VllmEngine
+
+    policy = random_policy(bench, folder, LORA, checkpointing=False)
+    for sync, eager in (("merged", False), ("adapter", False), ("merged", True)):
+        engine = VllmEngine(sync=sync, enforce_eager=eager, memory_gib=24)
+        engine.adapter_rank = LORA.rank
+        began = time.perf_counter()
+        engine.start(policy.folder, 1024)
+        engine.load(policy, 0)
+        started = time.perf_counter() - began
+        try:
+            for batch in (32, 256):
+                prompts, sampling = [[i + 10] * 128 for i in range(batch)], Sampling(max_tokens=512)
+                began = time.perf_counter()
+                drawn = engine.generate(prompts, sampling, 1, seed=0)
+                tokens = sum(len(c.token_ids) for (c,) in drawn)
+                rate = tokens / (time.perf_counter() - began)
+                how = f"{sync}, {'eager' if eager else 'graphs'}"
+                bench.note("decoding", side=how, batch=batch, tokens_a_second=rate, start_seconds=started)
+        finally:
+            engine.close()
+
+
+def fit(bench: Bench, folder: Path) -> None:
+    if bench.fake:
+        print("  left out: needs vLLM on a GPU")
+        return
+    for ahead in (False, True):
+        with tempfile.TemporaryDirectory() as work:
+            data = ["--data.train", "Chains", "--data.val", "Chains", "--data.val.size", "4"]
+            settings = {
+                "policy.model": folder,
+                "trainer.max_epochs": 1,
+                "data.steps_per_epoch": 2 + ahead,
+                "data.max_tokens": 2048,
+                "data.evaluation.sampling.max_tokens": 128,
+                "data.context_length": 4096,
+                "data.one_step_off": str(ahead).lower(),
+                "method.objective.importance_cap": 2.0,
+            }
+            command = [
+                sys.executable,
+                str(ROOT / "experiments" / "run.py"),
+                "fit",
+                "--config",
+                "qwen3_opsd.yaml",
+                *data,
+            ]
+            command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+            subprocess.run(command, cwd=work, check=True, timeout=240)
+            rows = [json.loads(line) for file in Path(work).glob("runs/*/metrics.jsonl") for line in file.open()]
+            times = {k: v for row in rows[-3:] for k, v in row.items() if k.startswith("time/")}
+            bench.note("fit", side="one_step_off" if ahead else "serial", **times)
+
+
+def write_model(config: dict[str, Any], folder: Path) -> None:
+    """Writes Qwen3-1.7B's shape with random weights, and a tokenizer that chats."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+
+    with torch.device("cuda"):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16).save_pretrained(folder)
+    load_tokenizer(resolve_model(EMBEDDED)).save_pretrained(folder)
+
+
+def run_all(bench: Bench, folder: Path) -> None:
+    bench.section("attention", lambda: attention(bench))
+    for hidden, tokens in ((2048, 4096), (4096, 4096), (2048, 16_384)):
+        bench.section(f"loss, hidden {hidden}, {tokens} tokens", lambda h=hidden, t=tokens: loss(bench, h, t))
+    bench.section("rows", lambda: row_passes(bench))
+    bench.section("passes", lambda: passes(bench, folder))
+    bench.section("step", lambda: step(bench, folder))
+    bench.section("decoding", lambda: decoding(bench, folder))
+    bench.section("fit", lambda: fit(bench, folder))
+    seconds = time.perf_counter() - bench.began
+    print(f"\n{seconds:.0f} s; left out or failed: {', '.join(bench.failed) or 'nothing'}")
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--smoke", action="store_true")
-    options.add_argument("--budget", type=float, default=400.0)
-    options.add_argument("--out", type=Path, default=Path("gpu.json"))
+    options.add_argument("--fake", action="store_true", help="predict on meta tensors")
+    options.add_argument("--budget", type=float, default=400.0, help="seconds after which no section begins")
+    options.add_argument("--layers", type=int, default=28, help="layers of the model; fewer are quicker")
+    options.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     args = options.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not args.smoke:
-        sys.exit("no GPU here: --smoke runs the same code with tiny shapes on a CPU")
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    print(f"{name}, torch {torch.__version__}, Python {platform.python_version()}", flush=True)
-    bench = Bench(device, args.budget)
-    shape, length = (TINY, 12) if args.smoke else (QWEN3_1_7B, 1024)
-    policy = random_policy(shape, bench.device, checkpointing=not args.smoke)
-    for hidden, tokens in [(64, 48)] if args.smoke else [(2048, 4096), (2560, 4096), (4096, 4096), (2048, 16_384)]:
-        kernel(bench, shape["vocab_size"], hidden, tokens)
-    if device == "cuda":
-        block_sizes(bench, shape["vocab_size"])
-    trunk(bench, policy, length)
-    steps(bench, policy, length)
-    seconds = time.perf_counter() - bench.began
-    print(f"\n{seconds:.0f} s; left out for lack of time or memory: {', '.join(bench.left_out) or 'nothing'}")
-    machine = {"device": name, "torch": torch.__version__, "seconds": seconds, "left_out": bench.left_out}
-    args.out.write_text(json.dumps({"machine": machine, "figures": bench.found}, indent=1))
+    if args.fake:
+        with FakeGpu() as gpu:
+            bench = FakeBench(args.budget, args.out, args.layers, gpu)
+            bench.note("start", torch=torch.__version__, **vars(gpu.rates))
+            run_all(bench, Path())
+    elif not torch.cuda.is_available():
+        sys.exit("no GPU here: --fake predicts what one would need")
+    else:
+        bench = Bench(args.budget, args.out, args.layers)
+        free, total = torch.cuda.mem_get_info()
+        device = torch.cuda.get_device_name()
+        bench.note("start", torch=torch.__version__, device=device, free_gib=free / GIB, total_gib=total / GIB)
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(bench.config, Path(folder))
+            run_all(bench, Path(folder))
+    sys.exit(bool(bench.failed))
 
 
 if __name__ == "__main__":

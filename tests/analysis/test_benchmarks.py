@@ -83,10 +83,23 @@ def test_all_sides_of_the_loss_compute_the_same(
     assert "values and gradients to 1e-10" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_the_gpu_script_in_small(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--out", str(tmp_path / "gpu.json")]
-    subprocess.run(command, check=True)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["machine"]["left_out"] == []
-    assert {"OPSD", "OGLS-SD, K=2", "OGLS-SD, K=8"} <= {name.rsplit("/", 1)[1] for name in found["figures"]}
+def test_the_gpu_script_predicts_what_it_would_measure(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--fake", "--layers", "2", "--out", str(out)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    found = {(line["section"], line["side"]): line for line in lines if "us_a_token" in line}
+    assert found["attention, forward and backward", "grids"]["ratio"] > 5
+    for side in ("forward KL", "JSD", "JSD, top 100"):
+        assert 1.0 < found["loss, |V| = 151936, hidden 2048, 4096 tokens", side]["ratio"] < 1.3
+    planned = {line["section"]: line["planned_gib"] for line in lines if "planned_gib" in line}
+    assert len(planned) == 3
+    for section, gib in planned.items():  # with 28 layers 0.99 to 1.04; of two, the keys of a shared prompt weigh more
+        assert 0.93 < gib / found[section, "student"]["peak_gib"] < 1.1
+    assert {line["side"] for line in lines if line["section"].startswith("train phase")} == {
+        "OPSD",
+        "OGLS-SD, 2 peers",
+        "OGLS-SD, 8 peers",
+    }
+    assert out.read_text().count('"section"') == len(lines)
