@@ -92,7 +92,7 @@ class Bench:
         shown = [
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
         ]
-        print("  " + ", ".join(shown), flush=True)
+        print(f"  {section}: " + ", ".join(shown), flush=True)
 
     def measure(self, section: str, sides: dict[str, Side], tokens: int, rounds: int = 5) -> None:
         """Times ABBA rounds of all sides after two that warm up; ratios are to the first side, within a round."""
