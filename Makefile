@@ -1,5 +1,5 @@
 SHELL := /bin/bash -o pipefail
-# make fit    train with experiments/math.yaml        make test   the tests (make slow: all of them)
+# make fit    train with experiments/math.yaml        make test   the tests      make slow   those that take longer
 # make lint   ruff and pyright                        make ui     MLflow's pages on 127.0.0.1
 # make faults what a run survives, as a table         make torture  the same after 200 kills      make audit  known holes
 # make mutants  faults planted in the algorithm, one at a time: do the tests notice?
@@ -46,7 +46,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not torture" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not torture" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not torture" -n 2 --dist loadfile $(ARGS)
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest -m "fault and not slow and not torture" $(ARGS)

@@ -61,8 +61,8 @@ CASES = [
 ]
 TOP = [
     Case(divergence, *clip, dtype, further, TopK(k))
-    for divergence, clip, dtype, further in itertools.product(DIVERGENCES, CLIPS, DTYPES[:2], (True, False))
-    for k in (1, 7, VOCAB)
+    for divergence, clip, dtype, further in itertools.product(DIVERGENCES, CLIPS, DTYPES[:1], (True, False))
+    for k in (7, VOCAB)
 ]
 QWEN3 = [  # at the size of a real vocabulary, and with blocks as on a GPU
     Case(divergence, None, False, torch.float32, True, support, vocab=151_936)

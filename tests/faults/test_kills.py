@@ -77,7 +77,6 @@ def same(folder: Path, unbroken: Path) -> None:
     "kills",
     [
         5,
-        pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
         pytest.param(200, marks=[pytest.mark.torture, pytest.mark.timeout(7200)]),
     ],
 )
