@@ -141,6 +141,11 @@ class SelfDistillation(LightningModule):
         scheduler.base_lrs = [self.learning_rate]
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
+    def on_train_epoch_start(self) -> None:
+        """Has a validation follow the last epoch, whatever `check_val_every_n_epoch` says."""
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1
+
     def configure_optimizers(self) -> Any:
         """Returns AdamW over the trainable weights, and its schedule."""
         parameters = list(self.policy.trainable().values())

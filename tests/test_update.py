@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -134,3 +135,11 @@ def test_reflections_are_drawn_apart_from_rollouts(tiny_model: Path, tmp_path: P
     drawn = [seed for _, seed in engine.seeds]
     assert len(reflector.seeds) == len(set(reflector.seeds)) > 1
     assert not set(reflector.seeds) & set(drawn)
+
+
+def test_fewer_validations_still_end_with_one(tiny_model: Path, tmp_path: Path) -> None:
+    """Three epochs of four steps, a validation every second one: after the second, and after the last."""
+    small.fit(tiny_model, tmp_path, epochs=3, training={"check_val_every_n_epoch": 2})
+    (file,) = tmp_path.glob("small-*/metrics.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["step"] for row in rows if "val/avg_at_2" in row] == [8, 12]

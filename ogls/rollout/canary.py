@@ -27,7 +27,7 @@ class _Song:
 
     version: int
     ids: list[tuple[int, ...]]
-    logprobs: list[Float[Tensor, " tokens"]]
+    logprobs: list[Float[Tensor, " _"]]
 
 
 class Canary:
@@ -96,7 +96,7 @@ def count_nearer(
 @torch.no_grad()
 def logprobs(
     policy: Policy, prompts: Sequence[Sequence[int]], suffixes: Sequence[tuple[int, ...]]
-) -> list[Float[Tensor, " tokens"]]:
+) -> list[Float[Tensor, " _"]]:
     """Returns the log-probability of every token of the suffixes by the policy's present weights."""
     weight, bias = policy.head
     states = policy.hidden(prompts, suffixes, range(len(prompts)))

@@ -83,6 +83,7 @@ def test_all_sides_of_the_loss_compute_the_same(
     assert "values and gradients to 1e-10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_gpu_script_predicts_what_it_would_measure(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--fake", "--layers", "2", "--out", str(out)]

@@ -39,7 +39,7 @@ def arena(nursery: Nursery, tiny_model: Path, empty_database: Path, tmp_path_fac
         pytest.param(name, campaign, kills, id=f"{kills} x {name}", marks=[pytest.mark.fault(name), *marks])
         for name, (campaign, few, many) in CAMPAIGNS.items()
         for kills, marks in (
-            (few, [pytest.mark.timeout(900)]),
+            (few, [pytest.mark.timeout(900), *[pytest.mark.slow] * bool(campaign.arguments)]),  # of several processes
             (many, [pytest.mark.torture, pytest.mark.timeout(7200)]),
         )
     ],

@@ -76,7 +76,7 @@ def same(folder: Path, unbroken: Path) -> None:
 @pytest.mark.parametrize(
     "kills",
     [
-        5,
+        pytest.param(5, marks=pytest.mark.slow),
         pytest.param(200, marks=[pytest.mark.torture, pytest.mark.timeout(7200)]),
     ],
 )

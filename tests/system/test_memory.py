@@ -77,7 +77,7 @@ def equal(planned: Training, found: Measured, checkpointing: bool, tokens: int) 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("lora", [LORA, None], ids=["LoRA", "all weights"])
-@pytest.mark.parametrize("size", QWEN3)
+@pytest.mark.parametrize("size", ["0.6B", "8B"])
 def test_bytes_are_those_of_the_policy(size: str, lora: Lora | None, checkpointing: bool) -> None:
     """Two layers as wide as the model's."""
     few = qwen3(size, num_hidden_layers=2)

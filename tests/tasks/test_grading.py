@@ -406,7 +406,13 @@ def stop(process: int) -> None:
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
 @pytest.mark.parametrize("who", ["worker", "nursery", "both"])
-@pytest.mark.parametrize("length", [10, 1_000_000], ids=["short", "long"])  # a long text does not fit into a socket
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(10, id="short", marks=pytest.mark.slow),
+        pytest.param(1_000_000, id="long"),
+    ],  # more than a socket holds
+)
 def test_stopped_processes_are_replaced_and_the_innocent_answers_asked_again(who: str, length: int) -> None:
     with GradingPool(Obedient(), timeout=1.0) as pool:
         first = tell(pool, "python __import__('os').getpid()", "python __import__('os').getppid()")
