@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ogls.loss.objective import States
 from ogls.loss.policy_gradient import GRPO, Scaled, Shifted
+from ogls.records import Lesson
 from tests.loss.test_objective import gradient_of, make_states, student_logprobs
 
 
@@ -62,6 +63,14 @@ def test_one_token_by_hand(ratio: float, advantage: float, value: float, moves: 
     assert -loss.item() == pytest.approx(value)
     assert bool(gradient_of(loss, states).any()) == moves
     assert extras["clip_fraction"].item() == float(not moves)
+
+
+def test_rollouts_or_tokens_count_alike() -> None:
+    """GRPO's mean is one over rollouts of means over their tokens; DAPO's is one over all tokens."""
+    lesson = Lesson(problem_id="p", prompt_ids=(1,), token_ids=(2, 3, 4, 5), token_weights=(0.0,) * 4, advantage=0.5)
+    assert list(GRPO().token_weights(lesson)) == [0.25] * 4
+    assert list(GRPO(per="token").token_weights(lesson)) == [1.0] * 4
+    assert not any(GRPO().token_weights(replace(lesson, advantage=0.0)))
 
 
 def test_on_policy_its_gradient_is_reinforce() -> None:

@@ -8,7 +8,7 @@ import torch
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
-from ogls.rollout.engine import end_token_ids
+from ogls.rollout.engine import end_token_ids, prompt_seeds
 from ogls.rollout.transformers import TransformersEngine, draw
 
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [100, 101]]
@@ -69,6 +69,13 @@ def test_what_a_prompt_gets_depends_on_no_other_prompt(engine: TransformersEngin
         assert [c.token_ids for c in backwards[-1 - i]] == [c.token_ids for c in group]
     twice = engine.generate([PROMPTS[0]] * 2, sampling, n=3, seed=5)
     assert {c.token_ids for c in twice[0]}.isdisjoint(c.token_ids for c in twice[1]), "a prompt that comes twice"
+
+
+def test_every_prompt_has_a_seed_of_its_own() -> None:
+    seeds = prompt_seeds([[1], [2], [1], [1, 2]], 5)
+    assert len(set(seeds)) == 4
+    assert prompt_seeds([[1, 2], [1]], 5) == [seeds[3], seeds[0]]
+    assert not set(seeds) & set(prompt_seeds([[1], [2], [1], [1, 2]], 6))
 
 
 def test_tokens_are_drawn_by_cumulative_probability() -> None:
