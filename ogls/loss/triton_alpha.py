@@ -1,6 +1,6 @@
 """A GPU kernel finds the largest alpha within a KL budget, one token per program, without waiting for the CPU."""
 
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 # Inside kernels it is Triton's language, which is not quite Python's.
 
 from __future__ import annotations

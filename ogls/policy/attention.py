@@ -53,8 +53,10 @@ def packed_attention(
     if sliding_window is not None and packing.longest > sliding_window:
         raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
-    attend = _varlen if isinstance(packing.layout, Varlen) else _by_grids
-    return attend(q, k, v, packing.layout, scaling)[None], None
+    layout = packing.layout
+    by_call = isinstance(layout, Varlen)
+    out = _varlen(q, k, v, layout, scaling) if by_call else _by_grids(q, k, v, layout, scaling)
+    return out[None], None
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Varlen, scaling: float | None) -> Tensor:
@@ -65,7 +67,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Varlen, scaling: float | No
     if layout.keys is not None:
         k, v = (Gather.apply(x, layout.keys, layout.uses, layout.use_starts) for x in (k, v))
     lengths = layout.query_starts, layout.key_starts, layout.longest_query, layout.longest_key
-    return varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+    out: Any = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+    return out
 
 
 class Gather(torch.autograd.Function):

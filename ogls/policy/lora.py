@@ -69,7 +69,8 @@ def _layer() -> type[nn.Module]:
             if self.disable_adapters:
                 return self.base_layer(x)
             rows = x.flatten(0, -2)
-            a, b = (of[_ADAPTER].weight.to(x.dtype) for of in (self.lora_A, self.lora_B))
+            layers: Any = self.lora_A[_ADAPTER], self.lora_B[_ADAPTER]
+            a, b = (layer.weight.to(x.dtype) for layer in layers)
             product = linear(rows, a)
             out = torch.addmm(self.base_layer(rows), product, b.T, alpha=self.scaling[_ADAPTER])
             return out.unflatten(0, x.shape[:-1])
