@@ -21,7 +21,7 @@ from ogls.loss.objective import Target
 from ogls.methods.base import Method
 from ogls.planner import planned
 from ogls.policy.kl_to_base import kl_to_base
-from ogls.policy.microbatch import micro_batches
+from ogls.policy.microbatch import micro_batches, num_tokens
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import tokenizer_sha256, weights_sha256
 from ogls.policy.teacher import Frozen, Teacher, Weights
@@ -149,15 +149,9 @@ class SelfDistillation(LightningModule):
     def configure_optimizers(self) -> Any:
         """Returns AdamW over the trainable weights, and its schedule."""
         parameters = list(self.policy.trainable().values())
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=self.learning_rate,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            fused=True
-            if parameters[0].is_cuda
-            else None,  # else a GPU gets one more copy of all weights for the update
-        )
+        settings = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+        fused = parameters[0].is_cuda or None  # else a GPU gets one more copy of all weights for the update
+        optimizer = torch.optim.AdamW(parameters, **settings, fused=fused)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step, total))]
 
@@ -255,7 +249,7 @@ class SelfDistillation(LightningModule):
     def _takes_less(self, lessons: Sequence[Lesson]) -> bool:
         """Has the next try take less memory; returns False if there is nothing left to try."""
         batches = micro_batches(lessons, self.tokens_per_micro_batch)
-        largest = max(batches, key=lambda some: sum(len(x.prompt_ids) + x.num_learned for x in some))
+        largest = max(batches, key=lambda some: sum(map(num_tokens, some)))
         if len(largest) == 1 and self.policy.gradient_checkpointing is not True:
             self.policy.checkpoint()
             now = "gradient checkpointing"

@@ -37,7 +37,7 @@ def planned(module: SelfDistillation, data: RolloutDataModule, device: int) -> P
     shapes = Shapes.of(json.loads((policy.folder / "config.json").read_text()))
     serving = None
     if engine is not None:
-        engine.adapter_rank = policy.lora.rank if policy.lora else 0
+        engine.adapter_rank = policy.adapter_rank
         serving = engine.serving(shapes)
     checkpointing = policy.gradient_checkpointing
     asked = Asked(
@@ -60,7 +60,7 @@ def _training(module: SelfDistillation, shapes: Shapes) -> Training:
     tiles = any(support is not None and support.of == "union" for support in supports)
     return Training(
         shapes=shapes,
-        rank=policy.lora.rank if policy.lora else 0,
+        rank=policy.adapter_rank,
         targets=policy.lora.targets if policy.lora else (),
         dtype=policy.dtype,
         kept_bytes=sum(teacher.kept_bytes(policy) for teacher in {type(t): t for t in teachers}.values()),

@@ -137,7 +137,10 @@ def test_presets_are_for_one_gpu(preset: str, size: str, tmp_path: Path, monkeyp
     cli.model.policy.__dict__["folder"] = tmp_path
     cli.datamodule.longest_prompt = 800
     if (preset, size) in ADAPTERS:
-        assert planned(cli.model, cli.datamodule, int(79.1 * GIB)).tokens >= 2048
+        plan = planned(cli.model, cli.datamodule, int(79.1 * GIB))
+        assert plan.tokens >= 2048
+        if (preset, size) == ADAPTERS[0]:
+            assert plan.table() in (ROOT / "README.md").read_text()
         return
     assert planned(cli.model, cli.datamodule, int(139.8 * GIB)).tokens >= 8192
     said = re.search(r"needs (\d+) GiB", (ROOT / "experiments" / f"{preset}.yaml").read_text())

@@ -29,55 +29,12 @@ import time
 from dataclasses import dataclass
 
 import torch
+from fake_gpu import qwen3
 from harness import announce, log, parser
 
+from ogls.system.memory.shapes import Shapes
+
 GIB = 2.0**30
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model is a decoder: layers, hidden, MLP and attention widths, vocabulary."""
-
-    layers: int
-    hidden: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocab: int
-
-    @property
-    def trunk(self) -> int:
-        """Returns the number of weights of all layers."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.projections)
-
-    @property
-    def projections(self) -> list[tuple[int, int]]:
-        """Returns inputs and outputs of a layer's products: queries, keys, values, output, gate, up, down."""
-        wide, narrow = self.heads * self.head_size, self.kv_heads * self.head_size
-        attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
-        return [*attention, (self.hidden, self.mlp), (self.hidden, self.mlp), (self.mlp, self.hidden)]
-
-    @property
-    def head(self) -> int:
-        return self.vocab * self.hidden
-
-    def forward(self, context: float) -> float:
-        """Returns the FLOP of one token that attends to `context` tokens."""
-        return 2 * self.trunk + 4 * self.layers * self.heads * self.head_size * context
-
-    @property
-    def kv_bytes(self) -> int:
-        """Returns the bytes of one token's keys and values, two per number."""
-        return 2 * self.layers * 2 * self.kv_heads * self.head_size
-
-    @property
-    def activation_bytes(self) -> int:
-        """Returns the bytes that one token keeps for the backward pass, two per number: per layer the inputs of norms,
-        projections, products and the MLP's three wide rows, without attention's probabilities (a GPU recomputes them).
-        """
-        width = self.heads * self.head_size
-        return 2 * self.layers * (6 * self.hidden + 3 * width + 2 * self.kv_heads * self.head_size + 4 * self.mlp)
 
 
 @dataclass(frozen=True)
@@ -112,34 +69,44 @@ class Step:
     checkpointing: bool = False
 
 
-MODELS = {
-    "smollm2": Model(30, 576, 1536, 9, 3, 64, 49_152),
-    "1.7b": Model(28, 2048, 6144, 16, 8, 128, 151_936),
-    "4b": Model(36, 2560, 9728, 32, 8, 128, 151_936),
-    "8b": Model(36, 4096, 12288, 32, 8, 128, 151_936),
-}
+SMOLLM2 = Shapes(
+    layers=30, hidden=576, mlp=1536, heads=9, kv_heads=3, head_size=64, vocab=49_152, tied=True, norms_heads=False
+)
+MODELS = {"smollm2": SMOLLM2} | {name.lower(): Shapes.of(qwen3(name)) for name in ("1.7B", "4B", "8B")}
 MACHINES = {"h100": Machine(flops=5.5e14, bandwidth=2.7e12), "h200": Machine(flops=5.5e14, bandwidth=3.9e12)}
 
 
-def trunk(model: Model, machine: Machine, tokens: float, context: float, passes: float = 1.0) -> float:
+def forward(model: Shapes, context: float) -> float:
+    """Returns the FLOP of one token that attends to `context` tokens."""
+    return 2 * model.products + 4 * model.layers * model.queries * context
+
+
+def activation_bytes(model: Shapes) -> int:
+    """Returns the bytes that one token keeps for the backward pass, two per number: per layer the inputs of norms,
+    projections, products and the MLP's three wide rows, without attention's probabilities (a GPU recomputes them).
+    """
+    return 2 * model.layers * (6 * model.hidden + 3 * model.queries + 2 * model.keys + 4 * model.mlp)
+
+
+def trunk(model: Shapes, machine: Machine, tokens: float, context: float, passes: float = 1.0) -> float:
     """Returns seconds; `passes` is 1 forward, 2 with the gradient, 3 with checkpointing, too."""
     elementwise = passes + (passes > 1.0)  # a derivative touches two values where the function touches one
     beside = elementwise * machine.layer_token + (passes > 1.0) * machine.adapter_token
-    return tokens * (passes * model.forward(context) / machine.flops + model.layers * beside)
+    return tokens * (passes * forward(model, context) / machine.flops + model.layers * beside)
 
 
-def loss(model: Model, machine: Machine, tokens: float) -> float:
+def loss(model: Shapes, machine: Machine, tokens: float) -> float:
     return tokens * (6 * model.head / machine.flops + model.vocab * machine.row_value)
 
 
-def decode(model: Model, machine: Machine, sequences: int, prompt: int, length: int) -> float:
-    weights = model.trunk + model.head
+def decode(model: Shapes, machine: Machine, sequences: int, prompt: int, length: int) -> float:
+    weights = model.products + model.head
     compute = sequences * 2 * weights / machine.flops
     traffic = (2 * weights + sequences * model.kv_bytes * (prompt + length / 2)) / machine.bandwidth
     return length * max(compute, traffic)
 
 
-def predict(model: Model, machine: Machine, step: Step) -> dict[str, float]:
+def predict(model: Shapes, machine: Machine, step: Step) -> dict[str, float]:
     """Returns seconds of the phases and GiB of memory."""
     rollouts = step.prompts * step.group_size
     tokens = rollouts * step.length * step.distilled
@@ -164,8 +131,8 @@ def predict(model: Model, machine: Machine, step: Step) -> dict[str, float]:
         found["OPSD step"] - found["generate"]
     )
     micro = min(plain, 4 * attempt)
-    found["GiB weights"] = 2 * (model.trunk + model.head) / GIB
-    found["GiB activations, four rollouts"] = micro * model.activation_bytes / GIB
+    found["GiB weights"] = 2 * (model.products + model.head) / GIB
+    found["GiB activations, four rollouts"] = micro * activation_bytes(model) / GIB
     found["GiB keys and values, all rollouts"] = rollouts * attempt * model.kv_bytes / GIB
     return found
 
@@ -183,7 +150,7 @@ def best(function, repeats: int = 5) -> float:
     return min(times)
 
 
-def this_machine(model: Model, tokens: int) -> Machine:
+def this_machine(model: Shapes, tokens: int) -> Machine:
     """Returns the rates of this machine, measured on the model's shapes.
 
     They are those of its largest product, of a copy, of the loss's row passes, of what a layer does beside its products
@@ -211,7 +178,7 @@ def this_machine(model: Model, tokens: int) -> Machine:
     layer_token = best(layer) / tokens
     thin = [
         (torch.randn(tokens, i).bfloat16().requires_grad_(), torch.randn(16, i), torch.randn(o, 16))
-        for i, o in model.projections
+        for i, o in model.projections.values()
     ]
 
     def adapter() -> None:

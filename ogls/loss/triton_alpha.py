@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ogls.loss.triton_rows import BLOCK, OPTIONS, _load
+from ogls.loss.triton_rows import BLOCK, OPTIONS, load_block
 
 
 def bisect_rows(
@@ -38,7 +38,7 @@ def _alphas(
     most = tl.full((BLOCK,), float("-inf"), dtype)
     least = tl.full((BLOCK,), float("inf"), dtype)
     for start in range(0, vocab, BLOCK):
-        z, delta = _load(logits, deltas, start, vocab, 1.0, dtype, BLOCK)
+        z, delta = load_block(logits, deltas, start, vocab, 1.0, dtype, BLOCK)
         most = tl.maximum(most, tl.where(z == float("-inf"), most, delta))
         least = tl.minimum(least, tl.where(z == float("-inf"), least, delta))
     spread = tl.max(most, 0) - tl.min(least, 0)
@@ -63,7 +63,7 @@ def _tilted(logits, deltas, alpha, vocab, dtype: tl.constexpr, BLOCK: tl.constex
     mass = tl.zeros((BLOCK,), dtype)
     total = tl.zeros((BLOCK,), dtype)
     for start in range(0, vocab, BLOCK):
-        z, delta = _load(logits, deltas, start, vocab, 1.0, dtype, BLOCK)
+        z, delta = load_block(logits, deltas, start, vocab, 1.0, dtype, BLOCK)
         x = z + alpha * delta
         new = tl.maximum(top, tl.max(x, 0))
         fade, p = tl.exp(top - new), tl.exp(x - new)

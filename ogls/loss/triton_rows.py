@@ -93,7 +93,7 @@ def _rows(
     sum_t = tl.zeros((BLOCK,), dtype)
     sum_u = tl.zeros((BLOCK,), dtype)  # under the target for the forward KL, under the student for the reverse one
     for start in range(0, vocab, BLOCK):
-        z, u = _load(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
+        z, u = load_block(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
         new_s = tl.maximum(top_s, tl.max(z, 0))
         new_t = tl.maximum(top_t, tl.max(z + u, 0))
         fade_s, fade_t = tl.exp(top_s - new_s), tl.exp(top_t - new_t)
@@ -120,7 +120,7 @@ def _rows(
         sum_summand = tl.zeros((BLOCK,), dtype)
         sum_ph = tl.zeros((BLOCK,), dtype)
         for start in range(0, vocab, BLOCK):
-            z, u = _load(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
+            z, u = load_block(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
             _, summand, ph = _terms(z - normaliser, u - shift, KIND, WEIGHT, CLIP, ONE_SIDED, LARGE)
             sum_summand += summand
             sum_ph += ph
@@ -129,14 +129,14 @@ def _rows(
 
     if GRADIENT:
         for start in range(0, vocab, BLOCK):
-            z, u = _load(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
+            z, u = load_block(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
             p, _, ph = _terms(z - normaliser, u - shift, KIND, WEIGHT, CLIP, ONE_SIDED, LARGE)
             columns = start + tl.arange(0, BLOCK)
             tl.store(logits + columns, (ph - p * total).to(logits.dtype.element_ty), mask=columns < vocab)
 
 
 @triton.jit
-def _load(logits, gaps, start, vocab, TEMPERATURE: tl.constexpr, dtype: tl.constexpr, BLOCK: tl.constexpr):
+def load_block(logits, gaps, start, vocab, TEMPERATURE: tl.constexpr, dtype: tl.constexpr, BLOCK: tl.constexpr):
     """Returns a block of z_S and of z_T - z_S; beyond the vocabulary they are -inf and 0."""
     columns = start + tl.arange(0, BLOCK)
     z = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(dtype)

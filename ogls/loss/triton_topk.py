@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ogls.loss.divergence import Divergence
 from ogls.loss.topk import TopK, bucketed
-from ogls.loss.triton_rows import BLOCK, OPTIONS, _load
+from ogls.loss.triton_rows import BLOCK, OPTIONS, load_block
 
 
 def topk_rows(
@@ -77,7 +77,7 @@ def _tails(logits, gaps, student, target, vocab, TEMPERATURE: tl.constexpr, BLOC
     sum_s = tl.zeros((BLOCK,), dtype)
     sum_t = tl.zeros((BLOCK,), dtype)
     for start in range(0, vocab, BLOCK):
-        z, u = _load(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
+        z, u = load_block(logits, gaps, start, vocab, TEMPERATURE, dtype, BLOCK)
         new_s = tl.maximum(top_s, tl.max(z, 0))
         new_t = tl.maximum(top_t, tl.max(z + u, 0))
         base_s = tl.where(new_s == float("-inf"), 0.0, new_s)  # so far, all of them can be taken singly

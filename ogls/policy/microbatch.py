@@ -25,6 +25,11 @@ def budgeted(items: Iterable[T], cost: Callable[[T], int], budget: int) -> Itera
         yield run
 
 
+def num_tokens(lesson: Lesson) -> int:
+    """Returns the number of prompt and learned tokens of a lesson, which a budget counts."""
+    return len(lesson.prompt_ids) + lesson.num_learned
+
+
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
     """Yields all lessons, short ones first, in pieces of at most `budget` prompt and learned tokens.
 
@@ -38,4 +43,4 @@ def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesso
     by_prompt = [list(group) for _, group in groupby(ordered, key=lambda lesson: lesson.prompt_ids)]
     by_prompt.sort(key=lambda group: (max(lesson.num_learned for lesson in group), len(group[0].prompt_ids)))
     in_order = [lesson for group in by_prompt for lesson in group]
-    yield from budgeted(in_order, lambda lesson: len(lesson.prompt_ids) + lesson.num_learned, budget)
+    yield from budgeted(in_order, num_tokens, budget)

@@ -20,8 +20,10 @@ def fuse_norms(model: nn.Module) -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     known = inspect.getsource(LlamaRMSNorm.forward)
+    norms = {kind for module in model.modules() if (kind := type(module)).__name__.endswith("RMSNorm")}
+    same = {kind for kind in norms if inspect.getsource(kind.forward) == known}
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and inspect.getsource(type(module).forward) == known:
+        if type(module) in same:
             module.forward = MethodType(_forward, module)
 
 

@@ -168,6 +168,11 @@ class Policy(nn.Module):
             raise ValueError(f"{self.model.config.model_type} has no linear output head: got {type(head).__name__}")
         return head
 
+    @property
+    def adapter_rank(self) -> int:
+        """Returns the rank of the adapter that is trained; 0 without one."""
+        return self.lora.rank if self.lora else 0
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns the weights that training changes, by the model's names, always in the same order."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

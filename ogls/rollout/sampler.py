@@ -35,7 +35,7 @@ class Sampler:
         self._guard, self._policy, self._encoder, self._pool = EngineGuard(engine), policy, encoder, pool
         self._engine: EngineGuard | RolloutEngine = self._guard
         self.version = 0
-        engine.adapter_rank = policy.lora.rank if policy.lora else 0
+        engine.adapter_rank = policy.adapter_rank
         self._guard.start(policy.folder, context_length)
 
     @timed("sync")

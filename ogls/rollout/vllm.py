@@ -167,7 +167,7 @@ class VllmEngine(RolloutEngine):
         """Hands over an adapter under a new name and path, because vLLM's caches go by these."""
         from vllm.lora.request import LoRARequest
 
-        self._refuse_rank(policy.lora.rank if policy.lora else 0)
+        self._refuse_rank(policy.adapter_rank)
         previous, self._adapters = self._adapters, Path(tempfile.mkdtemp(prefix="ogls-adapter-"))
         policy.save_adapter(self._adapters)
         self._lora_request = LoRARequest(f"ogls-{self._num_loads}", self._num_loads, str(self._adapters))

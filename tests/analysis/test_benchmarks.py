@@ -16,8 +16,10 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from harness import exponent, interval  # noqa: E402
-from roofline import MODELS, Machine, Model, Step, decode, predict, trunk  # noqa: E402
+from roofline import MODELS, Machine, Step, decode, forward, predict, trunk  # noqa: E402
 from rows import lessons  # noqa: E402
+
+from ogls.system.memory.shapes import Shapes  # noqa: E402
 
 
 def test_exponents_and_intervals() -> None:
@@ -43,23 +45,24 @@ def test_the_models_weights_are_counted() -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     linear = [m.weight.numel() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-    assert sum(linear) == shape.trunk + shape.head
+    assert sum(linear) == shape.products + shape.head
 
 
 def test_a_step_by_hand() -> None:
     """One layer of width 2: 2 x 2 x (1 + 1) x 2 + 3 x 2 x 4 = 40 weights, a head of 10 x 2; 100 FLOP/s, 10 bytes/s."""
-    model, machine = Model(1, 2, 4, 1, 1, 2, 10), Machine(flops=100.0, bandwidth=10.0)
-    assert (model.trunk, model.head, model.kv_bytes) == (40, 20, 8)
-    assert model.forward(3) == 2 * 40 + 4 * 2 * 3
+    sizes = {"layers": 1, "hidden": 2, "mlp": 4, "heads": 1, "kv_heads": 1, "head_size": 2, "vocab": 10}
+    model, machine = Shapes(**sizes, tied=True, norms_heads=False), Machine(flops=100.0, bandwidth=10.0)
+    assert (model.products, model.head, model.kv_bytes) == (40, 20, 8)
+    assert forward(model, 3) == 2 * 40 + 4 * 2 * 3
     # two sequences: 2 x 2 x 60 / 100 = 2.4 s of arithmetic, (120 + 2 x 8 x (4 + 3)) / 10 = 23.2 s of reading, a step
     assert decode(model, machine, sequences=2, prompt=4, length=6) == pytest.approx(6 * 23.2)
     step = Step(prompts=1, group_size=2, prompt=4, length=6, views=1)
     found = predict(model, machine, step)
     assert found["head and loss"] == pytest.approx(12 * 6 * 20 / 100)
-    assert found["teacher, K views"] == pytest.approx((10 + 12) * model.forward(10) / 100)
-    assert found["teacher, K views unshared"] == pytest.approx(2 * (10 + 6) * model.forward(10) / 100)
+    assert found["teacher, K views"] == pytest.approx((10 + 12) * forward(model, 10) / 100)
+    assert found["teacher, K views unshared"] == pytest.approx(2 * (10 + 6) * forward(model, 10) / 100)
     slow = Machine(flops=100.0, bandwidth=10.0, layer_token=0.5)  # elementwise work: once forward, twice backward
-    assert trunk(model, slow, tokens=7, context=3, passes=2.0) == pytest.approx(7 * (2 * model.forward(3) / 100 + 1.5))
+    assert trunk(model, slow, tokens=7, context=3, passes=2.0) == pytest.approx(7 * (2 * forward(model, 3) / 100 + 1.5))
 
 
 def test_made_up_batches_have_what_the_trainer_needs() -> None:

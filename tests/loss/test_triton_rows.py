@@ -141,6 +141,6 @@ def test_the_other_kernels_are_built_for_gpus(
     name: str, kernel: str, tensors: str, constants: dict, architecture: int
 ) -> None:
     module: Any = as_it_is(name)
-    module._load = as_it_is("triton_rows")._load
+    module.load_block = as_it_is("triton_rows").load_block
     types = {key: f"*{dtype}" for key, dtype in (pair.split(":") for pair in tensors.split())}
     built_for(architecture, module, kernel, types | {"vocab": "i32"}, constants | {"BLOCK": module.BLOCK})

@@ -97,9 +97,14 @@ class Shapes:
         return self.products + self.layers * norms + self.hidden
 
     @property
+    def head(self) -> int:
+        """Returns the number of weights of the output head."""
+        return self.vocab * self.hidden
+
+    @property
     def embeddings(self) -> int:
         """Returns the number of weights of embeddings and output head, which may be the same."""
-        return self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.head * (1 if self.tied else 2)
 
     @property
     def weights(self) -> int:
