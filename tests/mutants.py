@@ -223,7 +223,7 @@ MUTANTS = [
     Mutant("policy/layout.py", "torch.cat([row[o], own])", "torch.cat([own, row[o]])", ATTENTION),
     Mutant("policy/layout.py", "keys.argsort(stable=True)", "torch.arange(len(keys))", ATTENTION),
     Mutant("policy/attention.py", "window_size=(-1, 0)", "window_size=(-1, -1)", ATTENTION),
-    Mutant("policy/norms.py", "self.variance_epsilon)", "0.0)", "tests/policy/test_policy.py"),
+    Mutant("policy/fused.py", "self.variance_epsilon)", "0.0)", "tests/policy/test_policy.py"),
     Mutant(
         "policy/teacher.py", "kept[name].to(p.device), self.decay)", "kept[name].to(p.device), 1 - self.decay)", TEACHER
     ),

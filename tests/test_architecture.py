@@ -39,7 +39,7 @@ LIBRARIES = {  # and the rooms that may use them
     "lightning": {"module", "data", "callbacks", "tracking", "training", "cli"},
     "torch": {"system", "loss", "policy", "rollout", "methods", "algorithm", "module", "data", "callbacks", "testing"},
     "vllm": {"rollout"},
-    "triton": {"loss"},
+    "triton": {"loss", "policy"},
     "mlflow": {"tracking"},
     "optuna": {"sweep"},
     "transformers": {"policy"},

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ogls.loss import alpha_bound, chunked, tiles
-from ogls.policy import norms, packing
+from ogls.policy import fused, packing
 from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.layout import Varlen
 from ogls.policy.lora import Lora
@@ -124,7 +124,7 @@ class FakeGpu(TorchDispatchMode):
 
         with (
             mock.patch.object(packing, "layout", layout),
-            mock.patch.object(norms, "rms_norm", lambda x, _, weight, __: _Norm.apply(x, weight)),
+            mock.patch.object(fused, "rms_norm", lambda x, _, weight, __: _Norm.apply(x, weight)),
             mock.patch.object(torch.nn.functional, "linear", self._autocast.linear),
             mock.patch.dict(tiles.CHUNK_BYTES, meta=tiles.CHUNK_BYTES["cuda"]),
             mock.patch.dict(tiles.TILE_BYTES, meta=tiles.TILE_BYTES["cuda"]),

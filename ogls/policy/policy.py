@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ogls.policy.attention import ATTENTION, register_attention
+from ogls.policy.fused import fuse_layers
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
-from ogls.policy.norms import fuse_norms
 from ogls.policy.packing import pack
 from ogls.policy.pretrained import load_tokenizer, local_folder, quiet_transformers, resolve_model
 
@@ -103,7 +103,7 @@ class Policy(nn.Module):
     def take(self, model: Any) -> None:
         """Makes a policy of a model of transformers: adds the adapter, freezes embeddings and output head."""
         self.model = model.eval()
-        fuse_norms(model)
+        fuse_layers(model)
         if self.lora is not None:
             add_adapter(model, self.lora)
         for frozen in (model.get_input_embeddings(), self._head):

@@ -128,8 +128,8 @@ def test_scores_are_those_that_are_needed(shape: tuple[int, list[int]]) -> None:
     assert needed <= pairs <= 1.02 * needed
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=64), None], ids=["adapter", "all weights"])
-def test_kernels_and_largest_tensor_of_a_layer_on_a_gpu(lora: Lora | None) -> None:
+@pytest.mark.parametrize(("lora", "kernels"), [(Lora(rank=64), 47), (None, 30)], ids=["adapter", "all weights"])
+def test_kernels_and_largest_tensor_of_a_layer_on_a_gpu(lora: Lora | None, kernels: int) -> None:
     prefix, suffixes = 8400, [600, 8192, 600, 2000, 8192]  # the longest is many times the shortest
     found = []
     for layers in (1, 2):
@@ -140,6 +140,6 @@ def test_kernels_and_largest_tensor_of_a_layer_on_a_gpu(lora: Lora | None) -> No
         found.append(gpu)
     per_layer = found[1].kernels - found[0].kernels
     assert per_layer["_varlen_attn"] == 1
-    assert per_layer.total() <= 60, per_layer
+    assert per_layer.total() <= kernels, per_layer
     assert found[1].largest <= 4 * (prefix + sum(suffixes)) * 6144
     assert not found[1].waits

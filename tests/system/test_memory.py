@@ -165,7 +165,7 @@ def test_what_is_asked_for_stays() -> None:
             {"tokens": 65536, "checkpointing": False, "cache": 8 * GIB},
             "policy.gradient_checkpointing true",
         ),
-        ("8B", LORA, {"tokens": 65536, "checkpointing": True}, "model.tokens_per_micro_batch 49152"),
+        ("8B", LORA, {"tokens": 65536, "checkpointing": True}, "model.tokens_per_micro_batch 57344"),
         ("4B", LORA, {"cache": 70 * GIB}, "data.engine.memory_gib null"),
         ("8B", None, {}, "policy.lora {rank: 64, alpha: 128}"),
     ],
@@ -181,7 +181,7 @@ def test_the_nearest_setting_that_fits_is_named(
 
 def test_shorter_texts_are_named_where_they_help() -> None:
     longer = replace(LONG, lesson=33000, learned=32768, rollout=33000)
-    for load, device, nearest in ((longer, 36, "data.max_tokens 20480"), (LONG, 28, "data.context_length 20480")):
+    for load, device, nearest in ((longer, 36, "data.max_tokens 20480"), (LONG, 28, "data.context_length 25600")):
         with pytest.raises(ValueError, match=f"what fits: {nearest}, "):
             planned("4B", LORA, load, device=device * GIB)
     with pytest.raises(ValueError, match="no setting of it fits: take a smaller model or a larger device"):

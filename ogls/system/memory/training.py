@@ -125,7 +125,7 @@ class Training:
         products = 2 * (h + h) + 2 * self.rank * len(self.targets)  # inputs of q, k, v and of gate, up; of B
         heads = 2 * (q + k) + 4 * (s.heads + s.kv_heads)  # before they are normalised; root mean squares
         attention = 2 * (q + k + k + q) + 4 * s.heads  # queries, keys, values, output, which is an input; log-sums
-        mlp = 2 * 4 * m  # gate, its silu, up, their product, which is an input
+        mlp = 2 * 3 * m  # gate, up, silu(gate) up, which is an input
         return (norms + products + attention + mlp + (heads if s.norms_heads else 0)) * self._wider
 
     @property
