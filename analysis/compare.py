@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 from curves import draw, half_width
 from mlflow import MlflowClient
-from runs import accuracy_by_problem, of_preset, parser_of, read
+from runs import accuracy_by_problem, comparison, of_preset, parser_of, read
 
 from ogls.system.statistics import paired_difference
 
@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw(history, options.metric, options.out.with_suffix(".png"))
     print(text)
     print(f"written: {options.out}.md, .csv, .png and {options.out}_paired.csv")
+    print(f"in MLflow: {comparison(client, options.tracking_uri, list(last['run']))}")
 
 
 if __name__ == "__main__":

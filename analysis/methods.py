@@ -41,7 +41,7 @@ from compare import compare_pairs, last_rows, markdown
 from curves import draw, half_width
 from jsonargparse import ArgumentParser
 from mlflow import MlflowClient
-from runs import accuracy_by_problem, read
+from runs import accuracy_by_problem, comparison, read
 
 from ogls.cli import build, find_configs
 from ogls.methods import Method
@@ -304,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = label.get(against)
     print(write(client, runs, base if base in runs.values() else None, options.out))
     print(f"written: {options.out}.md, .csv, _paired.csv, and a figure of each measure")
+    print(f"in MLflow: {comparison(client, options.tracking_uri, list(runs))}")
     if failed:
         sys.exit(f"{failed} runs failed; the same command makes them again")
 

@@ -13,6 +13,8 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from mlflow import MlflowClient
 
+from ogls.tracking.pages import address, page_of_comparison
+
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """Returns a parser with the options that say which runs."""
@@ -69,6 +71,12 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
     if not rows:
         raise ValueError(f"none of {len(chosen)} runs has the metric {metric!r}")
     return pd.DataFrame(rows)
+
+
+def comparison(client: MlflowClient, tracking_uri: str, runs: Sequence[str]) -> str:
+    """Returns the address of MLflow's page that compares runs."""
+    experiments = {client.get_run(run).info.experiment_id for run in runs}
+    return address(tracking_uri, page_of_comparison(experiments, runs))
 
 
 def of_preset(name: str, asked: str) -> bool:

@@ -44,7 +44,7 @@ from ogls.system.ranges import within
 from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
 from ogls.tracking import Tracker
-from ogls.tracking.config import parameters
+from ogls.tracking.config import given, parameters
 from ogls.training import SETTINGS, callbacks, check_settings, refused
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -119,6 +119,7 @@ class OglsCLI(LightningCLI):
         Raises:
             ValueError: an argument cannot work; the message is one line.
         """
+        self.arguments = args
         with _settings_refused():
             super().parse_arguments(parser, args)
         config: Any = self.config
@@ -144,7 +145,8 @@ class OglsCLI(LightningCLI):
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise refused(error, vars(self._get(self.config, "trainer"))) from error
         if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
-            trainer.logger.describe(self.model.method.name, self.datamodule.seed)
+            arguments = sys.argv[1:] if self.arguments is None else self.arguments
+            trainer.logger.describe(self.model.method.name, self.datamodule.seed, given(arguments))
             if self.subcommand is not None:
                 config = self.config[self.subcommand].clone()
                 if self.subcommand == "fit":  # a run that goes on is still the same

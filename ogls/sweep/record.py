@@ -15,6 +15,7 @@ from ogls.sweep.definition import Settings
 from ogls.tracking.files import DESCRIPTION
 from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.outbox import Outbox
+from ogls.tracking.pages import address, page_of_comparison
 from ogls.tracking.replay import replay
 
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 20.0  # seconds to wait for MLflow at beginning and end
@@ -101,11 +102,23 @@ class StudyRecord:
 
         self._put(call)
 
+    def _compared(self) -> str:
+        """Returns the address of the page that compares the runs of the study's trials."""
+        client, parent = self._run.open()
+        experiment = client.get_run(parent).info.experiment_id
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        ids = [run.info.run_id for run in children if run.info.status == "FINISHED"]
+        return address(self._run.uri, page_of_comparison([experiment], ids))
+
     def end(self, state: str | None) -> None:
         """Ends the parent run as FINISHED or KILLED; None leaves it running for other workers."""
+        found: list[str] = []
         if state is not None:
+            self._put(lambda: found.append(self._compared()))
             self._put(lambda: self._run.end(state))
         self._box.close(self._patience)
+        if found:
+            print(f"The study's runs side by side: {found[0]}")
         if self._box.lost:
             print(f"MLflow lacks {self._box.lost} entries of the study. {self._box.error}")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 _NOT_PARAMETERS = ("trainer.logger", "trainer.callbacks", "config", "ckpt_path", "weights_only", "allow_changes")
 _MAY_CHANGE = (  # while a run is interrupted: how long it goes on, and what it costs, not what it computes
@@ -15,8 +19,42 @@ _MAY_CHANGE = (  # while a run is interrupted: how long it goes on, and what it 
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of a configuration by dotted name, without logger and callbacks."""
-    return {name: value for name, value in flatten(config).items() if not name.startswith(_NOT_PARAMETERS)}
+    """Returns the leaves of a configuration by dotted name, without logger, callbacks and the Trainer's defaults."""
+    leaves = {name: value for name, value in flatten(config).items() if not name.startswith(_NOT_PARAMETERS)}
+    return {name: value for name, value in leaves.items() if not _is_trainers_default(name, value)}
+
+
+def _is_trainers_default(name: str, value: Any) -> bool:
+    from lightning import Trainer
+
+    section, _, key = name.partition(".")
+    known = inspect.signature(Trainer).parameters
+    return section == "trainer" and key in known and known[key].default == value
+
+
+def given(arguments: Sequence[str]) -> dict[str, str]:
+    """Returns what arguments of the command line say after their first configuration, by dotted key.
+
+    The method is left out, whose name says what it is, and so are seed, logger and what may change on the way.
+    """
+    found: dict[str, str] = {}
+    first = True
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("-") or flag == "--allow_changes":  # which takes no value
+            continue
+        value = value if equals else next(words, "")
+        if flag in ("--config", "-c"):
+            if not first:
+                content = yaml.safe_load(Path(value).read_text()) or {}
+                found |= {name: str(leaf) for name, leaf in flatten(content).items()}
+            first = False
+        else:
+            found[flag.removeprefix("--")] = value
+    hidden = (*_NOT_PARAMETERS, "method", "seed_everything")
+    shown = {name: value for name, value in found.items() if not name.startswith(hidden)}
+    return {name: value for name, value in shown.items() if name == "trainer.max_epochs" or name not in _MAY_CHANGE}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

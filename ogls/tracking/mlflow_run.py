@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from ogls.tracking.pages import VIEW_TAG
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+FOLDER = "folder"  # tag: name of the run's folder, by which a run is found again; names of runs may be alike
 _PARAM_LIMIT = 250  # MLflow cuts parameters; the whole configuration is an artifact
 _TABLES, _TABLES_LIMIT = "mlflow.loggedArtifacts", 100  # a tag holds 8,000 characters
 _CLOCKS = ("time/", "speed/")  # what a step that is made again gives anew each time
@@ -42,6 +45,7 @@ class MLflowRun:
         self.uri, self.experiment, self.name, self.tags = uri, experiment, name, tags
         self.system_metrics = system_metrics
         self.run_id: str | None = None
+        self.experiment_id: str | None = None
         self.resumed = False  # continue the run of this id, or of this name where the id is not known
         self.began = time.time()  # seconds; MLflow may hear of the run much later
         self._known: dict[tuple[str, int], float] = {}  # metrics of a continued run, by name and step
@@ -67,9 +71,9 @@ class MLflowRun:
 
         with self._alone():
             client = MlflowClient(self.uri)
-            experiment_id = self._experiment_id(client)
+            self.experiment_id = experiment_id = self._experiment_id(client)
         if self.resumed and self.run_id is None:
-            named = client.search_runs([experiment_id], f"run_name = '{self.name}'", max_results=1)
+            named = client.search_runs([experiment_id], f"tags.{FOLDER} = '{self.tags[FOLDER]}'", max_results=1)
             self.run_id = named[0].info.run_id if named else None
         if self.run_id is None:
             began, tags = int(self.began * 1000), resolve_tags(self.tags)
@@ -166,6 +170,19 @@ class MLflowRun:
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", name)]))
         client.log_inputs(run_id, datasets=inputs)
         client.log_dict(run_id, dict(described), "data.json")
+
+    def describe(self, text: str) -> None:
+        """Sets the description that the run's page shows, in Markdown."""
+        client, run_id = self.open()
+        client.set_tag(run_id, "mlflow.note.content", text)
+
+    def show(self, view: str) -> None:
+        """Sets what the page of the experiment's runs shows first; see `ogls.tracking.pages.view`."""
+        client, _ = self.open()
+        assert self.experiment_id is not None
+        known = client.get_experiment(self.experiment_id).tags.get(VIEW_TAG)
+        if known != view:
+            client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
 
     def text(self, text: str, file: str) -> None:
         """Logs a text as the artifact `file`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -36,13 +38,16 @@ from ogls.tracking.files import (
     trace_lines,
     write_rows,
 )
-from ogls.tracking.mlflow_run import MLflowRun
+from ogls.tracking.mlflow_run import FOLDER, MLflowRun
 from ogls.tracking.outbox import Outbox
+from ogls.tracking.pages import address, page_of_run, page_of_runs, view
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ACCURACY = re.compile(r"val/avg_at_(\d+)")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
 ROWS_LIMIT = 100  # rows per table of completions
+_TITLE_LIMIT = 120  # largest number of characters of a run's name in MLflow
 _LABEL_LIMIT = 40  # largest number of characters of the method in a folder's name
 _DESCRIBED = 5  # problems shown per split
 _OF_A_STEP = ("train/", "time/", "speed/")
@@ -87,7 +92,7 @@ class Tracker(Logger):
         self.method: str | None = None
         self.seed, self.run_name = 0, run_name
         self.folder, self.tracking_uri = Path(folder), tracking_uri
-        tags = dict(tags or {})
+        tags = {**(tags or {}), FOLDER: run_name}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
         self._run = MLflowRun(tracking_uri, experiment, run_name, tags, system_metrics)
@@ -96,21 +101,30 @@ class Tracker(Logger):
         self._lock: FileLock | None = None
         self._held = False
         self._latest: dict[str, float] = {}
+        self._first: dict[str, float] = {}  # row of the first validation
         self._configuration: tuple[str, dict[str, Any]] = "", {}
         self._told = self._begun = False
         self.updates: Callable[[], int] | None = None  # number made so far; Lightning counts the one under way, too
 
-    def describe(self, method: str, seed: int) -> None:
+    def describe(self, method: str, seed: int, given: Mapping[str, str] | None = None) -> None:
         """Says what is run. This comes before anything is logged, and names a run that has no name yet.
+
+        In MLflow it is named by the method's class, seed and what was `given`, such as ``OPSD s3 learning_rate=0.001``.
+        A method that is not as published is ``OPSD[...]`` there; its whole name is the parameter `method`.
 
         Args:
             method: name of the method
             seed: seed of the run
+            given: what differs from the configuration that the run began with, by dotted key
         """
         self.method, self.seed = method, seed
         self._run.tags |= {"method": method, "seed": str(seed)}
         if not self.named:
-            self.run_name, self._run.name = f"{self.label}-{self._stamp}", f"{method}-s{seed}-{self._stamp}"
+            self.run_name = f"{self.label}-{self._stamp}"
+            self._run.tags[FOLDER] = self.run_name
+            kind, changed, _ = method.partition("[")
+            said = [f"{key.rpartition('.')[2]}={value}" for key, value in (given or {}).items()]
+            self._run.name = " ".join([f"{kind}[...]" if changed else kind, f"s{seed}", *said])[:_TITLE_LIMIT]
 
     @property
     def label(self) -> str:
@@ -160,6 +174,11 @@ class Tracker(Logger):
         self._latest.update(row)
         self._append(METRICS, json.dumps({"step": at, "time": round(seconds, 3), **row}) + "\n")
         self._box.put(lambda: self._run.metrics(row, at, seconds))
+        k = max((int(found[1]) for name in row if (found := _ACCURACY.fullmatch(name))), default=0)
+        if k:
+            self._first = self._first or dict(row)
+            self._box.put(lambda: self._run.show(view(k)))
+            self._describe()
 
     def _keep(self, name: str, text: str) -> None:
         try:
@@ -208,7 +227,11 @@ class Tracker(Logger):
         if box.lost:
             print(f"MLflow at {self.tracking_uri} lacks {box.lost} of its entries. {box.error}")
             print(f"To add them: python -m ogls.tracking.replay {self.run_folder} {self.tracking_uri}")
-        print(f"MLflow: {self.ui_command}", flush=True)
+        print(f"MLflow: {self.ui_command}")
+        if self.run_id is not None and self._run.experiment_id is not None:
+            experiment = self._run.experiment_id
+            print(f"This run: {address(self.tracking_uri, page_of_run(experiment, self.run_id))}")
+            print(f"All runs: {address(self.tracking_uri, page_of_runs(experiment))}", flush=True)
 
     # ---- the project's own ----
 
@@ -242,6 +265,7 @@ class Tracker(Logger):
         self._begun = True
         if run_folder is not None:
             self.folder, self.run_name, self.named = run_folder.parent, run_folder.name, True
+            self._run.tags[FOLDER] = run_folder.name
             told = run_folder / DESCRIPTION
             self._run.name = json.loads(told.read_text())["name"] if told.is_file() else run_folder.name
         self._run.run_id, self._run.resumed = run_id, True
@@ -261,6 +285,8 @@ class Tracker(Logger):
         rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
         for kept in rows:
             self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
+            if not self._first and any(map(_ACCURACY.fullmatch, kept)):
+                self._first = dict(kept)
         write_rows(file, rows)
         self._box.put(lambda: self._run.add(rows))
         if trace.exists():
@@ -320,6 +346,16 @@ class Tracker(Logger):
             values: its leaves by dotted name
         """
         self._configuration = text, dict(values)
+
+    def _describe(self) -> None:
+        """Has the run's page in MLflow say what ran, by which command, and what it brought so far."""
+        said = [f"**{self.method}**, seed {self.seed}", f"`{shlex.join(sys.argv)}`", f"Folder: `{self.run_folder}`"]
+        for name in self._first:
+            if _ACCURACY.fullmatch(name):
+                before, now = (_with_interval(row, name) for row in (self._first, self._latest))
+                said.insert(1, f"{name.removeprefix('val/')}: {before} before training, {now} at the last validation")
+        text = "\n\n".join(said)
+        self._box.put(lambda: self._run.describe(text))
 
     @property
     def configuration(self) -> dict[str, str]:
@@ -391,6 +427,11 @@ class Tracker(Logger):
         if self._outbox is None:
             self._outbox = Outbox(_tell_loss)
         return self._outbox
+
+
+def _with_interval(row: Mapping[str, float], name: str) -> str:
+    low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+    return f"{row.get(name, math.nan):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _tell_loss(reason: str) -> None:

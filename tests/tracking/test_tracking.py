@@ -24,7 +24,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny import STEPS, Tiny, TinyData, trainer
 
-from ogls.tracking import Tracker, tracker
+from ogls.tracking import Tracker, pages, tracker
+from ogls.tracking import config as tracker_config
 from ogls.tracking.config import differences, flatten, parameters
 from ogls.tracking.files import METRICS, read_rows
 from ogls.tracking.outbox import Outbox
@@ -290,6 +291,87 @@ def test_a_run_is_called_after_its_method_and_seed() -> None:
     assert (named.run_name, named.label) == ("mine", "OPSD-s3")
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "title"),
+    [
+        ("OPSD", {}, "OPSD s3"),
+        ("OPSD[selection=ErrorSpan]", {}, "OPSD[...] s3"),
+        ("OPSD", {"model.learning_rate": "0.001", "data.group_size": "8"}, "OPSD s3 learning_rate=0.001 group_size=8"),
+        ("OPSD", {"data.prompts.system": "x" * 200}, "OPSD s3 system=" + "x" * 105),
+    ],
+)
+def test_mlflow_lists_a_run_by_what_makes_it_different(method: str, given: dict[str, str], title: str) -> None:
+    made = Tracker()
+    made.describe(method, 3, given)
+    assert made._run.name == title
+    assert made._run.tags["folder"] == made.run_name
+
+
+def test_what_follows_the_first_configuration_is_what_differs(tmp_path: Path) -> None:
+    first, second = tmp_path / "math.yaml", tmp_path / "opsd.yaml"
+    first.write_text("model: {learning_rate: 1.0e-3}\n")
+    second.write_text(
+        "method: {class_path: OPSD, init_args: {temperature: 2.0}}\ndata: {val: {class_path: Chains}}\n"
+        "seed_everything: 4\ntrainer: {max_epochs: 3, devices: 2, logger: {init_args: {run_name: x}}}\n"
+    )
+    words = ["fit", "--config", str(first), f"--config={second}", "--model.learning_rate", "1e-4", "--allow_changes"]
+    words += ["--method.temperature=1", "--data.group_size=8", "--ckpt_path", "last", "--trainer.devices", "1"]
+    expected = {"data.val": "Chains", "trainer.max_epochs": "3", "model.learning_rate": "1e-4", "data.group_size": "8"}
+    assert tracker_config.given(words) == expected
+
+
+def test_the_trainers_own_defaults_are_no_parameters() -> None:
+    text = (
+        "trainer: {max_epochs: 2, devices: 1, fast_dev_run: false, benchmark: null, profiler: null}\nmodel: {x: null}"
+    )
+    assert parameters(yaml.safe_load(text)) == {"trainer.max_epochs": 2, "trainer.devices": 1, "model.x": None}
+
+
+def test_a_runs_page_says_what_it_was_and_what_it_brought(place: Path) -> None:
+    (run,) = runs(place, "finished")
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**tiny**, seed 3\n\navg_at_4: 1.000 [")
+    assert "before training, 0.200 [" in note
+    assert f"`{sys.argv[0]}" in note
+    assert "Folder: `runs/finished`" in note
+
+
+def test_the_page_of_runs_shows_accuracy_first(place: Path) -> None:
+    """What MLflow's pages read was looked at in a browser; here, that it is there and names metrics that there are."""
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    found = client.get_experiment_by_name("ogls")
+    assert found is not None
+    shown = json.loads(found.tags["mlflow.sharedViewState.ogls"])
+    assert shown["compareRunCharts"][0]["metricKey"] == "final/avg_at_4"
+    (run,) = runs(place, "finished")
+    told = {f"metrics.`{name}`" for name in run.data.metrics} | {f"params.`{name}`" for name in ("method", "seed")}
+    assert {c for c in shown["selectedColumns"] if not c.startswith("attributes") and "high" not in c} <= told
+    sections = {section["uuid"] for section in shown["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in shown["compareRunCharts"]} == sections
+
+
+def test_two_runs_of_one_name_are_told_apart(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on without knowing its id is found by its folder, not by its name, which others have too."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
+    ids = []
+    for _ in range(2):
+        made = Tracker(system_metrics=False)
+        made.describe("OPSD", 0)
+        made.log_metrics({"train/loss": 1.0}, 1)
+        made.finalize("success")
+        ids.append((made.run_id, made.run_folder))
+    for run_id, folder in ids:
+        again = Tracker(system_metrics=False)
+        again.describe("OPSD", 0)
+        again.resume(None, folder)
+        again.log_metrics({"train/loss": 2.0}, 2)
+        again.finalize("success")
+        assert again.run_id == run_id
+
+
 def test_long_names_that_begin_alike_are_told_apart() -> None:
     choices = "OGLS_SD[max_peers=1, alpha=1, ramp_steps=0, clip=None, selection={}]"
     labels = []
@@ -299,6 +381,15 @@ def test_long_names_that_begin_alike_are_told_apart() -> None:
         labels.append(made.label)
     assert labels[0] == labels[2] != labels[1]
     assert all(label.startswith("OGLS_SD-max_peers-1-alpha-1") and len(label) <= 43 for label in labels)
+
+
+def test_addresses_are_those_of_the_server_or_of_the_one_that_is_to_be_started() -> None:
+    assert pages.address("sqlite:///mlflow.db", pages.page_of_run("2", "abc")) == (
+        "http://127.0.0.1:5000/#/experiments/2/runs/abc"
+    )
+    assert pages.address("http://tracker:80/", pages.page_of_comparison(["2", "2"], ["a", "b"])) == (
+        "http://tracker:80/#/compare-runs?runs=[%22a%22,%22b%22]&experiments=[%222%22]"
+    )
 
 
 def test_a_password_in_the_address_is_refused() -> None:
