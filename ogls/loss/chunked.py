@@ -7,21 +7,22 @@ gradient. The gradient with respect to the student's states is taken in the forw
     z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three matrix products per chunk
 
 The first two are one product of twice as many rows. The products run on chunks of tokens. The row passes (softmax,
-divergence, gradient) run on tiles of a few rows that stay in the cache (`ogls.loss.tiles`), one by one or compiled into
-few; on a GPU one kernel makes all of them (`ogls.loss.triton_rows`). The gradient overwrites the logits. Row statistics
-are fp32, or fp64 under a fp64 head.
+divergence, gradient) run on tiles of a few rows that stay in the cache (`ogls.loss.tiles`). For the known divergences
+one function in C++ makes all of them (`ogls.loss.cpu_rows`), on a GPU one kernel (`ogls.loss.triton_rows`). The
+gradient overwrites the logits. Row statistics are fp32, or fp64 under a fp64 head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ogls.loss import cpu_rows
 from ogls.loss.divergence import Divergence, clip_terms, softmax_with_normaliser
 from ogls.loss.tiles import chunks, for_each_tile
 from ogls.loss.topk import TopK, topk_rows
@@ -41,7 +42,6 @@ def chunked_divergence(
     one_sided: bool = False,
     token_ids: Tensor | None = None,
     chunk_rows: int | None = None,
-    compiled: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Returns D(softmax(z_T / temperature), softmax(z_S / temperature)) of every token, in nats.
 
@@ -59,9 +59,6 @@ def chunked_divergence(
         one_sided: whether the bound is from above alone
         token_ids: tokens [tokens] whose log-probabilities are returned too; None returns none
         chunk_rows: tokens per chunk; None follows the byte budget of `ogls.loss.tiles`
-        compiled: whether torch.compile fuses the row passes. On a CPU they then take two thirds of their time and give
-            the same results to rounding, after 18 s of building once per machine and 6 s of loading once per process.
-            On a GPU this is for divergences that `ogls.loss.triton_rows` does not know.
 
     Returns:
         The divergences [tokens], and the student's detached log-probabilities [tokens] of `token_ids` at the same
@@ -74,7 +71,7 @@ def chunked_divergence(
         divergence,
         support,
         weight.device,
-        compiled,
+        weight.dtype,
         temperature=temperature,
         clip=clip,
         one_sided=one_sided,
@@ -142,22 +139,48 @@ def by_chunks(
 
 
 def passes(
-    divergence: Divergence, support: TopK | None, device: torch.device, compiled: bool, **options: float | bool | None
+    divergence: Divergence,
+    support: TopK | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    **options: float | bool | None,
 ) -> Callable[..., None]:
-    """Returns `divergence_rows`, or `topk_rows`, for all rows of a chunk by the quickest way for `device`."""
+    """Returns `divergence_rows`, or `topk_rows`, for all rows of a chunk by the quickest way for such logits."""
     if support is not None:
         if device.type == "cuda" and support.of == "student":
             from ogls.loss import triton_topk  # Triton comes with torch for GPUs only
 
             return partial(triton_topk.topk_rows, divergence=divergence, support=support, **options)
         return partial(for_each_tile, partial(topk_rows, divergence=divergence, support=support, **options))
-    if device.type == "cuda" and not compiled:
+    if device.type == "cuda":
         from ogls.loss import triton_rows
 
         if type(divergence) in triton_rows.KINDS:
             return partial(triton_rows.divergence_rows, divergence=divergence, **options)
-    of_tile = partial(fused(divergence_rows) if compiled else divergence_rows, divergence=divergence, **options)
-    return partial(for_each_tile, of_tile, compiled=compiled)
+    if cpu_rows.knows(divergence, device, dtype):
+        of_tile = partial(quick_rows, divergence=divergence, **options)
+        return partial(for_each_tile, of_tile, tile_bytes=cpu_rows.TILE_BYTES)
+    return partial(for_each_tile, partial(divergence_rows, divergence=divergence, **options))
+
+
+def quick_rows(
+    logits: Tensor,
+    gaps: Tensor,
+    values: Tensor,
+    ids: Tensor | None = None,
+    logprobs: Tensor | None = None,
+    **options: Any,
+) -> None:
+    """Makes the passes of `divergence_rows` by `ogls.loss.cpu_rows`, and by itself over the rows that those leave."""
+    cpu_rows.divergence_rows(logits, gaps, values, ids, logprobs, **options)
+    left = values.isnan().nonzero().squeeze(-1)
+    if len(left):
+        tensors = logits, gaps, values, ids, logprobs
+        rows = [None if tensor is None else tensor[left] for tensor in tensors]
+        divergence_rows(*rows, **options)
+        for tensor, made in zip(tensors, rows, strict=True):
+            if tensor is not None and made is not None:
+                tensor[left] = made
 
 
 def divergence_rows(
@@ -257,20 +280,6 @@ def logprob_rows(logits: Tensor, values: Tensor, ids: Tensor, *, temperature: fl
     values.copy_((z.gather(-1, ids[:, None]) - normaliser).squeeze(-1))
     if wants_gradient:  # d logprob / dz = one-hot - p
         logits.copy_(probs.neg_().scatter_add_(-1, ids[:, None], torch.ones_like(probs[:, :1])))
-
-
-@cache
-def fused(row_pass: Callable[..., None]) -> Callable[..., None]:
-    """Returns `row_pass` compiled into few loops, for any number of rows."""
-    build = torch.compile(row_pass)
-
-    def run(*tensors: Tensor | None, **options: Any) -> None:
-        for tensor in tensors:
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        build(*tensors, **options)
-
-    return run
 
 
 class GradientInForward(torch.autograd.Function):

@@ -188,8 +188,6 @@ class Distillation(Term):
             same temperature, from the whole distribution.
         weighting: further factor of each token's weight, made of the states of student and target; null adds none
         steering: rule that makes the target of the teacher's views; null takes the method's steering
-        compiled: whether torch.compile fuses the passes over the whole vocabulary. On a CPU a token then takes a fifth
-            less time, which makes up for the start after some 50,000 tokens (150,000 the first time on a machine).
     """
 
     divergence: Divergence = field(default_factory=ForwardKL)
@@ -200,11 +198,8 @@ class Distillation(Term):
     importance_cap: float | None = None
     weighting: TokenWeighting | None = None
     steering: Steering | None = None
-    compiled: bool = False
 
     def __post_init__(self) -> None:
-        if self.compiled and self.support is not None:
-            raise ValueError("Distillation compiles the passes over the whole vocabulary: got compiled and a support")
         check(self, {"temperature": TEMPERATURE, "clip": POSITIVE, "importance_cap": POSITIVE})
         if self.one_sided and self.clip is None:
             raise ValueError("Distillation needs a clip for one_sided=True, got clip=None")
@@ -233,7 +228,6 @@ class Distillation(Term):
             clip=self.clip,
             one_sided=self.one_sided,
             token_ids=states.token_ids,
-            compiled=self.compiled,
         )
         assert logprob is not None
         weights = states.token_weights.to(divergence.dtype)

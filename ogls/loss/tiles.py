@@ -24,11 +24,10 @@ from ogls.system.sizes import rounded_up
 # Bytes of all logits buffers of a chunk. Small chunks cost time on a CPU: each product reads and repacks the head anew
 # (512 rows at |V| = 49,152 on one core: 90 ms in one chunk of 96 MiB, 100 ms in two of 48, 170 ms in four).
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1200 << 20}
-# Bytes of one fp32 tile, of which about five are alive at a time, three where the passes are compiled. On a CPU these
-# have to fit into a core's cache. On a GPU, where only divergences without a kernel and top-k supports have tiles, a
-# tile has to be worth its launches (not measured yet).
+# Bytes of one fp32 tile, of which about five are alive at a time. On a CPU these have to fit into a core's cache. On a
+# GPU, where only divergences without a kernel and top-k supports have tiles, a tile has to be worth its launches (not
+# measured yet).
 TILE_BYTES = {"cpu": 3 << 17, "cuda": 1 << 28}
-COMPILED_TILE_BYTES = {"cpu": 3 << 18, "cuda": 1 << 30}
 
 
 def chunks(num_tokens: int, weight: Tensor, num_buffers: int, chunk_rows: int | None) -> Iterator[tuple[slice, Tensor]]:
@@ -76,12 +75,13 @@ def scratch(size: int, like: Tensor) -> Tensor:
 
 
 def for_each_tile(
-    function: Callable[..., None], logits: Tensor, *beside: Tensor | None, compiled: bool = False
+    function: Callable[..., None], logits: Tensor, *beside: Tensor | None, tile_bytes: int | None = None
 ) -> None:
     """Calls `function` once for each tile, with the tile's rows of `logits` and of the tensors `beside`.
 
     The rows are views, into which `function` writes its results; None is handed on as None. On a CPU the calls run side
-    by side, in no particular order. Tiles are larger for a `compiled` function.
+    by side, in no particular order. A tile is `tile_bytes` in fp32 at most, or as many as `TILE_BYTES` has for torch
+    operations.
     """
     tensors = (logits, *beside)
     row_bytes = logits.shape[-1] * max(4, logits.itemsize)
@@ -89,7 +89,7 @@ def for_each_tile(
     def run(tile: slice) -> None:
         function(*(None if tensor is None else tensor[tile] for tensor in tensors))
 
-    tile_bytes = (COMPILED_TILE_BYTES if compiled else TILE_BYTES)[logits.device.type]
+    tile_bytes = tile_bytes or TILE_BYTES[logits.device.type]
     tiles = blocks(len(logits), even_rows(len(logits), tile_bytes // row_bytes))
     num_threads = torch.get_num_threads()
     if logits.device.type != "cpu" or num_threads == 1 or len(tiles) == 1:

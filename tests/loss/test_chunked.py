@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 import torch
@@ -107,27 +106,6 @@ def test_gradcheck(divergence: Divergence) -> None:
         lambda h: chunked_divergence(h, target[:4], weight, bias, divergence, temperature=1.3)[0],
         (student.detach()[:4].requires_grad_(),),
     )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("divergence", ALL)
-def test_compiled_is_eager(divergence: Divergence) -> None:
-    student, target, weight, bias = setup()
-    ids = torch.arange(T) % V
-    for clip, temperature in ((None, 1.0), (0.02, 1.7)):
-        (eager, eager_logprob), (built, built_logprob) = (
-            chunked_divergence(
-                *(student, target, weight, bias, divergence),
-                temperature=temperature,
-                clip=clip,
-                token_ids=ids,
-                compiled=compiled,
-            )
-            for compiled in (False, True)
-        )
-        assert_same(built, eager, student, 1e-12)
-        torch.testing.assert_close(built_logprob, eager_logprob, rtol=1e-12, atol=1e-12)
 
 
 def test_closed_form_of_the_forward_kl() -> None:

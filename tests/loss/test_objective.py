@@ -295,7 +295,6 @@ def test_missing_states_are_named() -> None:
         ({"clip": 0.0}, r"Distillation.clip must be in \(0, 1e6\], got 0.0"),
         ({"one_sided": True}, "got clip=None"),
         ({"importance_cap": -1.0}, r"Distillation.importance_cap must be in \(0, 1e6\], got -1.0"),
-        ({"compiled": True, "support": TopK(3)}, "got compiled and a support"),
     ],
 )
 def test_parameters_out_of_range(arguments: dict[str, Any], message: str) -> None:

@@ -78,12 +78,12 @@ def test_who_gets_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "triton_rows", SimpleNamespace(divergence_rows=kernel, KINDS=(ForwardKL,)), raising=False)
     monkeypatch.setattr(loss, "triton_topk", SimpleNamespace(topk_rows=of_top), raising=False)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert kernels.passes(ForwardKL(), None, cuda, False).func is kernel
-    for divergence, device, compiled in ((ForwardKL(), cpu, False), (Own(), cuda, False), (ForwardKL(), cuda, True)):
-        assert kernels.passes(divergence, None, device, compiled).func is kernels.for_each_tile
-    assert kernels.passes(Own(), TopK(2), cuda, False).func is of_top
-    assert kernels.passes(ForwardKL(), TopK(2, "union"), cuda, False).func is kernels.for_each_tile
-    assert kernels.passes(ForwardKL(), TopK(2), cpu, False).func is kernels.for_each_tile
+    assert kernels.passes(ForwardKL(), None, cuda, torch.float64).func is kernel
+    for divergence, device in ((ForwardKL(), cpu), (Own(), cuda)):
+        assert kernels.passes(divergence, None, device, torch.float64).func is kernels.for_each_tile
+    assert kernels.passes(Own(), TopK(2), cuda, torch.float64).func is of_top
+    assert kernels.passes(ForwardKL(), TopK(2, "union"), cuda, torch.float64).func is kernels.for_each_tile
+    assert kernels.passes(ForwardKL(), TopK(2), cpu, torch.float64).func is kernels.for_each_tile
 
 
 def as_it_is(name: str, package: str = "loss") -> ModuleType:
