@@ -2,16 +2,19 @@
 
     python analysis/benchmarks/train.py                            # embedded model after its cold start, 4 x G=8
     python analysis/benchmarks/train.py --groups 8 --trl-batch 16
+    python analysis/benchmarks/train.py --dtype float32            # where a processor has no bf16
 
 Rollouts are sampled once from arithmetic chains, then every side gets the same token ids: teacher, student, clipping
 and AdamW of one step. OPSD reads the worked solution (K = 1); OGLS-SD the plain prompt and all rollouts of the group
-(K = G). Forward KL, each rollout's mean over its tokens, averaged over rollouts; bf16 weights, the same LoRA in fp32,
-no checkpointing.
+(K = G). Forward KL, each rollout's mean over its tokens, averaged over rollouts; the same LoRA in fp32, no
+checkpointing.
 
 TRL 1.16's `SDPOTrainer` takes part where it is installed (`pip install trl==1.16.0`), in OPSD's role: full logits, base
 weights as teacher, the privileged prompt of OPSD, no importance ratio, no logging, in micro-batches of --trl-batch
-rollouts; autocast where --trl-autocast asks for it. Its tokenising, grading and re-prompting are left out. Before
-anything is timed, loss and gradient of both are compared in fp32 (in bf16 TRL's softmax over bf16 logits rounds).
+rollouts; autocast where --trl-autocast asks for it. Its tokenising, grading and re-prompting are left out. TRL's
+`DistillationTrainer` has a teacher that reads what the student reads, so its counterpart is our plain teacher: base
+weights, the plain prompt, the mean over all tokens, a chunked loss on both sides. Before anything is timed, loss and
+gradient of each pair are compared in fp32 (in bf16 TRL's softmax over bf16 logits rounds).
 """
 
 from __future__ import annotations
@@ -92,13 +95,9 @@ def step(compute: Callable[[], float], parameters: list[Tensor], optimizer: torc
     return loss
 
 
-def trl_trainer(policy: Policy, lessons: Sequence[Lesson], batch: int, autocast: bool, dtype: torch.dtype) -> Any:
-    """Returns TRL's trainer with the recorded batch, padded as its `sample_rollouts` and its teacher's context are."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
-    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer  # pyright: ignore[reportMissingImports]
-    from trl.trainer.utils import pad, split_tensor_dict  # pyright: ignore[reportMissingImports]
+def padded_batch(lessons: Sequence[Lesson]) -> dict[str, Tensor]:
+    """Returns the recorded batch, padded as TRL pads what it samples, with its SDPO teacher's context."""
+    from trl.trainer.utils import pad  # pyright: ignore[reportMissingImports]
 
     def padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
         ids = [torch.tensor(row) for row in rows]
@@ -106,9 +105,9 @@ def trl_trainer(policy: Policy, lessons: Sequence[Lesson], batch: int, autocast:
         return pad(ids, padding_value=0, padding_side=side), pad(ones, padding_value=0, padding_side=side)
 
     prompts, prompt_mask = padded([lesson.prompt_ids for lesson in lessons], "left")
-    read, read_mask = padded([lesson.views[1].prefix_ids for lesson in lessons], "left")
+    read, read_mask = padded([lesson.views[-1].prefix_ids for lesson in lessons], "left")
     completions, mask = padded([lesson.token_ids for lesson in lessons], "right")
-    recorded = {
+    return {
         "prompt_ids": prompts,
         "prompt_mask": prompt_mask,
         "completion_ids": completions,
@@ -117,10 +116,27 @@ def trl_trainer(policy: Policy, lessons: Sequence[Lesson], batch: int, autocast:
         "teacher_attention_mask": torch.cat([read_mask, mask], 1),
         "self_distillation_mask": torch.ones(len(lessons)),
     }
-    num_parts = len(lessons) // batch
 
-    class Recorded(SDPOTrainer):
-        parts = split_tensor_dict(recorded, num_parts)
+
+def trl_trainer(
+    policy: Policy, lessons: Sequence[Lesson], batch: int, autocast: bool, dtype: torch.dtype, privileged: bool
+) -> Any:
+    """Returns TRL's SDPOTrainer, or its DistillationTrainer where the teacher is not privileged, with the batch."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl import DistillationConfig, DistillationTrainer  # pyright: ignore[reportMissingImports]
+    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.utils import split_tensor_dict  # pyright: ignore[reportMissingImports]
+
+    num_parts = len(lessons) // batch
+    recorded = padded_batch(lessons)
+    if not privileged:
+        recorded = {name: recorded[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+    total = {} if privileged else {"num_items_in_batch": recorded["completion_mask"].sum()}
+
+    class Recorded(SDPOTrainer if privileged else DistillationTrainer):
+        parts = tuple(part | total for part in split_tensor_dict(recorded, num_parts))
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:
             return generation_batch
@@ -128,31 +144,33 @@ def trl_trainer(policy: Policy, lessons: Sequence[Lesson], batch: int, autocast:
         def _log_self_distillation_metric(self, mode: str, value: float) -> None:
             pass
 
-    config = SDPOConfig(
-        output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
-        bf16=autocast,
-        gradient_checkpointing=False,
-        disable_dropout=True,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=num_parts,
-        num_generations=8,
-        max_completion_length=completions.shape[1],
-        temperature=1.0,
-        distillation_mode="full_logits",
-        distillation_alpha=0.0,
-        distillation_is_clip=None,
-        distillation_weight=1.0,
-        teacher_model_kind="base",
-        report_to="none",
-    )
+    shared = {
+        "output_dir": tempfile.mkdtemp(),
+        "use_cpu": True,
+        "bf16": autocast,
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": num_parts,
+        "max_completion_length": recorded["completion_ids"].shape[1],
+        "temperature": 1.0,
+        "report_to": "none",
+    }
+    model = AutoModelForCausalLM.from_pretrained(policy.folder, dtype=dtype)
+    if privileged:
+        own = {"distillation_mode": "full_logits", "distillation_alpha": 0.0, "distillation_is_clip": None}
+        config = SDPOConfig(**shared, **own, num_generations=8, distillation_weight=1.0, teacher_model_kind="base")
+        further = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
+    else:
+        config = DistillationConfig(**shared, beta=0.0)
+        further = {"teacher_model": AutoModelForCausalLM.from_pretrained(policy.folder, dtype=dtype)}
     trainer = Recorded(
-        model=AutoModelForCausalLM.from_pretrained(policy.folder, dtype=dtype),
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        model=model,
         args=config,
         train_dataset=Dataset.from_dict({"prompt": ["-"] * len(lessons)}),
         processing_class=policy.tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"),
+        **further,
     )
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = num_parts
@@ -163,10 +181,10 @@ def trl_gradient(trainer: Any) -> float:
     return sum(trainer.training_step(trainer.model, part, None).item() for part in trainer.parts)
 
 
-def assert_agreement(model: str, adapter: str | None, lessons: Sequence[Lesson]) -> None:
+def assert_agreement(model: str, adapter: str | None, lessons: Sequence[Lesson], privileged: bool) -> None:
     """Checks that TRL's loss and gradient are ours in fp32, with a copy of our adapter, a random one."""
     policy = Policy(model, adapter, lora=Lora(), dtype="float32").load()
-    trainer = trl_trainer(policy, lessons, len(lessons), False, torch.float32)
+    trainer = trl_trainer(policy, lessons, len(lessons), False, torch.float32, privileged)
     theirs = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     mine = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
     pairs = [(p, next(q for n, q in theirs.items() if n.endswith(name))) for name, p in mine.items()]
@@ -174,7 +192,7 @@ def assert_agreement(model: str, adapter: str | None, lessons: Sequence[Lesson])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p, q in pairs:
-            q.copy_(p.normal_(std=0.01, generator=generator))
+            q.copy_(p.normal_(std=0.03, generator=generator))
     losses = gradient(policy, READING, lessons), trl_gradient(trainer)
     ours = torch.cat([p.grad.flatten() for p, _ in pairs if p.grad is not None])
     other = torch.cat([q.grad.flatten() for _, q in pairs if q.grad is not None])
@@ -195,9 +213,10 @@ def main() -> None:
     options.add_argument("--length", type=int, default=48)
     options.add_argument("--trl-batch", type=int, default=8)
     options.add_argument("--trl-autocast", action="store_true")
+    options.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = options.parse_args()
     announce(args)
-    policy = Policy(args.model, args.adapter or None, lora=Lora()).load()
+    policy = Policy(args.model, args.adapter or None, lora=Lora(), dtype=args.dtype).load()
     encoder = PromptEncoder(Prompts(system=""), policy.tokenizer)
     opsd, steered = record(policy, encoder, args.groups, args.group_size, args.length)
     tokens = [len(lesson.token_ids) for lesson in opsd]
@@ -208,19 +227,34 @@ def main() -> None:
         return functools.partial(step, compute, parameters, torch.optim.AdamW(parameters, lr=1e-6))
 
     trainable = list(policy.trainable().values())
-    name = f"ours, OGLS-SD, K={args.group_size}"
-    print(f"OPSD is {READING.name}, OGLS-SD {STEERING.name}; rollouts and token weights are the recorded ones")
+    unread = [View(role="success", prefix_ids=lesson.prompt_ids) for lesson in opsd]  # nothing but the prompt
+    plain = [
+        replace(lesson, views=(lesson.views[0], view), token_weights=(1.0,) * len(lesson.token_ids))
+        for lesson, view in zip(opsd, unread, strict=True)
+    ]
+    ours = {
+        "OPSD": (READING, opsd),
+        f"OGLS-SD, K={args.group_size}": (STEERING, steered),
+        "plain teacher": (READING, plain),
+    }
+    print("; ".join(f"{name} is {method.name}" for name, (method, _) in ours.items()), end="")
+    print("; rollouts and token weights are the recorded ones")
     table = {
-        "ours, OPSD": side(lambda: gradient(policy, READING, opsd), trainable),
-        name: side(lambda: gradient(policy, STEERING, steered), trainable),
+        f"ours, {name}": side(functools.partial(gradient, policy, method, lessons), trainable)
+        for name, (method, lessons) in ours.items()
     }
     if installed("trl"):
-        assert_agreement(args.model, args.adapter or None, opsd[: args.group_size])
-        trainer = trl_trainer(policy, opsd, args.trl_batch, args.trl_autocast, torch.bfloat16)
-        theirs = [p for p in trainer.model.parameters() if p.requires_grad]
-        table["TRL, SDPOTrainer, OPSD"] = side(lambda: trl_gradient(trainer), theirs)
+        peers = {"TRL, SDPOTrainer, OPSD": "OPSD", "TRL, DistillationTrainer, plain teacher": "plain teacher"}
+        for name, role in peers.items():
+            _, lessons = ours[role]
+            privileged = role == "OPSD"
+            assert_agreement(args.model, args.adapter or None, lessons[: args.group_size], privileged)
+            dtype = getattr(torch, args.dtype)
+            trainer = trl_trainer(policy, lessons, args.trl_batch, args.trl_autocast, dtype, privileged)
+            theirs = [p for p in trainer.model.parameters() if p.requires_grad]
+            table[name] = side(functools.partial(trl_gradient, trainer), theirs)
     losses = {name: f"{run():.5f}" for name, run in table.items()}
-    print("losses in bf16:", losses)
+    print(f"losses in {args.dtype}:", losses)
     log("train", report(time_sides(table, args), "ours, OPSD", args), args)
 
 
