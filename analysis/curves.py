@@ -5,6 +5,7 @@
     python analysis/curves.py markers                                    (figure 5: words of reflection in the rollouts)
     python analysis/curves.py accuracy --metric train/kl_target_student --window 4
 
+Runs that validate a subset amid training have its curve as --metric val_subset/avg_at_4, val/* before and after alone.
 --methods takes whole names, or presets such as OPSD for all of their variants, OPSD[...], each with a line of its own.
 Writes NAME.png and NAME.csv. Bands are 95 % over seeds (Student's t), or over problems where there is one seed and the
 run logged an interval. `--published` adds what OGLS-SD reports for Qwen3-1.7B on AIME24, one seed.

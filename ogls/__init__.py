@@ -44,7 +44,7 @@ _PLACES = {
     "ogls.rollout.engine": "RolloutEngine",
     "ogls.rollout.transformers": "TransformersEngine",
     "ogls.rollout.vllm": "VllmEngine",
-    "ogls.rollout.accuracy": "Evaluation",
+    "ogls.rollout.accuracy": "Evaluation Subset",
     "ogls.callbacks": "BestCheckpoint",
     "ogls.tracking": "Tracker",
 }

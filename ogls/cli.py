@@ -38,7 +38,7 @@ from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
-from ogls.rollout.accuracy import Evaluation
+from ogls.rollout.accuracy import Evaluation, Subset
 from ogls.system.exits import DiskFailed, RunEnded, unwritable
 from ogls.system.ranges import within
 from ogls.system.suggestions import in_one_line, one_line
@@ -51,7 +51,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 _PARTS = (
-    *(SelfDistillation, RolloutDataModule, Method, Policy, Sampling, Evaluation),
+    *(SelfDistillation, RolloutDataModule, Method, Policy, Sampling, Evaluation, Subset),
     *(ReflectionLimits, Prompts, Lora, Trainer, Tracker),
 )
 _KEYS = {name for part in _PARTS for name in inspect.signature(part).parameters}

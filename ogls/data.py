@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from ogls.algorithm import Sizes, collect
@@ -36,6 +36,11 @@ _CURES: dict[Need, str] = {
     "peers": "compares rollouts of one group: data.group_size must be at least 2, got {group_size}",
     "error": "needs an error locator: set data.locator",
 }
+
+
+def at_end(trainer: Trainer) -> bool:
+    """Returns whether training ends with the epoch under way, or with a stop that was asked for."""
+    return trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class _Sized:
@@ -70,7 +75,8 @@ class RolloutDataModule(LightningDataModule):
         reflection: largest numbers of tokens per prompt and per reply of the reflector
         group_size: rollouts per problem in training
         problems_per_step: problems per optimiser step
-        steps_per_epoch: optimiser steps per epoch; a validation follows each epoch
+        steps_per_epoch: optimiser steps per epoch; a validation follows each epoch, or each
+            `trainer.check_val_every_n_epoch`-th one, and the last
         mini_batches: equal parts of `problems_per_step` problems each into which what is sampled at once is divided;
             each part makes an optimiser step. Above 1 all parts but the first are off-policy.
         updates_per_rollout: number of times that a rollout is learned from; above 1 it is off-policy, and the objective
@@ -153,6 +159,11 @@ class RolloutDataModule(LightningDataModule):
     def trains(self) -> bool:
         """Returns whether this is a run of training, or the validation before one."""
         return self.fit_follows or (self.trainer is not None and self.trainer.state.fn == "fit")
+
+    @property
+    def validates_all(self) -> bool:
+        """Returns whether a validation now is a whole one, not one amid training."""
+        return self.trainer is None or self.trainer.state.fn != "fit" or at_end(self.trainer)
 
     @property
     def max_staleness(self) -> int:
@@ -388,7 +399,7 @@ class RolloutDataModule(LightningDataModule):
     # ---- evaluation: one call of the engine for the whole set ----
 
     def val_dataloader(self) -> list[_Sized]:
-        """Returns one batch with rollouts of all held-out problems, and a second one with solutions if asked for."""
+        """Returns one batch with rollouts of held-out problems, and a second one with solutions if asked for."""
         if self.engine is None:
             return []
         return self._evaluations("val", self.val_problems)
@@ -406,10 +417,12 @@ class RolloutDataModule(LightningDataModule):
         return [_Sized(1, lambda kind=kind: self._evaluate(name, source, with_solution=kind)) for kind in kinds]
 
     def _evaluate(self, name: str, source: ProblemSource, with_solution: bool) -> Iterator[Sequence[RolloutGroup]]:
-        problems = list(source)
+        problems, samples = [p for p in source if not with_solution or p.solution is not None], self.evaluation.samples
+        subset = self.evaluation.while_training
+        if subset is not None and not self.validates_all:
+            problems, samples = subset.of(problems), self.evaluation.subset_samples
         if with_solution:
             prompts = [self.encoder.view(p, ATTEMPT, p.solution) for p in problems if p.solution is not None]
-            problems = [p for p in problems if p.solution is not None]
         else:
             prompts = [self.encoder.evaluated(problem) for problem in problems]
         # Every validation has the same seed, so that two of them differ by the policy alone.
@@ -419,7 +432,7 @@ class RolloutDataModule(LightningDataModule):
             self._ahead.settle()
         sampler = self.sampler()
         sampler.hold()
-        groups = sampler.rollouts(own, prompts, self.evaluation.samples, self.evaluation.sampling, seed)
+        groups = sampler.rollouts(own, prompts, samples, self.evaluation.sampling, seed)
         yield self.group.joined(groups)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from ogls.algorithm import MicroBatch, gradient, weight_totals
-from ogls.data import RolloutDataModule
+from ogls.data import RolloutDataModule, at_end
 from ogls.loss.diagnostics import diagnose
 from ogls.loss.objective import Target
 from ogls.methods.base import Method
@@ -118,7 +118,10 @@ class SelfDistillation(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Decides what a configuration leaves open by the memory of a GPU, before weights are read."""
-        device, data = _free_bytes(self.trainer.strategy.root_device), getattr(self.trainer, "datamodule", None)
+        root, data = self.trainer.strategy.root_device, getattr(self.trainer, "datamodule", None)
+        if isinstance(data, RolloutDataModule) and data.engine is not None:
+            data.engine.check_device(root.type)
+        device = _free_bytes(root)
         if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:
             plan = planned(self, data, device)
             self.tokens_per_micro_batch, self.policy.gradient_checkpointing = plan.tokens, plan.checkpointing
@@ -141,9 +144,9 @@ class SelfDistillation(LightningModule):
         scheduler.base_lrs = [self.learning_rate]
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
-    def on_train_epoch_start(self) -> None:
-        """Has a validation follow the last epoch, whatever `check_val_every_n_epoch` says."""
-        if self.current_epoch + 1 == self.trainer.max_epochs:
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Has training end with a validation, whatever `check_val_every_n_epoch` says."""
+        if at_end(self.trainer):
             self.trainer.check_val_every_n_epoch = 1
 
     def configure_optimizers(self) -> Any:
@@ -293,8 +296,12 @@ class SelfDistillation(LightningModule):
     # ---- evaluation ----
 
     def validation_step(self, groups: list[RolloutGroup], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs the accuracy of held-out rollouts as ``val/...``, or ``val_with_solution/...``."""
-        self._log_evaluation("val" if dataloader_idx == 0 else "val_with_solution", groups)
+        """Logs the accuracy of held-out rollouts as ``val/...``, of the subset as ``val_subset/...``, and of those with
+        solutions as ``val_with_solution/...`` and ``val_subset_with_solution/...``.
+        """
+        data: RolloutDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        for name, some in data.evaluation.by_name(groups, data.validates_all).items():
+            self._log_evaluation(name if dataloader_idx == 0 else f"{name}_with_solution", some)
 
     def test_step(self, groups: list[RolloutGroup], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs the accuracy of test rollouts as ``test/...``, or ``test_with_solution/...``."""
@@ -303,7 +310,7 @@ class SelfDistillation(LightningModule):
     def predict_step(self, groups: list[RolloutGroup], batch_idx: int) -> None:
         """Computes nothing: the batch is the rollouts, which `RolloutWriter` writes to a file."""
 
-    def _log_evaluation(self, name: str, groups: list[RolloutGroup]) -> None:
+    def _log_evaluation(self, name: str, groups: Sequence[RolloutGroup]) -> None:
         values = evaluate(groups)
         if self.kl_to_base:
             values["kl_to_base"] = kl_to_base(self.policy, groups, 2 * self.tokens_per_micro_batch)

@@ -14,7 +14,7 @@ from ogls.rollout.engine import RolloutEngine, prompt_seeds
 from ogls.tasks.chains import Chain
 
 Script = Callable[[Sequence[int], random.Random], Sequence[int]]
-Fault = Literal["die", "hang", "empty", "garbage", "stale", "slow"]
+Fault = Literal["die", "hang", "empty", "garbage", "stale", "slow", "long"]
 
 
 def numbers(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
@@ -61,6 +61,9 @@ class ScriptedEngine(RolloutEngine):
             time.sleep(600)
         if fault == "slow":
             time.sleep(0.2)
+        for _ in range(40 * (fault == "long")):  # token by token, twelve seconds in all
+            time.sleep(0.3)
+            self.beat()
         drawn = zip(prompts, map(random.Random, prompt_seeds(prompts, seed)), strict=True)
         return [[self._complete(prompt, sampling, rng, fault) for _ in range(n)] for prompt, rng in drawn]
 

@@ -131,14 +131,32 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
         (["--config", "math.yaml", "--data.group_size", "1"], "data.group_size must be at least 2, got 1"),
         (["--config", "math.yaml", "--data.prompts.student", "Solve."], "prompts.student needs the slot {problem}"),
         (["--config", "math.yaml", "--config", "gsm8k.yaml"], "data/gsm8k/train.jsonl"),
+        (
+            [
+                *("--config", "math.yaml", "--data.val.init_args.size", "2", "--trainer.accelerator", "cpu"),
+                *("--data.engine.kv_cache_dtype", "fp8"),
+            ],
+            "data.engine.kv_cache_dtype is fp8, but a cpu keeps no keys and values in it: set auto",
+        ),
         (["--config", "math.yaml", "--policy.model", "no such model"], "unknown model 'no such model'"),
         (["--config", "math.yaml", "--policy.adapter", "nowhere"], "policy.adapter: no folder 'nowhere'"),
         (
             [
                 *("--config", "math.yaml", "--data.val.init_args.size", "2"),
-                *("--trainer.callbacks.init_args.monitor", "val/avg_at_9"),
+                *("--trainer.callbacks.init_args.monitor", "val_subset/avg_at_9"),
             ],
-            "val/avg_at_9",
+            "a checkpoint waits for val_subset/avg_at_9, but every validation has 4 samples as val_subset/*",
+        ),
+        (
+            [
+                *("--config", "math.yaml", "--data.val.init_args.size", "2"),
+                *("--trainer.callbacks.init_args.monitor", "val/avg_at_4"),
+            ],
+            "expected val_subset/avg_at_4",
+        ),
+        (
+            ["--config", "math.yaml", "--data.evaluation.while_training.samples", "5"],
+            "evaluation.while_training.samples must be at most evaluation.samples 4, got 5",
         ),
         (["--config", "math.yaml", "--method.privilege", "ReferenceSolution"], "OutcomeSteering and ReferenceSolution"),
         (

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ogls.lessons.reflection.reflector import ReflectionCase, ReflectionContext, Reflector
 from ogls.policy.teacher import EMA
-from ogls.records import Completion, Reflection, Sampling
+from ogls.records import Completion, Reflection, RolloutGroup, Sampling
+from ogls.rollout.accuracy import Evaluation, Subset
+from ogls.tasks.chains import Chains
 from tests.faults import small
 from tests.scripted import ChainEngine
 from tests.test_module import fit, pair
@@ -137,9 +140,76 @@ def test_reflections_are_drawn_apart_from_rollouts(tiny_model: Path, tmp_path: P
     assert not set(reflector.seeds) & set(drawn)
 
 
-def test_fewer_validations_still_end_with_one(tiny_model: Path, tmp_path: Path) -> None:
+class StopAfter(Callback):
+    """Ends the process's training with an error after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.steps:
+            raise KeyboardInterrupt
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    (file,) = folder.glob("small-*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "goes on amid the last epoch"])
+def test_fewer_validations_still_end_with_one(stopped: bool, tiny_model: Path, tmp_path: Path) -> None:
     """Three epochs of four steps, a validation every second one: after the second, and after the last."""
-    small.fit(tiny_model, tmp_path, epochs=3, training={"check_val_every_n_epoch": 2})
-    (file,) = tmp_path.glob("small-*/metrics.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [row["step"] for row in rows if "val/avg_at_2" in row] == [8, 12]
+    settings: dict[str, Any] = {"epochs": 3, "training": {"check_val_every_n_epoch": 2}}
+    if stopped:
+        with pytest.raises(SystemExit):
+            small.fit(tiny_model, tmp_path, callbacks=[StopAfter(10)], **settings)
+    small.fit(tiny_model, tmp_path, goes_on=stopped, **settings)
+    assert [row["step"] for row in logged(tmp_path) if "val/avg_at_2" in row] == [8, 12]
+
+
+def test_a_stop_that_is_asked_for_ends_with_a_whole_validation(tiny_model: Path, tmp_path: Path) -> None:
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 6
+
+    fewer = Evaluation(samples=2, sampling=Sampling(max_tokens=60), while_training=Subset(problems=2))
+    small.fit(tiny_model, tmp_path, callbacks=[Enough()], evaluation=fewer)
+    assert [row["step"] for row in logged(tmp_path) if "val/avg_at_2" in row] == [6]
+    assert logged(tmp_path)[-1]["step"] == 6
+    assert "final/avg_at_2" in logged(tmp_path)[-1]
+
+
+def test_a_subset_is_validated_amid_training_and_all_at_its_end(tiny_model: Path, tmp_path: Path) -> None:
+    """Of four problems the first and the third, once each; of their two rollouts at the end the first."""
+    fewer = Evaluation(
+        samples=2, sampling=Sampling(max_tokens=60), with_solution=True, while_training=Subset(problems=2, samples=1)
+    )
+    engine, watch = Seeded(), Watched()
+    small.fit(tiny_model, tmp_path, engine=engine, callbacks=[watch], evaluation=fewer)
+    rows = {row["step"]: row for row in logged(tmp_path) if any(name.startswith("val") for name in row)}
+    kinds = {step: {name.partition("/")[0] for name in row if "/" in name} for step, row in rows.items()}
+    part = {"val_subset", "val_subset_with_solution"}
+    assert kinds == {4: part, 8: part, 12: part | {"val", "val_with_solution"}}
+    assert all("val_subset/avg_at_1" in row and "val_subset/pass_at_2" not in row for row in rows.values())
+    held_out = [problem.id for problem in Chains(size=4, split="heldout")]
+    asked = [[(group.problem.id, len(group.rollouts)) for group in groups] for groups in watch.batches[::2]]
+    assert asked == [[(held_out[i], 1) for i in (0, 2)]] * 2 + [[(name, 2) for name in held_out]]
+    whole = watch.batches[4]
+    assert rows[12]["val/avg_at_2"] == np.mean([len(group.successes) / 2 for group in whole])
+    assert rows[12]["val_subset/avg_at_1"] == np.mean([whole[i].rollouts[0].correct for i in (0, 2)])
+    (final,) = [row for row in logged(tmp_path) if "final/avg_at_2" in row]
+    assert final["final/avg_at_2"] == rows[12]["val/avg_at_2"]
+    assert not any("subset" in name for name in final)
+    best = torch.load(next(tmp_path.glob("small-*/checkpoints/best.ckpt")), weights_only=True)
+    scores = {step: row["val_subset/avg_at_1"] for step, row in rows.items()}
+    assert best["global_step"] == max(scores, key=lambda step: scores[step])
+
+
+class Watched(Callback):
+    """Keeps the groups of every validation."""
+
+    def __init__(self) -> None:
+        self.batches: list[Sequence[RolloutGroup]] = []
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.batches.append(batch)

@@ -1,277 +1,383 @@
-"""How long a step takes and what it needs, predicted from shapes and rates of the hardware; checked by --check.
+"""How long a run takes by phase, predicted from its configuration and the rates of a machine; checked by --check.
 
-    python analysis/benchmarks/roofline.py                                    # OGLS-SD and OPSD, Qwen3 on one H100
-    python analysis/benchmarks/roofline.py --machine h100 --model 1.7b --length 2048 --group-size 8 --views 8
-    python analysis/benchmarks/roofline.py --check                            # this CPU, the embedded model, measured
+    python analysis/benchmarks/roofline.py                      # every method and recipe, Qwen3-1.7B, 4B, 8B, one H100
+    python analysis/benchmarks/roofline.py --methods OPSD GRPO --models 1.7B --fill 0.25
+    python analysis/benchmarks/roofline.py --check                # real steps on this CPU; fails beyond a factor of 1.3
 
-A phase takes as long as the slower of its arithmetic and its memory traffic, at the machine's *measured* rates:
+What a step does is read from the method and its configuration (`work.py`). A phase takes as long as the slower of its
+arithmetic and its memory traffic, at the rates of the machine:
 
-    trunk, forward       2 P + 2 L w c FLOP per token     P weights without embeddings, L layers, w = heads x head size,
-                                                          c mean tokens attended to (causal: half of the length)
-                         on a CPU, where it takes as long, also the elementwise work of L layers, three times that
-                         with the gradient
-    student              forward, gradient of the states (as much again), and once more with gradient checkpointing;
-                         a frozen base has no weight gradients; on a CPU also the adapter's two thin products beside
-                         each of the base's and their gradients
-    head and loss        three products of 2 V d FLOP a distilled token, one more pass of V values over the cache
-    decoding             max(2 P B / flops, (2 P + 2 L k c B) bytes / bandwidth) a step, B sequences at once, k = 2 x kv
-                         heads x head size numbers a token and layer, two bytes each; LM head in P
-    teacher              each distinct view once, then each rollout that reads it, shared; one by one, unshared
+    trunk, forward       2 P FLOP per token of P weights without embeddings, 4 L w per pair of tokens that attend (L
+                         layers, w = heads x head size), and the elementwise work of L layers
+    student              the forward pass and the gradient of the states, as much again (2.5 times as much for
+                         attention); once more the forward pass with gradient checkpointing, and the gradients of the
+                         weights where all are trained; three times the elementwise work; an adapter's two thin products
+    head and loss        two or three products of 2 V d FLOP a learned token, passes of V values over the cache
+    decoding             a step of B sequences: max(2 P B / flops, (2 P + 2 L k c B) bytes / bandwidth), k = 2 x kv
+                         heads x head size numbers a token and layer, c tokens so far; LM head in P, and an engine's own
+                         work
+    sync                 weights are read, merged and written; the adapter where the engine takes it alone; the canary
 
-Left out: launches, the optimiser, grading, Python, and how evenly work fills the machine. A step can be a
-few percent faster than this only if the rates are wrong.
+Left out: grading, Python, and how evenly work fills the machine. On a GPU the rates are assumed (`MACHINES`), and
+rollouts are all as long as `--fill` of their limit, by which validation grows faster than linearly.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-from fake_gpu import qwen3
+import yaml
+from fake_gpu import QWEN3, Rates, qwen3
 from harness import announce, log, parser
+from work import Draw, Pass, Work, step_of
 
+from ogls import methods
+from ogls.cli import OglsCLI, build, find_configs
+from ogls.planner import planned
+from ogls.policy.lora import Lora
+from ogls.rollout.accuracy import Evaluation
+from ogls.system.memory.plan import GIB
 from ogls.system.memory.shapes import Shapes
+from ogls.system.memory.training import Training
 
-GIB = 2.0**30
+RECIPES = [("ogls_sd", "1.7B", "h100"), ("opsd", "1.7B", "h100"), ("ogls_sd", "4B", "h100"), ("opsd", "4B", "h100")]
+RECIPES += [(name, "4B", "h200") for name in ("rosd", "sdpo", "grpo")]
+"""Name of each recipe, the size of the model that it is published for, and a GPU on which it fits."""
+HELD_OUT = {"HuggingFaceH4/aime_2024": 30, "data/sciknoweval/chemistry_test.jsonl": 210}  # problems; not read here
+_PRODUCTS = {True: 2.0, False: 3.0}  # passes of the weights, forward and backward, with and without an adapter
+_ATTENTION = 3.5  # the same of attention, whose backward pass makes its scores anew
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """A machine has rates as they are reached.
 
     Args:
-        flops: FLOP/s of bf16 products
+        flops: FLOP/s of products
+        attention: FLOP/s of attention
         bandwidth: bytes/s of memory
         row_value: seconds of the loss's elementwise work on one value
-        layer_token: seconds of a layer's elementwise work on one token
+        layer_token: seconds of a layer's elementwise work on one token; None is its traffic
         adapter_token: seconds of a layer's adapter on one token, gradients included
+        engine_step: seconds of an engine's own work per token of a batch, whatever its size
+        drawn: seconds to draw one token of one sequence
     """
 
     flops: float
+    attention: float
     bandwidth: float
     row_value: float = 0.0
-    layer_token: float = 0.0
+    layer_token: float | None = None
     adapter_token: float = 0.0
+    engine_step: float = 0.0
+    drawn: float = 0.0
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step has rollouts of one length; `views` is K beside the plain one, each read by a whole group."""
-
-    prompts: int = 8
-    group_size: int = 8
-    prompt: int = 200
-    length: int = 2048
-    views: int = 8
-    distilled: float = 1.0  # share of the rollouts' tokens that have a loss
-    checkpointing: bool = False
-
-
-SMOLLM2 = Shapes(
-    layers=30, hidden=576, mlp=1536, heads=9, kv_heads=3, head_size=64, vocab=49_152, tied=True, norms_heads=False
+_RATES = Rates()
+H100 = Machine(
+    flops=_RATES.flops,
+    attention=_RATES.attention,
+    bandwidth=_RATES.bandwidth,
+    row_value=10 / _RATES.bandwidth,  # two logits are read twice, and one written
+    engine_step=5e-4,
 )
-MODELS = {"smollm2": SMOLLM2} | {name.lower(): Shapes.of(qwen3(name)) for name in ("1.7B", "4B", "8B")}
-MACHINES = {"h100": Machine(flops=5.5e14, bandwidth=2.7e12), "h200": Machine(flops=5.5e14, bandwidth=3.9e12)}
+MEMORY = {"h100": int(79.1 * GIB), "h200": int(139.8 * GIB)}
+MACHINES = {"h100": H100, "h200": Machine(**{**vars(H100), "bandwidth": 3.9e12, "row_value": 10 / 3.9e12})}
 
 
-def forward(model: Shapes, context: float) -> float:
-    """Returns the FLOP of one token that attends to `context` tokens."""
-    return 2 * model.products + 4 * model.layers * model.queries * context
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A set-up is who computes what on which machine.
 
-
-def activation_bytes(model: Shapes) -> int:
-    """Returns the bytes that one token keeps for the backward pass, two per number: per layer the inputs of norms,
-    projections, products and the MLP's three wide rows, without attention's probabilities (a GPU recomputes them).
+    Args:
+        machine: rates of passes over many tokens
+        decoder: rates of an engine's step, which has few; None are the same
+        training: shapes, adapter and dtype of the student
+        checkpointing: whether activations are computed anew
+        cache: bytes of the engine's keys and values
+        max_num_seqs: largest number of sequences that the engine samples side by side
+        cached_bytes: bytes per number of keys and values
+        whole: whether the engine takes all weights at each load
+        canary: prompts that the engine continues after each load, their length, and tokens drawn after each
     """
-    return 2 * model.layers * (6 * model.hidden + 3 * model.queries + 2 * model.keys + 4 * model.mlp)
 
+    machine: Machine
+    training: Training
+    decoder: Machine | None = None
+    checkpointing: bool = False
+    cache: float = float("inf")
+    max_num_seqs: int = 256
+    cached_bytes: int = 2
+    whole: bool = False
+    canary: tuple[int, int, int] = (8, 200, 16)
 
-def trunk(model: Shapes, machine: Machine, tokens: float, context: float, passes: float = 1.0) -> float:
-    """Returns seconds; `passes` is 1 forward, 2 with the gradient, 3 with checkpointing, too."""
-    elementwise = passes + (passes > 1.0)  # a derivative touches two values where the function touches one
-    beside = elementwise * machine.layer_token + (passes > 1.0) * machine.adapter_token
-    return tokens * (passes * forward(model, context) / machine.flops + model.layers * beside)
+    @property
+    def shapes(self) -> Shapes:
+        return self.training.shapes
 
+    @property
+    def width(self) -> int:
+        """Returns the bytes of a number."""
+        return 2 if self.training.dtype == "bfloat16" else 4
 
-def loss(model: Shapes, machine: Machine, tokens: float) -> float:
-    return tokens * (6 * model.head / machine.flops + model.vocab * machine.row_value)
+    # ---- the trainer ----
 
+    def forward(self, made: Pass) -> float:
+        return self._products(made, 1.0, 1.0) + made.tokens * self._beside
 
-def decode(model: Shapes, machine: Machine, sequences: int, prompt: int, length: int) -> float:
-    weights = model.products + model.head
-    compute = sequences * 2 * weights / machine.flops
-    traffic = (2 * weights + sequences * model.kv_bytes * (prompt + length / 2)) / machine.bandwidth
-    return length * max(compute, traffic)
+    def gradient(self, made: Pass) -> float:
+        """Returns the seconds of a pass, forward and backward."""
+        anew = float(self.checkpointing)
+        products = _PRODUCTS[bool(self.training.rank)] + anew
+        adapter = made.tokens * self.shapes.layers * self.machine.adapter_token * bool(self.training.rank)
+        return self._products(made, products, _ATTENTION + anew) + made.tokens * (3 + anew) * self._beside + adapter
 
+    def _products(self, made: Pass, products: float, attention: float) -> float:
+        s, m = self.shapes, self.machine
+        pairs = 4 * s.layers * s.queries * made.pairs
+        return products * 2 * s.products * made.tokens / m.flops + attention * pairs / m.attention
 
-def predict(model: Shapes, machine: Machine, step: Step) -> dict[str, float]:
-    """Returns seconds of the phases and GiB of memory."""
-    rollouts = step.prompts * step.group_size
-    tokens = rollouts * step.length * step.distilled
-    attempt = step.prompt + step.length  # a view: the problem and another rollout
-    plain = step.prompts * step.prompt + tokens
-    shared = step.prompts * step.views * attempt + step.views * tokens
-    unshared = rollouts * step.views * (attempt + step.length * step.distilled)
-    found = {
-        "generate": decode(model, machine, rollouts, step.prompt, step.length),
-        "student": trunk(model, machine, plain, step.length / 2, 3.0 if step.checkpointing else 2.0),
-        "teacher, plain view": trunk(model, machine, plain, step.length / 2),
-        "teacher, K views": trunk(model, machine, shared, attempt),
-        "teacher, K views unshared": trunk(model, machine, unshared, attempt),
-        "head and loss": loss(model, machine, tokens),
-    }
-    once = ("generate", "student", "head and loss")
-    found["OPSD step"] = sum(found[name] for name in once) + trunk(
-        model, machine, step.prompts * attempt + tokens, attempt
-    )
-    found["OGLS step"] = sum(found[name] for name in (*once, "teacher, plain view", "teacher, K views"))
-    found["OGLS / OPSD, train phase"] = (found["OGLS step"] - found["generate"]) / (
-        found["OPSD step"] - found["generate"]
-    )
-    micro = min(plain, 4 * attempt)
-    found["GiB weights"] = 2 * (model.products + model.head) / GIB
-    found["GiB activations, four rollouts"] = micro * activation_bytes(model) / GIB
-    found["GiB keys and values, all rollouts"] = rollouts * attempt * model.kv_bytes / GIB
-    return found
+    @property
+    def _beside(self) -> float:
+        """Returns the seconds of all layers' elementwise work on a token: what is kept is written, and read twice."""
+        if self.machine.layer_token is not None:
+            return self.shapes.layers * self.machine.layer_token
+        kept = (self.training.student(2048, False) - self.training.student(1024, False)) / 1024
+        return 3 * kept / self.machine.bandwidth
 
+    def loss(self, tokens: int, products: int) -> float:
+        s, m = self.shapes, self.machine
+        return tokens * (2 * products * s.head / m.flops + s.vocab * m.row_value)
 
-# ---- the check: rates of this machine, then a student pass, a teacher pass and a loss ----
+    @property
+    def optimiser(self) -> float:
+        """Returns the seconds of an update: weight, gradient and two means are read, three of them written, in fp32."""
+        return 7 * 4 * self.training.trainable / self.machine.bandwidth
 
+    # ---- the engine ----
 
-def best(function, repeats: int = 5) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    def decode(self, draw: Draw) -> float:
+        """Returns the seconds of one call of the engine, whose sequences end one after the other."""
+        s, m = self.shapes, self.decoder or self.machine
+        weights = s.products + s.head
+        if not draw.lengths:
+            return 0.0
+        longest, total = max(draw.lengths), len(draw.lengths)
+        read = sum(draw.prompts) / total
+        mean = sum(draw.lengths) / total
+        kv = s.kv_bytes * self.cached_bytes / 2
+        at_once = min(total, self.max_num_seqs, max(1.0, self.cache / (kv * (read + mean))))
+        seconds, width = 0.0, max(1, longest // 64)
+        for start in range(0, longest, width):
+            ending = [min(n - start, width) for n in draw.lengths if n > start]
+            alive = sum(ending) / max(ending)  # on average
+            turns = alive / min(alive, at_once)  # those that find no room wait
+            batch = alive / turns
+            compute = 2 * weights * batch / m.flops
+            traffic = (self.width * weights + batch * kv * (read + start + width / 2)) / m.bandwidth
+            seconds += turns * max(ending) * (max(compute, traffic) + m.engine_step + batch * m.drawn)
+        tokens = round(read * draw.num_prompts)
+        return seconds + self.forward(Pass(tokens, round(tokens * read / 2)))
 
+    @property
+    def load(self) -> float:
+        """Returns the seconds in which the engine takes weights, and is checked."""
+        s, (prompts, read, drawn) = self.shapes, self.canary
+        merging = 2 * self.training.rank * s.products / self.machine.flops if self.whole else 0.0
+        # Adapter times adapter is written, read with the weights, and their sum written; the engine takes it, and lays
+        # it out anew.
+        whole = (8 if self.training.rank else 4) * self.width * s.weights
+        moved = (whole if self.whole else 3 * 4 * self.training.trainable) / self.machine.bandwidth
+        sung, length = Draw([read] * prompts, [drawn] * prompts, prompts), read + drawn
+        heard = self.forward(Pass(prompts * length, prompts * length**2 // 2)) + self.loss(prompts * drawn, 1)
+        return merging + moved + self.decode(sung) + heard
 
-def this_machine(model: Shapes, tokens: int) -> Machine:
-    """Returns the rates of this machine, measured on the model's shapes.
-
-    They are those of its largest product, of a copy, of the loss's row passes, of what a layer does beside its products
-    (two norms, the gate, two sums, the rotation), and of its adapter of rank 16 in fp32.
-    """
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
-
-    from ogls.loss.tiles import for_each_tile
-
-    wide, x = (
-        torch.randn(model.layers, model.mlp, model.hidden).bfloat16(),
-        torch.randn(tokens, model.hidden).bfloat16(),
-    )
-    seconds = best(lambda: [torch.nn.functional.linear(x, weight) for weight in wide])  # each from memory
-    norm, gate = LlamaRMSNorm(model.hidden).bfloat16(), torch.randn(tokens, model.mlp).bfloat16()
-    heads = torch.randn(1, model.heads + model.kv_heads, tokens, model.head_size).bfloat16()
-    angles = torch.randn(1, tokens, model.head_size).bfloat16()
-
-    @torch.no_grad()
-    def layer() -> None:
-        norm(x) + norm(x) + x
-        torch.nn.functional.silu(gate) * gate
-        apply_rotary_pos_emb(heads[:, : model.heads], heads[:, model.heads :], angles, angles)
-
-    layer_token = best(layer) / tokens
-    thin = [
-        (torch.randn(tokens, i).bfloat16().requires_grad_(), torch.randn(16, i), torch.randn(o, 16))
-        for i, o in model.projections.values()
-    ]
-
-    def adapter() -> None:
-        for states, down, up in thin:
-            down, up = down.requires_grad_(), up.requires_grad_()
-            made = states.float() @ down.T @ up.T
-            made.bfloat16().backward(made.bfloat16())
-
-    adapter_token = best(adapter) / tokens
-    large = torch.empty(1 << 27, dtype=torch.uint8)
-    bandwidth = 2 * large.numel() / best(lambda: large.clone())
-    logits = torch.randn(64, model.vocab).bfloat16()
-    gaps = 0.1 * torch.randn(64, model.vocab).bfloat16()
-    from functools import partial
-
-    from ogls.loss.chunked import divergence_rows
-    from ogls.loss.divergence import ForwardKL
-
-    rows = partial(
-        divergence_rows,
-        divergence=ForwardKL(),
-        temperature=1.0,
-        clip=None,
-        one_sided=False,
-        wants_gradient=True,
-    )
-    row = best(lambda: for_each_tile(rows, logits, gaps, torch.empty(64), None, None)) / logits.numel()
-    return Machine(2 * tokens * wide.numel() / seconds, bandwidth, row, layer_token, adapter_token)
-
-
-def check(args: argparse.Namespace) -> dict[str, float]:
-    """Prints predicted and measured seconds of the trainer's phases on the embedded model, and returns the ratios."""
-    from ogls.loss.chunked import chunked_divergence
-    from ogls.loss.divergence import ForwardKL
-    from ogls.policy.lora import Lora
-    from ogls.policy.policy import Policy
-    from ogls.policy.pretrained import EMBEDDED
-
-    model = MODELS["smollm2"]
-    policy = Policy(EMBEDDED, lora=Lora()).load()
-    weight, _ = policy.head
-    figures: dict[str, float] = {}
-    print(f"\n{'tokens':>8}{'phase':>12}{'predicted s':>13}{'measured s':>12}{'measured / predicted':>23}")
-    for rollouts, length in ((4, 64), (8, 64), (8, 128)):
-        tokens = rollouts * length
-        machine = this_machine(model, tokens)
-        prefix, suffixes = [list(range(10, 42))], [list(range(50, 50 + length)) for _ in range(rollouts)]
-        states = policy.hidden(prefix, suffixes, [0] * rollouts).detach().requires_grad_()
-
-        def teacher(prefix=prefix, suffixes=suffixes):
-            with torch.no_grad(), policy.without_adapter():
-                policy.hidden(prefix, suffixes, [0] * len(suffixes))
-
-        def student(prefix=prefix, suffixes=suffixes):
-            policy.hidden(prefix, suffixes, [0] * len(suffixes)).float().square().mean().backward()
-
-        def kernel(states=states):
-            values, _ = chunked_divergence(states, states.detach() + 0.1, weight, None, ForwardKL())
-            values.mean().backward()
-
-        predicted = {
-            "teacher": trunk(model, machine, tokens + 32, length / 2),
-            "student": trunk(model, machine, tokens + 32, length / 2, 2.0),
-            "loss": loss(model, machine, tokens),
+    def step(self, work: Work) -> dict[str, float]:
+        """Returns the seconds of an optimiser step by phase."""
+        return {
+            "generate": sum(share * self.decode(draw) for share, draw in work.draws),
+            "sync": work.loads * self.load,
+            "teacher": sum(map(self.forward, work.teacher)),
+            "student": sum(map(self.gradient, work.student)) + sum(self.loss(*learned) for learned in work.losses),
+            "optimizer": self.optimiser,
         }
-        for name, function in (("teacher", teacher), ("student", student), ("loss", kernel)):
-            measured = best(function, 3)
-            ratio = measured / predicted[name]
-            print(f"{tokens:8}{name:>12}{predicted[name]:13.3f}{measured:12.3f}{ratio:23.2f}", flush=True)
-            figures[f"{tokens}/{name}/measured over predicted"] = ratio
+
+
+# ---- a configuration ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run is what a configuration makes: its step, how often it comes, and its validations."""
+
+    name: str
+    setup: Setup
+    work: Work
+    steps: int
+    validations: tuple[Draw, ...]
+    note: str = ""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Returns the seconds of a step by phase, and of the whole run's validations."""
+        return self.setup.step(self.work)
+
+    @property
+    def validation(self) -> float:
+        return sum(self.setup.decode(draw) for draw in self.validations)
+
+    @property
+    def share(self) -> float:
+        """Returns the validations' share of the run's time."""
+        return self.validation / (self.validation + self.steps * sum(self.seconds.values()))
+
+
+def validations(cli: OglsCLI, problems: int, prompt: int, fill: float) -> tuple[Draw, ...]:
+    """Returns the draws of all validations of a run, those before and after training included."""
+    evaluation: Evaluation = cli.datamodule.evaluation
+    trainer: Any = cli.trainer
+    amid = sum((epoch + 1) % trainer.check_val_every_n_epoch == 0 for epoch in range(trainer.max_epochs - 1))
+    subset = evaluation.while_training
+    held_out = range(problems)
+    fewer = len(held_out if subset is None else subset.of(held_out))
+    length = max(1, round(fill * evaluation.sampling.max_tokens))
+
+    def of(count: int, samples: int) -> Draw:
+        return Draw([prompt] * count * samples, [length] * count * samples, count)
+
+    whole, part = of(problems, evaluation.samples), of(fewer, evaluation.subset_samples)
+    return (*[whole] * 2, *[part] * amid) * (1 + evaluation.with_solution)
+
+
+def configured(config: str, *arguments: str) -> OglsCLI:
+    """Returns what a configuration makes, with problems that need no download and no weights."""
+    few = [f"--data.{split}={value}" for split in ("train", "val") for value in ("Chains",)]
+    few += [f"--data.{split}.size=8" for split in ("train", "val")]
+    before, sys.argv = sys.argv, ["run.py"]
+    try:
+        return build(["--config", config, *arguments, *few, "--data.test=null", "--trainer.logger=false"], run=False)
+    finally:
+        sys.argv = before
+
+
+def held_out(config: str) -> int:
+    """Returns how many problems a configuration validates on."""
+    (file,) = find_configs(["--config", config])[1::2]
+    source = yaml.safe_load(Path(file).read_text())["data"]["val"]["init_args"]
+    named = source.get("dataset") or source.get("path")
+    return HELD_OUT[named] if named in HELD_OUT else source["size"]
+
+
+def predicted(
+    config: str, arguments: Sequence[str], size: str, machine: str, prompt: int, fill: float, name: str = ""
+) -> Run:
+    """Returns the run of a configuration with a Qwen3 of this size on one GPU.
+
+    Raises:
+        ValueError: the method cannot learn from stand-ins.
+    """
+    cli = configured(config, *arguments)
+    module, data = cli.model, cli.datamodule
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(qwen3(size)))
+            module.policy.__dict__["folder"] = Path(folder)
+            data.longest_prompt = prompt
+            note = ""
+            try:
+                plan = planned(module, data, MEMORY[machine])
+            except ValueError:  # the table says so, and what it would be with room
+                note, plan = "does not fit", planned(module, data, 4 * MEMORY[machine])
+        policy, engine = module.policy, data.engine
+        shapes = Shapes.of(qwen3(size))
+        lora: Lora | None = policy.lora
+        training = Training(
+            shapes=shapes, rank=policy.adapter_rank, targets=lora.targets if lora else (), dtype=policy.dtype
+        )
+        serving = engine.serving(shapes) if engine is not None else None
+        setup = Setup(
+            machine=MACHINES[machine],
+            training=training,
+            checkpointing=plan.checkpointing,
+            cache=min(plan.cache, MEMORY[machine]),
+            max_num_seqs=serving.max_num_seqs if serving else 256,
+            cached_bytes=(serving.cached_bytes or serving.dtype_bytes) if serving else 2,
+            whole=lora is None,
+        )
+        return Run(
+            name=name or type(module.method).__name__,
+            setup=setup,
+            work=step_of(module.method, data, plan.tokens, prompt, fill),
+            steps=cli.trainer.max_epochs * data.steps_per_epoch,
+            validations=validations(cli, held_out(config), prompt, fill),
+            note=note,
+        )
+    finally:
+        data.close()
+
+
+def table(runs: Iterator[Run]) -> dict[str, float]:
+    """Prints a line per run, and returns the figures by name."""
+    phases = ("generate", "sync", "teacher", "student", "optimizer")
+    print(f"{'seconds a step':32}" + "".join(f"{name:>10}" for name in (*phases, "step")) + "   hours  validation")
+    figures: dict[str, float] = {}
+    for run in runs:
+        seconds = run.seconds
+        step = sum(seconds.values())
+        hours = (run.steps * step + run.validation) / 3600
+        cells = "".join(f"{value:10.2f}" for value in (*seconds.values(), step))
+        print(f"{run.name:32}{cells}{hours:8.1f}{run.share:11.0%}  {run.note}", flush=True)
+        figures |= {f"{run.name}/{name}": value for name, value in seconds.items()}
+        figures |= {f"{run.name}/hours": hours, f"{run.name}/validation": run.share}
     return figures
 
 
+def all_methods(config: str, names: Sequence[str], size: str, args: argparse.Namespace) -> Iterator[Run]:
+    for name in names:
+        try:
+            yield predicted(config, ["--method", name], size, args.machine, args.prompt, args.fill)
+        except ValueError as error:
+            print(f"{name:32}left out: {str(error)[:60]}")
+
+
+def recipes(prompt: int, fill: float) -> Iterator[Run]:
+    """Yields the runs of the recipes as they stand."""
+    for name, size, machine in RECIPES:
+        yield predicted(f"qwen3_{name}.yaml", [], size, machine, prompt, fill, f"qwen3_{name}, {size}, {machine}")
+
+
 def main() -> None:
-    options = parser(__doc__ or "")
-    options.add_argument("--check", action="store_true")
+    options = parser(__doc__ or "", rounds=5)
+    options.add_argument("--check", action="store_true", help="measure steps on this CPU, and compare")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the check")
     options.add_argument("--machine", choices=sorted(MACHINES), default="h100")
-    options.add_argument("--model", choices=sorted(MODELS), nargs="*", default=["1.7b", "4b", "8b"])
-    for name, value in vars(Step()).items():
-        kind = type(value)
-        extra = {"action": "store_true"} if kind is bool else {"type": kind, "default": value}
-        options.add_argument(f"--{name.replace('_', '-')}", **extra)
+    options.add_argument("--models", choices=list(QWEN3), nargs="*", default=["1.7B", "4B", "8B"])
+    options.add_argument("--methods", nargs="*", default=[name for name in methods.__all__ if name != "Method"])
+    options.add_argument("--config", default="qwen3_ogls_sd.yaml", help="sizes that all methods share")
+    options.add_argument("--prompt", type=int, default=200, help="tokens of a problem")
+    options.add_argument("--fill", type=float, default=1.0, help="length of rollouts as a share of their limit")
     args = options.parse_args()
     announce(args)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     if args.check:
-        log("roofline", check(args), args)
-        return
-    step = Step(**{name: getattr(args, name) for name in vars(Step())})
-    columns = {name: predict(MODELS[name], MACHINES[args.machine], step) for name in args.model}
-    print(f"\n{'':36}" + "".join(f"{name:>10}" for name in columns))
-    for row in next(iter(columns.values())):
-        print(f"{row:36}" + "".join(f"{column[row]:10.2f}" for column in columns.values()))
-    log("roofline", {f"{m}/{row}": value for m, column in columns.items() for row, value in column.items()}, args)
+        from check import check
+
+        sys.exit(check(args))
+    figures: dict[str, float] = {}
+    for size in args.models:
+        print(f"\nQwen3-{size} on one {args.machine}, {args.config} with another method")
+        made = table(all_methods(args.config, args.methods, size, args))
+        figures |= {f"{size}/{name}": value for name, value in made.items()}
+    print("\nrecipes as they stand; those that train all weights do not fit on an H100")
+    log("roofline", figures | table(recipes(args.prompt, args.fill)), args)
 
 
 if __name__ == "__main__":

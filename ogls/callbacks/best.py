@@ -37,14 +37,15 @@ class BestCheckpoint(ModelCheckpoint):
     from the sound checkpoint that is furthest on.
 
     Args:
-        monitor: validation metric whose highest value is the best
+        monitor: validation metric whose highest value is the best; null takes avg@k of the problems that every
+            validation samples
         save_every: number of optimiser steps from one `last.ckpt` to the next within an epoch
 
     Raises:
         ValueError: `save_every` is below 1.
     """
 
-    def __init__(self, monitor: str = "val/avg_at_4", save_every: int = 5) -> None:
+    def __init__(self, monitor: str | None = None, save_every: int = 5) -> None:
         if save_every < 1:
             raise ValueError(f"save_every must be at least 1, got {save_every}")
         super().__init__(
@@ -59,15 +60,17 @@ class BestCheckpoint(ModelCheckpoint):
         self.save_every = save_every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raises ValueError where the validation will not give the metric, before any weights are loaded."""
+        """Raises ValueError where some validation will not give the metric, before any weights are loaded."""
         data = cast(Any, trainer).datamodule
-        asked = re.fullmatch(r"val\w*/(avg|pass|maj)_at_(\d+)", self.monitor or "")
-        if data.fit_follows or stage == "fit":
-            k, samples = int(asked[2]) if asked else 1, data.evaluation.samples
-            if asked and (k > samples or (asked[1] == "avg" and k != samples)):
+        name, samples = data.evaluation.watched
+        self.monitor = self.monitor or f"{name}/avg_at_{samples}"
+        asked = re.fullmatch(r"(val|val_subset)(?:_with_solution)?/(?:(avg|pass|maj)_at_(\d+).*|.+)", self.monitor)
+        if asked and (data.fit_follows or stage == "fit"):
+            k = int(asked[3] or 1)
+            if asked[1] != name or k > samples or (asked[2] == "avg" and k != samples):
                 raise ValueError(
-                    f"a checkpoint waits for {asked[0]}, but data.evaluation.samples is {samples}: "
-                    f"expected val/avg_at_{samples}"
+                    f"a checkpoint waits for {self.monitor}, but every validation has {samples} samples as {name}/* "
+                    f"(data.evaluation): expected {name}/avg_at_{samples}"
                 )
         super().setup(trainer, pl_module, stage)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+_ACCURACY = re.compile(r"val(_subset)?/avg_at_\d+")
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
 
@@ -50,9 +52,10 @@ class StepProgress(RichProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        accuracy = next((name for name in values if name.startswith("val/avg_at_") and name[11:].isdigit()), None)
+        # Of a whole validation its own figure, not that of its subset.
+        accuracy = min((name for name in values if _ACCURACY.fullmatch(name)), key=len, default=None)
         if accuracy is not None and not trainer.sanity_checking and trainer.is_global_zero:
-            self._shown["val"] = f"{values[accuracy]:.3f}"
+            self._shown[accuracy.partition("/")[0]] = f"{values[accuracy]:.3f}"
             low, high = values.get(f"{accuracy}_low"), values.get(f"{accuracy}_high")
             interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
             self.print(f"after step {trainer.global_step}: {accuracy} {values[accuracy]:.3f}{interval}")

@@ -10,18 +10,45 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ogls.records import RolloutGroup, Sampling
+from ogls.system.ranges import within
 from ogls.system.statistics import mean_interval
 
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
 """A text with one of these words shows a sign of reflection (OGLS-SD, figure 5)."""
+VALIDATION, SUBSET = "val", "val_subset"  # where the figures of all held-out problems are logged, and of the subset
 _MARKED = re.compile(rf"\b(?:{'|'.join(REFLECTION_MARKERS)})\b", re.IGNORECASE)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """A subset is what a validation amid training samples: some of the problems, always the same, and less often.
+
+    Args:
+        problems: number of held-out problems, evenly spaced among all; null takes all, as does a number above theirs
+        samples: rollouts per problem; null takes as many as the whole validation
+    """
+
+    problems: int | None = None
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "samples"):
+            within(f"evaluation.while_training.{name}", getattr(self, name), "[1, 1e9]")
+
+    def of(self, items: Sequence[T]) -> list[T]:
+        """Returns the items, one per held-out problem, that belong to the subset."""
+        count = min(self.problems or len(items), len(items))
+        return [items[i * len(items) // count] for i in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +60,51 @@ class Evaluation:
         sampling: rule by which tokens of these rollouts are drawn
         with_solution: whether the problems are sampled a second time with the reference solution in the prompt, which
             shows whether the model uses what it reads
+        while_training: subset that validations amid training sample, while those before and after it sample all; null
+            samples all in each
     """
 
     samples: int = 4
     sampling: Sampling = Sampling(max_tokens=1024)
     with_solution: bool = False
+    while_training: Subset | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"evaluation.samples must be at least 1, got {self.samples}")
+        if self.subset_samples > self.samples:
+            raise ValueError(
+                f"evaluation.while_training.samples must be at most evaluation.samples {self.samples}, got "
+                f"{self.subset_samples}"
+            )
+
+    @property
+    def subset_samples(self) -> int:
+        """Returns the rollouts per problem of a validation amid training."""
+        asked = self.while_training.samples if self.while_training else None
+        return asked or self.samples
+
+    @property
+    def watched(self) -> tuple[str, int]:
+        """Returns the name and the samples of the figures that every validation has, so that they can be compared."""
+        return (VALIDATION if self.while_training is None else SUBSET), self.subset_samples
+
+    def by_name(self, groups: Sequence[RolloutGroup], whole: bool) -> dict[str, Sequence[RolloutGroup]]:
+        """Returns groups of a validation by the name that their figures are logged under.
+
+        Figures of different problems never share a name. A whole validation holds the subset's figures, too: those of
+        the first samples of its problems.
+
+        Args:
+            groups: groups of the validation, in the order of the problems
+            whole: whether these are all problems; otherwise the subset's
+        """
+        if self.while_training is None:
+            return {VALIDATION: groups}
+        if not whole:
+            return {SUBSET: groups}
+        part = [replace(g, rollouts=g.rollouts[: self.subset_samples]) for g in self.while_training.of(groups)]
+        return {VALIDATION: groups, SUBSET: part}
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -42,6 +42,9 @@ class RolloutEngine(ABC):
     cache_bytes: int | None = None
     """Bytes for keys and values, as a memory plan decided before `start`; None without a plan."""
 
+    beats: int = 0
+    """Signs of life so far. An engine that gives none for minutes while it works is taken for hung."""
+
     _context_length: int | None = None
     _version: int | None = None
 
@@ -57,6 +60,14 @@ class RolloutEngine(ABC):
             raise ValueError("the engine is not running: call start(folder, context_length) first")
         self._load(policy)
         self._version = version
+
+    def beat(self) -> None:
+        """Gives a sign of life; `_generate` calls this at every token, or every few minutes at the least."""
+        self.beats += 1
+
+    def check_device(self, kind: str) -> None:
+        """Raises ValueError where a setting cannot work on a device of this kind, ``cpu`` or ``cuda``."""
+        return
 
     def serving(self, shapes: Shapes) -> Serving | None:
         """Returns a count of what the engine takes of the device; None where it takes no memory of its own."""

@@ -17,30 +17,34 @@ from ogls.system.watchdog import time_limit
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
 
-PATIENCE = 3600.0
-"""A call of an engine may take this many seconds."""
+PATIENCE = 600.0
+"""An engine may take this many seconds from one token to the next, and for any call without tokens but its start."""
+START = 3600.0
+"""An engine may take this many seconds to start: it reads weights, and may compile."""
 _CANARIES, _TOKENS = 8, 16  # prompts, and tokens drawn after each
 
 
 class EngineGuard:
     """A guard starts, loads and asks an engine, and makes sure that it samples from the policy's weights.
 
-    The engine has failed if it raises an error, gives impossible completions, or takes longer than `patience`. It has
-    also failed if the log-probabilities of what it draws after a load are not those of the policy (see `Canary`); the
-    first load is checked as soon as there are prompts. A failed engine is closed, started and loaded again, and the
-    same completions are asked for with the same seed. If it fails again, EngineFailed is raised. A ValueError is no
-    failure of the engine: it means a setting or a prompt that cannot work, and is passed on.
+    The engine has failed if it raises an error, gives impossible completions, or gives no sign of life for `patience`,
+    however long its calls take. It has also failed if the log-probabilities of what it draws after a load are not those
+    of the policy (see `Canary`); the first load is checked as soon as there are prompts. A failed engine is closed,
+    started and loaded again, and the same completions are asked for with the same seed. If it fails again, EngineFailed
+    is raised. A ValueError is no failure of the engine: it means a setting or a prompt that cannot work, and is passed
+    on.
 
     Args:
         engine: engine to be watched
-        patience: seconds that any call of the engine may take; None is an hour
+        patience: seconds that the engine may take from one sign of life to the next (`RolloutEngine.beat`); None is ten
+            minutes, and an hour for its start
         max_gap: largest mean difference of log-probabilities between engine and trainer. Sound bf16 engines were at
             0.01 to 0.04, depending on how sure the model is, because logits are rounded; weights that were not the
             policy's began at 0.2.
     """
 
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
-        self.engine, self.patience = engine, patience or PATIENCE
+        self.engine, self.patience, self.start_patience = engine, patience or PATIENCE, patience or START
         self._prompts: list[Sequence[int]] = []  # the canary's, always the same
         self._canary = Canary(max_gap)
         self._loaded = self._checked = False
@@ -48,7 +52,7 @@ class EngineGuard:
     def start(self, folder: Path, context_length: int) -> None:
         """Starts the engine with the model in `folder`, see `RolloutEngine.start`."""
         self._folder, self._context_length, self._loaded = folder, context_length, False
-        with self._watched("starting the engine"):
+        with time_limit("starting the engine", self.start_patience):
             self.engine.start(folder, context_length)
 
     def holds(self, version: int) -> bool:
@@ -132,7 +136,7 @@ class EngineGuard:
             raise EngineFailed(f"the engine failed and could not be rebuilt: {_described(error)}") from error
 
     def _watched(self, phase: str) -> AbstractContextManager[None]:
-        return time_limit(phase, self.patience)
+        return time_limit(phase, self.patience, signs=lambda: self.engine.beats)
 
 
 def _described(error: Exception) -> str:

@@ -70,7 +70,7 @@ class OneStepOff:
         if self._batch is None:
             return
         try:
-            with time_limit("sampling beside the training", PATIENCE):
+            with time_limit("sampling beside the training", PATIENCE, signs=lambda: self._sampler.beats):
                 self._batch.result()
         except ValueError:
             raise

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ogls.policy.policy import Policy
 
 _FILE = "weights.safetensors"
+_BEAT = 1.0  # seconds between two signs of life that are passed on
 _PATIENCE = 5.0  # seconds in which the process may close by itself
 
 
@@ -53,6 +54,9 @@ class EngineProcess(RolloutEngine):
         self.engine = engine
         self.samples_policy = engine.samples_policy
         self._process: subprocess.Popen[bytes] | None = None
+
+    def check_device(self, kind: str) -> None:
+        self.engine.check_device(kind)
 
     def serving(self, shapes: Shapes) -> Serving | None:
         self.engine.adapter_rank = self.adapter_rank
@@ -109,6 +113,9 @@ class EngineProcess(RolloutEngine):
                     save_file({name: w.contiguous() for name, w in policy.merged_weights()}, Path(value) / _FILE)
                 elif kind == "save_adapter" and policy is not None:
                     policy.save_adapter(value)
+                elif kind == "beat":
+                    self.beat()
+                    continue
                 elif kind == "error":
                     raise value
                 else:
@@ -123,6 +130,7 @@ class _SavedPolicy:
 
     def __init__(self, connection: Connection, folder: Path, lora: Lora | None) -> None:
         self._connection, self.folder, self.lora = connection, folder, lora
+        self.adapter_rank = lora.rank if lora else 0
 
     def merged_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         with TemporaryDirectory(prefix="ogls-weights-") as folder:
@@ -140,6 +148,15 @@ class _SavedPolicy:
 
 
 def _serve(engine: RolloutEngine, connection: Connection) -> None:
+    last = 0.0
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last >= _BEAT:
+            last = time.monotonic()
+            connection.send(("beat", None))
+
+    engine.beat = beat
     while True:
         method, arguments = connection.recv()
         try:

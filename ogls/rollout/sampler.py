@@ -48,6 +48,11 @@ class Sampler:
         if not self._guard.holds(version):
             self._guard.load(self._policy, version)
 
+    @property
+    def beats(self) -> int:
+        """Returns the engine's signs of life so far."""
+        return self._guard.engine.beats
+
     def beside(self) -> Sampler:
         """Returns a copy for the background thread: an engine failure raises there instead of triggering a rebuild."""
         made = copy(self)

@@ -89,6 +89,7 @@ class TransformersEngine(RolloutEngine):
         token_ids: list[list[int]] = [[] for _ in owners]
         logprobs: list[list[float]] = [[] for _ in owners]
         for step in range(sampling.max_tokens):
+            self.beat()
             uniform = torch.tensor(
                 [draws[row].random() for row in running.tolist()], dtype=torch.float64, device=device
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 VIEW = "ogls"  # key of the view in addresses
@@ -33,21 +33,22 @@ def page_of_comparison(experiment_ids: Iterable[str], run_ids: Iterable[str]) ->
     return f"#/compare-runs?runs={runs}&experiments={experiments}".replace('"', "%22").replace(" ", "")
 
 
-def view(k: int) -> str:
+def view(accuracies: Sequence[str]) -> str:
     """Returns what the page of runs shows first, as MLflow keeps a shared view.
 
     Charts of accuracy come before those of training, and the list has columns for method, seed and accuracy.
 
     Args:
-        k: samples per problem, which the metric `avg_at_k` has in its name
+        accuracies: names of the metrics of accuracy, that of a whole validation first: ``val/avg_at_4``
     """
+    final = "final/" + accuracies[0].partition("/")[2]
     lines = {
-        _ACCURACY: [f"val/avg_at_{k}", f"val/pass_at_{k}", "val/length_mean", "val/truncated_rate"],
+        _ACCURACY: [*accuracies, "val/length_mean", "val/truncated_rate"],
         _TRAINING: ["train/loss", "train/accuracy", "train/grad_norm", "train/mixed_groups", "train/length_mean"],
     }
     shared = {"deleted": False, "isGenerated": False}
-    final = {"type": "BAR", "metricKey": f"final/avg_at_{k}", "metricSectionId": _ACCURACY}
-    charts = [{**shared, **final, "uuid": "ogls-final"}]
+    bars = {"type": "BAR", "metricKey": final, "metricSectionId": _ACCURACY}
+    charts = [{**shared, **bars, "uuid": "ogls-final"}]
     for section, metrics in lines.items():
         for metric in metrics:
             line = {"type": "LINE", "metricKey": metric, "selectedMetricKeys": [metric], "metricSectionId": section}
@@ -55,7 +56,7 @@ def view(k: int) -> str:
             charts.append({**shared, **line, **axes, "useGlobalXaxisKey": True, "uuid": f"ogls-{metric}"})
     sections = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in lines]
     columns = ["attributes.`Created`", "attributes.`Duration`", "params.`method`", "params.`seed`"]
-    columns += [f"metrics.`final/{name}`" for name in (f"avg_at_{k}", f"avg_at_{k}_low", f"avg_at_{k}_high")]
+    columns += [f"metrics.`{name}`" for name in (final, f"{final}_low", f"{final}_high")]
     return json.dumps(
         {
             **{"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL"},

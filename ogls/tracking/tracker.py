@@ -43,7 +43,7 @@ from ogls.tracking.outbox import Outbox
 from ogls.tracking.pages import address, page_of_run, page_of_runs, view
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ACCURACY = re.compile(r"val/avg_at_(\d+)")
+_ACCURACY, _SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
 ROWS_LIMIT = 100  # rows per table of completions
@@ -171,14 +171,21 @@ class Tracker(Logger):
 
     def _record(self, row: Mapping[str, float], at: int) -> None:
         seconds = time.time()
-        self._latest.update(row)
+        self._remember(row)
         self._append(METRICS, json.dumps({"step": at, "time": round(seconds, 3), **row}) + "\n")
         self._box.put(lambda: self._run.metrics(row, at, seconds))
-        k = max((int(found[1]) for name in row if (found := _ACCURACY.fullmatch(name))), default=0)
-        if k:
+        accuracies = [name for name in row if _ACCURACY.fullmatch(name)]
+        if accuracies:
             self._first = self._first or dict(row)
-            self._box.put(lambda: self._run.show(view(k)))
+            subset = [name for name in row if _SUBSET.fullmatch(name)]
+            self._box.put(lambda: self._run.show(view(accuracies + subset)))
             self._describe()
+
+    def _remember(self, row: Mapping[str, float]) -> None:
+        """Keeps the figures of the latest whole validation, unless one of a subset alone came after it."""
+        if any(name.startswith("val_subset/") for name in row):
+            self._latest = {}
+        self._latest |= {name: value for name, value in row.items() if name.startswith("val/")}
 
     def _keep(self, name: str, text: str) -> None:
         try:
@@ -217,7 +224,7 @@ class Tracker(Logger):
         if self._outbox is None:
             return
         if status == "success":
-            self.log_metrics({f"final/{k[4:]}": v for k, v in self._latest.items() if k.startswith("val/")})
+            self.log_metrics({f"final/{name[4:]}": value for name, value in self._latest.items()})
         state = "FINISHED" if status == "success" else self._ending or "FAILED"
         box, self._outbox = self._outbox, None
         ended = time.time()
@@ -284,7 +291,7 @@ class Tracker(Logger):
         rows = [kept for kept in read_rows(file, keep_damaged=True) if kept["step"] <= step] if file.exists() else []
         rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
         for kept in rows:
-            self._latest |= {name: value for name, value in kept.items() if name.startswith("val/")}
+            self._remember(kept)
             if not self._first and any(map(_ACCURACY.fullmatch, kept)):
                 self._first = dict(kept)
         write_rows(file, rows)

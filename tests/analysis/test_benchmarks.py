@@ -7,19 +7,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+from fake_gpu import qwen3  # noqa: E402
 from harness import exponent, interval  # noqa: E402
-from roofline import MODELS, Machine, Step, decode, forward, predict, trunk  # noqa: E402
+from roofline import Machine, Setup, configured, predicted, recipes, validations  # noqa: E402
 from rows import lessons  # noqa: E402
+from work import Draw, Pass, step_of  # noqa: E402
 
+from ogls.policy.packing import pack  # noqa: E402
 from ogls.system.memory.shapes import Shapes  # noqa: E402
+from ogls.system.memory.training import Training  # noqa: E402
 
 
 def test_exponents_and_intervals() -> None:
@@ -30,39 +37,128 @@ def test_exponents_and_intervals() -> None:
 
 def test_the_models_weights_are_counted() -> None:
     """Compares with transformers' own layers, made without memory."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    shape = MODELS["smollm2"]
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-    )
+    shape, config = Shapes.of(qwen3("0.6B")), qwen3("0.6B")
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = Qwen3ForCausalLM(Qwen3Config(**{k: v for k, v in config.items() if k != "model_type"}))
     linear = [m.weight.numel() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     assert sum(linear) == shape.products + shape.head
 
 
-def test_a_step_by_hand() -> None:
-    """One layer of width 2: 2 x 2 x (1 + 1) x 2 + 3 x 2 x 4 = 40 weights, a head of 10 x 2; 100 FLOP/s, 10 bytes/s."""
-    sizes = {"layers": 1, "hidden": 2, "mlp": 4, "heads": 1, "kv_heads": 1, "head_size": 2, "vocab": 10}
-    model, machine = Shapes(**sizes, tied=True, norms_heads=False), Machine(flops=100.0, bandwidth=10.0)
-    assert (model.products, model.head, model.kv_bytes) == (40, 20, 8)
-    assert forward(model, 3) == 2 * 40 + 4 * 2 * 3
-    # two sequences: 2 x 2 x 60 / 100 = 2.4 s of arithmetic, (120 + 2 x 8 x (4 + 3)) / 10 = 23.2 s of reading, a step
-    assert decode(model, machine, sequences=2, prompt=4, length=6) == pytest.approx(6 * 23.2)
-    step = Step(prompts=1, group_size=2, prompt=4, length=6, views=1)
-    found = predict(model, machine, step)
-    assert found["head and loss"] == pytest.approx(12 * 6 * 20 / 100)
-    assert found["teacher, K views"] == pytest.approx((10 + 12) * forward(model, 10) / 100)
-    assert found["teacher, K views unshared"] == pytest.approx(2 * (10 + 6) * forward(model, 10) / 100)
-    slow = Machine(flops=100.0, bandwidth=10.0, layer_token=0.5)  # elementwise work: once forward, twice backward
-    assert trunk(model, slow, tokens=7, context=3, passes=2.0) == pytest.approx(7 * (2 * forward(model, 3) / 100 + 1.5))
+SMALL = Shapes(
+    layers=1, hidden=2, mlp=4, heads=1, kv_heads=1, head_size=2, vocab=10, tied=True, norms_heads=False
+)  # 2 x 2 x 4 + 3 x 2 x 4 = 40 weights, a head of 10 x 2
+
+
+def setup(rank: int = 1, machine: dict[str, Any] | None = None, **changes: Any) -> Setup:
+    """100 FLOP/s, 50 of attention, 10 bytes/s."""
+    rates: dict[str, Any] = {"flops": 100.0, "attention": 50.0, "bandwidth": 10.0, "layer_token": 0.0}
+    student = Training(shapes=SMALL, rank=rank, targets=("q_proj",))
+    return Setup(machine=Machine(**(rates | (machine or {}))), training=student, **changes)
+
+
+def test_passes_by_hand() -> None:
+    assert (SMALL.products, SMALL.head, SMALL.kv_bytes) == (40, 20, 8)
+    read = Pass(tokens=7, pairs=21)
+    products, attention = 2 * 40 * 7 / 100, 4 * 2 * 21 / 50
+    assert setup().forward(read) == pytest.approx(products + attention)
+    assert setup().gradient(read) == pytest.approx(2 * products + 3.5 * attention)
+    assert setup(checkpointing=True).gradient(read) == pytest.approx(3 * products + 4.5 * attention)
+    assert setup(rank=0).gradient(read) == pytest.approx(3 * products + 3.5 * attention)
+    slow = setup(machine={"layer_token": 0.5, "adapter_token": 0.25})  # once forward, three times with the gradient
+    assert slow.forward(read) == pytest.approx(products + attention + 7 * 0.5)
+    assert slow.gradient(read) == pytest.approx(2 * products + 3.5 * attention + 7 * (1.5 + 0.25))
+    assert setup(machine={"row_value": 0.1}).loss(12, 3) == pytest.approx(12 * (6 * 20 / 100 + 10 * 0.1))
+
+
+def test_decoding_by_hand() -> None:
+    """Two sequences: 2.4 s of arithmetic a step, 12 s of reading weights, 0.8 s for keys and values of a token."""
+    prompt = setup().forward(Pass(4, 8))  # read once
+    both = Draw([4, 4], [6, 6], 1)
+    per_sequence = sum(0.8 * (4 + i + 0.5) for i in range(6))
+    assert setup().decode(both) == pytest.approx(6 * 12 + 2 * per_sequence + prompt)
+    assert setup(cached_bytes=1).decode(both) == pytest.approx(6 * 12 + per_sequence + prompt)
+    one_at_a_time = setup(max_num_seqs=1).decode(both)
+    assert one_at_a_time == pytest.approx(2 * (6 * 12 + per_sequence) + prompt)
+    assert setup(cache=8 * 10).decode(both) == one_at_a_time  # room for 10 tokens: prompt and rollout of one
+    rest = sum(0.8 * (4 + i + 0.5) for i in range(3))
+    assert setup().decode(Draw([4, 4], [6, 3], 1)) == pytest.approx(6 * 12 + per_sequence + rest + prompt)
+    long, short = (sum(0.8 * (4 + i + 0.5) for i in range(length)) for length in (256, 101))
+    many = setup().decode(Draw([4, 4], [256, 101], 1))  # four tokens at a time
+    assert many == pytest.approx(256 * 12 + long + short + prompt, rel=1e-4)
+    quick = setup(machine={"bandwidth": 1e9, "engine_step": 0.5, "drawn": 0.25})
+    assert quick.decode(both) == pytest.approx(6 * (2.4 + 0.5 + 2 * 0.25) + prompt, rel=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=8))
+def test_a_pass_is_what_is_packed(drawn: list[tuple[int, int]]) -> None:
+    prefixes = [[1] * 3, [1], [1] * 5]
+    owners, suffixes = [owner for owner, _ in drawn], [[1] * length for _, length in drawn]
+    row = pack(prefixes, suffixes, owners, share_prefixes=True, device=torch.device("cpu"), dtype=torch.float32)
+    real = row.token_ids != 0
+    expected = Pass(int(real.sum()), int((row.position_ids[real] + 1).sum()))
+    assert Pass.over(prefixes, suffixes, owners) == expected
+
+
+def test_a_methods_step_is_counted_by_its_own_code() -> None:
+    """Eight problems of 100 tokens, four rollouts of 200 each, every second wrong."""
+    sizes = ("--data.problems_per_step=8", "--data.group_size=4", "--data.max_tokens=200", "--data.context_length=2000")
+    sizes += ("--data.evaluation.sampling.max_tokens=200", "--data.prompts.student={problem}")
+    sizes += ('--data.prompts.views={"attempt": "{problem}{text}"}',)
+    works = {}
+    for name in ("OPSD", "GRPO", "SFT", "OGLS_SD", "ROSD"):
+        cli = configured("qwen3_ogls_sd.yaml", *sizes, "--method", name, "--method.selection", "AllTokens")
+        works[name] = step_of(cli.model.method, cli.datamodule, 10**6, prompt=100, fill=1.0)
+        cli.datamodule.close()
+    student = 8 * (100 + 4 * 199)
+    assert {name: sum(made.tokens for made in work.student) for name, work in works.items()} == {
+        "OPSD": student,
+        "GRPO": student,
+        "SFT": 8 * (100 + 199),
+        "OGLS_SD": 8 * (100 + 2 * 199),  # wrong ones
+        "ROSD": student,
+    }
+    assert {name: (work.loads, len(work.draws)) for name, work in works.items()} == {
+        "OPSD": (1, 1),
+        "GRPO": (1, 1),
+        "SFT": (0, 0),
+        "OGLS_SD": (1, 1),
+        "ROSD": (3, 2),  # the start's weights reflect
+    }
+    ((share, drawn),) = works["OPSD"].draws
+    assert (share, drawn.num_prompts, len(drawn.lengths), set(drawn.lengths)) == (1, 8, 32, {200})
+    assert not works["GRPO"].teacher
+    assert not works["SFT"].teacher
+    assert works["GRPO"].losses == [(8 * 4 * 200, 2)]
+    assert works["OPSD"].losses == [(8 * 4 * 200, 3)]
+    assert works["OGLS_SD"].losses == [(8 * 2 * 200, 3)]
+    views = 100 + 2 * 199 + 5 * (100 + 200 + 2 * 199)  # plain; four attempts and the solution, two rollouts after each
+    assert sum(made.tokens for made in works["OGLS_SD"].teacher) == 8 * views
+
+
+def test_validations_by_occasion() -> None:
+    cli = configured("math.yaml")
+    drawn = [(len(draw.lengths), draw.num_prompts) for draw in validations(cli, 256, prompt=50, fill=1.0)]
+    cli.datamodule.close()
+    assert drawn == [(1024, 256), (1024, 256), (256, 64)]  # twelve steps in two epochs
+
+
+def test_a_recipes_validation_is_a_quarter_of_its_time_at_most() -> None:
+    shares = {run.name: run.share for run in recipes(prompt=200, fill=1.0)}
+    assert len(shares) == 7
+    assert all(0 < share <= 0.25 for share in shares.values()), shares
+    published = ["--data.evaluation.samples", "8", "--trainer.check_val_every_n_epoch", "1"]
+    assert predicted("qwen3_ogls_sd.yaml", published, "1.7B", "h100", prompt=200, fill=1.0).share > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_the_cost_model_holds_on_this_machine(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "roofline.py"), "--check", "--threads", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "all within a factor of 1.3" in done.stdout
 
 
 def test_made_up_batches_have_what_the_trainer_needs() -> None:

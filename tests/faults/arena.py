@@ -30,7 +30,7 @@ AHEAD = (
     *("--method.objective.importance_cap", "2"),
 )
 TWO = (*PLAIN, "--trainer.strategy", "ddp", "--trainer.devices", "2")
-_TOLD = ("train/", "val/", "final/")
+_TOLD = ("train/", "val/", "val_subset/", "final/")
 
 
 def progress(process: int) -> tuple[bool, float]:

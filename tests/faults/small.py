@@ -66,7 +66,7 @@ def trainer(
         "logger": Tracker(folder=str(folder), run_name="small-s0-run", tracking_uri=tracking_uri, system_metrics=False),
         "callbacks": [
             RunRecorder(),
-            BestCheckpoint("val/avg_at_2", save_every=1),
+            BestCheckpoint(save_every=1),
             GracefulStop(),
             StopWithoutSignal(),
             *callbacks,

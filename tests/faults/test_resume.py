@@ -52,7 +52,7 @@ def run_in(folder: Path) -> Path:
 def told(folder: Path) -> list[tuple[str, int, float]]:
     """Every figure by step that no clock says."""
     rows = read_rows(run_in(folder) / METRICS)
-    names = {name for row in rows for name in row if name.startswith(("train/", "val/", "final/"))}
+    names = {name for row in rows for name in row if name.startswith(("train/", "val/", "val_subset/", "final/"))}
     return sorted((name, row["step"], row[name]) for name in names for row in rows if name in row)
 
 
@@ -77,6 +77,8 @@ def unbroken(nursery: Nursery, tiny_model: Path, tmp_path_factory: pytest.TempPa
     rows = read_rows(run_in(folder) / METRICS)
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, LAST + 1))
     assert sum("final/avg_at_4" in row for row in rows) == 1
+    assert [row["step"] for row in rows if "val/avg_at_4" in row] == [0, LAST]
+    assert [row["step"] for row in rows if "val_subset/avg_at_4" in row] == [0, STEPS, 2 * STEPS, LAST]
     return folder
 
 

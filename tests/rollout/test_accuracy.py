@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
-from ogls.rollout.accuracy import accuracy_by_problem, evaluate, maj_at_k, pass_at_k
+from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, evaluate, maj_at_k, pass_at_k
 from ogls.system.statistics import mean_interval, paired_difference
 
 SAMPLES = st.lists(st.sampled_from(["right", "a", "b", "c", None]), min_size=1, max_size=7)
@@ -169,3 +169,29 @@ def test_accuracy_by_problem() -> None:
     assert accuracy_by_problem([group("a", "right", "x"), group("b", "x", "y")]) == {"a": 0.5, "b": 0.0}
     with pytest.raises(ValueError, match="2 groups of 1 problems"):
         accuracy_by_problem([group("a", "x"), group("a", "x")])
+
+
+def test_a_subset_is_evenly_spaced_and_the_same_in_groups_and_problems() -> None:
+    assert Subset(problems=3).of("abcdefgh") == ["a", "c", "f"]  # 0, 8 / 3, 16 / 3
+    assert Subset(problems=9).of("abc") == Subset().of("abc") == ["a", "b", "c"]
+    assert Subset(problems=1).of("abc") == ["a"]
+    assert Subset(problems=2).of([]) == []
+
+
+def test_figures_of_other_problems_have_another_name() -> None:
+    groups = [group(f"p{i}", "right", "x") for i in range(4)]
+    alike = Evaluation(samples=2)
+    assert alike.by_name(groups, whole=False) == {"val": groups}
+    assert alike.watched == ("val", 2)
+    fewer = Evaluation(samples=2, while_training=Subset(problems=2, samples=1))
+    assert fewer.watched == ("val_subset", 1)
+    assert fewer.by_name(groups, whole=False) == {"val_subset": groups}
+    whole = fewer.by_name(groups, whole=True)
+    assert whole["val"] == groups
+    assert [(g.problem.id, g.rollouts) for g in whole["val_subset"]] == [
+        (f"p{i}", groups[i].rollouts[:1]) for i in (0, 2)
+    ]
+    with pytest.raises(ValueError, match=r"while_training.samples must be at most evaluation.samples 2, got 3"):
+        Evaluation(samples=2, while_training=Subset(samples=3))
+    with pytest.raises(ValueError, match=r"evaluation.while_training.problems must be in \[1, 1e9\], got 0"):
+        Subset(problems=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.guard import EngineGuard
+from ogls.rollout.process import EngineProcess
 from ogls.rollout.transformers import TransformersEngine
 from ogls.system.exits import EngineFailed
 from tests.rollout.gap import logprob_gap
-from tests.scripted import Fault, ScriptedEngine
+from tests.scripted import Fault, ScriptedEngine, numbers
 
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45], [100, 101] * 20]
 SAMPLING = Sampling(max_tokens=8)
@@ -39,7 +41,7 @@ def guarded(folder: Path, faults: dict[int, Fault], policy: Any = None) -> tuple
     ("fault", "said"),
     [
         pytest.param("die", "it was told to", marks=pytest.mark.fault("engine dies")),
-        pytest.param("hang", "generating did not end", marks=pytest.mark.fault("engine hangs")),
+        pytest.param("hang", "generating gave no sign of life", marks=pytest.mark.fault("engine hangs")),
         pytest.param("garbage", "outside of the vocabulary", marks=pytest.mark.fault("engine gives garbage")),
     ],
 )
@@ -54,6 +56,25 @@ def test_an_engine_that_fails_once_is_rebuilt_and_gives_the_same(
     failing, _ = guarded(tiny_model, {0: fault, 1: fault})
     with pytest.raises(EngineFailed, match=f"failed again after it was rebuilt: .*{said}"):
         failing.generate(PROMPTS, SAMPLING, 2, seed=9)
+
+
+@pytest.mark.fault("engine hangs")
+@pytest.mark.parametrize("beside", [False, True], ids=["in this process", "in one of its own"])
+def test_a_call_may_take_long_while_tokens_come(tiny_model: Path, beside: bool) -> None:
+    """Twelve seconds of one call, with a patience of three."""
+    engine = ScriptedEngine(numbers, {0: "long"})
+    guard = EngineGuard(EngineProcess(engine) if beside else engine, patience=3.0)
+    guard.start_patience = 60.0  # a process of its own imports for longer
+    policy = Policy(str(tiny_model), lora=Lora(rank=4), dtype="float32").load()
+    guard.start(tiny_model, 128)
+    try:
+        guard.load(policy, 4)
+        guard.rebuild = pytest.fail  # pyright: ignore[reportAttributeAccessIssue]
+        began = time.monotonic()
+        assert len(guard.generate(PROMPTS, SAMPLING, 2, seed=9)) == len(PROMPTS)
+        assert time.monotonic() - began > 12.0
+    finally:
+        guard.engine.close()
 
 
 @pytest.mark.fault("weights in the engine are not the policy's")

@@ -210,6 +210,8 @@ def test_weights_that_could_not_be_handed_over_leave_those_of_the_batch_in_the_c
             return {"weight": self.weight}
 
     class Failing(Sampler):
+        beats = 0
+
         def __init__(self, policy: Policy) -> None:
             self.version, self._policy = 0, policy
 

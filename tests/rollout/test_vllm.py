@@ -71,6 +71,13 @@ def test_engine_samples_from_the_policy_after_every_change(engine: VllmEngine, p
         assert mismatch(policy, groups) > 0.2  # the check can tell an old policy from a new one
 
 
+def test_every_token_is_a_sign_of_life(engine: VllmEngine, policy: Policy) -> None:
+    engine.load(policy, 0)
+    before = engine.beats
+    (group,) = engine.generate(PROMPTS[:1], SAMPLING, n=1, seed=0)
+    assert engine.beats - before >= len(group[0].token_ids)
+
+
 def test_completions_are_whole(engine: VllmEngine, policy: Policy) -> None:
     engine.load(policy, 0)
     groups = engine.generate(PROMPTS, SAMPLING, n=16, seed=0)

@@ -60,3 +60,14 @@ def test_an_accuracy_that_is_no_number(tmp_path: Path) -> None:
 def test_a_metric_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no val/avg_at_k"):
         RunNumbers(tmp_path / "metrics.jsonl").final_accuracy  # noqa: B018
+
+
+def test_a_curve_of_the_subset_and_an_end_of_all(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(
+        '{"step": 0, "val/avg_at_4": 0.1, "val_subset/avg_at_2": 0.2}\n{"step": 6, "val_subset/avg_at_2": 0.4}\n'
+        '{"step": 9, "val/avg_at_4": 0.7, "val_subset/avg_at_2": 0.6}\n'
+    )
+    numbers = RunNumbers(file).update()
+    assert numbers.accuracy == {0: 0.2, 6: 0.4, 9: 0.6}
+    assert numbers.final_accuracy == 0.7

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from analysis.benchmarks.fake_gpu import QWEN3, FakeGpu, qwen3
 from ogls.loss.tiles import CHUNK_BYTES
 from ogls.policy.lora import Lora
+from ogls.rollout.process import EngineProcess
 from ogls.rollout.vllm import VllmEngine
 from ogls.system.memory.plan import CONTEXT, GIB, Asked, Load, Plan, plan
 from ogls.system.memory.serving import Serving
@@ -232,6 +233,29 @@ def test_on_a_cpu_nothing_is_left_open(tmp_path: Path) -> None:
     options = engine_for(LORA).options(tmp_path, 256, None)
     assert (options["kv_cache_memory_bytes"], options["enforce_eager"]) == (2 * GIB, True)
     assert not options.keys() & {"gpu_memory_utilization", "enable_lora"}
+
+
+def test_keys_and_values_of_a_byte_take_half(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(qwen3("1.7B")))
+    device = 70 * GIB, H100
+    whole, half = (engine_for(LORA, kv_cache_dtype=dtype) for dtype in ("auto", "fp8"))
+    shapes = Shapes.of(qwen3("1.7B"))
+    assert whole.serving(shapes).cache(40960) == 40960 * 2 * 28 * 8 * 128 * 2  # keys and values, layers, heads, width
+    assert half.serving(shapes).cache(40960) * 2 == whole.serving(shapes).cache(40960)
+    assert half.options(tmp_path, 40960, device)["kv_cache_dtype"] == "fp8"
+    student = training(qwen3("1.7B"), LORA)
+    made = plan(student, half.serving(shapes), RECIPE, Asked(), H100)
+    assert made.cache == pytest.approx(plan(student, whole.serving(shapes), RECIPE, Asked(), H100).cache, rel=0.01)
+    few = replace(RECIPE, context=2048, rollout=2048)  # all that 256 sequences can fill is less than what is left
+    caches = [plan(student, engine.serving(shapes), few, Asked(), 2 * H100).cache for engine in (half, whole)]
+    assert 2 * caches[0] == caches[1]
+
+
+def test_keys_and_values_of_a_byte_are_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.engine.kv_cache_dtype is fp8, but a cpu .*: set auto"):
+        engine_for(LORA, kv_cache_dtype="fp8").options(tmp_path, 256, None)
+    with pytest.raises(ValueError, match=r"data.engine.kv_cache_dtype is fp8"):
+        EngineProcess(engine_for(LORA, kv_cache_dtype="fp8")).check_device("cpu")
 
 
 def test_an_adapter_that_cannot_be_served_is_refused_before_vllm_starts(tmp_path: Path) -> None:

@@ -22,8 +22,27 @@ def test_a_phase_that_waits_is_interrupted_and_its_stack_is_shown(capfd: pytest.
     assert time.monotonic() - start < 10
     assert signal.getsignal(signal.SIGUSR2) == before
     told = capfd.readouterr().err
-    assert "generating has not ended within 0.2 s" in told
+    assert "generating did not end within 0.2 s" in told
     assert "test_a_phase_that_waits_is_interrupted" in told
+
+
+@pytest.mark.fault("engine hangs")
+def test_a_phase_that_gives_signs_of_life_may_take_long_and_is_missed_soon_after_the_last() -> None:
+    signs, start = [0], time.monotonic()
+
+    def work() -> None:
+        for _ in range(8):
+            time.sleep(0.25)
+            signs[0] += 1
+        signs.append(round(1e3 * (time.monotonic() - start)))
+        time.sleep(60)
+
+    said = r"generating gave no sign of life for 1 s"
+    with pytest.raises(TimeExpired, match=said), time_limit("generating", 1.0, signs=lambda: signs[0]):
+        work()
+    count, last = signs
+    assert count == 8
+    assert 0.9 < time.monotonic() - start - last / 1e3 < 5.0
 
 
 def test_a_phase_that_ends_in_time_is_left_alone() -> None:

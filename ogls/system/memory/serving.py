@@ -21,6 +21,7 @@ class Serving:
         max_num_seqs: largest number of sequences that are sampled side by side
         graphs: whether decoding is captured as CUDA graphs
         dtype_bytes: bytes per weight
+        cached_bytes: bytes per number of keys and values; None is those per weight
     """
 
     shapes: Shapes
@@ -28,6 +29,7 @@ class Serving:
     max_num_seqs: int
     graphs: bool
     dtype_bytes: int = 2
+    cached_bytes: int | None = None
 
     @property
     def weights(self) -> int:
@@ -45,7 +47,7 @@ class Serving:
 
     def cache(self, tokens: int) -> int:
         """Returns the bytes of the keys and values of a sequence of `tokens` tokens, in whole blocks."""
-        return -(-tokens // BLOCK) * BLOCK * self.shapes.kv_bytes * self.dtype_bytes // 2
+        return -(-tokens // BLOCK) * BLOCK * self.shapes.kv_bytes * (self.cached_bytes or self.dtype_bytes) // 2
 
     def share(self, cache: int) -> int:
         """Returns all bytes that the engine takes, `cache` of them for keys and values."""
