@@ -176,7 +176,7 @@ def quick_rows(
     left = values.isnan().nonzero().squeeze(-1)
     if len(left):
         tensors = logits, gaps, values, ids, logprobs
-        rows = [None if tensor is None else tensor[left] for tensor in tensors]
+        rows: list[Any] = [None if tensor is None else tensor[left] for tensor in tensors]
         divergence_rows(*rows, **options)
         for tensor, made in zip(tensors, rows, strict=True):
             if tensor is not None and made is not None:
