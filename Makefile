@@ -23,8 +23,11 @@ UV_SETTINGS = \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
 
-.PHONY: setup fit test slow faults torture mutants audit lint format ui requirements clean
+.PHONY: help setup fit test slow faults torture mutants audit lint format ui requirements clean
 .DEFAULT_GOAL := setup
+
+help:
+	@sed -n '2,6s/^# //p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)
 

@@ -92,14 +92,17 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert all("train/engine_logprob_gap" in row for row in rows if "train/loss" in row)
     assert max(row["train/engine_logprob_gap"] for row in rows if "train/loss" in row) < 1e-4
 
-    best = str(folder / "checkpoints" / "best.ckpt")
+    best, last = (str(folder / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt"))
     code, third = run_in(nursery, "predict", *small(tiny_model), "--ckpt_path", best, cwd=tmp_path)
     assert code == 0, third[-3000:]
     rollouts = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 5 * 4
     assert {"problem", "prompt_ids", "completion", "text", "verdict", "correct"} <= rollouts[0].keys()
     assert len(rollouts[0]["completion"]["token_ids"]) == len(rollouts[0]["completion"]["logprobs"]) <= 12
-    assert leaks(tmp_path, first.stdout, first.stderr, second, third) == []
+    code, fourth = run_in(nursery, "validate", *small(tiny_model), "--ckpt_path", last, cwd=tmp_path)
+    assert code == 0, fourth[-3000:]
+    assert f"{last}, after step 4: val/avg_at_4" in fourth.replace("\n", "")
+    assert leaks(tmp_path, first.stdout, first.stderr, second, third, fourth) == []
     record_property("tried", len(SECRETS))
 
 

@@ -8,10 +8,11 @@ import sys
 import time
 import warnings
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 _ACCURACY = re.compile(r"val(_subset)?/avg_at_\d+")
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
@@ -58,7 +59,10 @@ class StepProgress(RichProgressBar):
             self._shown[accuracy.partition("/")[0]] = f"{values[accuracy]:.3f}"
             low, high = values.get(f"{accuracy}_low"), values.get(f"{accuracy}_high")
             interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-            self.print(f"after step {trainer.global_step}: {accuracy} {values[accuracy]:.3f}{interval}")
+            fits = trainer.state.fn == TrainerFn.FITTING  # otherwise no step was made here
+            step = trainer.global_step if fits else cast(Any, pl_module).policy.version
+            which = "" if fits or trainer.ckpt_path is None else f"{trainer.ckpt_path}, "
+            self.print(f"{which}after step {step}: {accuracy} {values[accuracy]:.3f}{interval}")
         super().on_validation_end(trainer, pl_module)
         self._clock = time.monotonic()
 
