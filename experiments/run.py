@@ -1,4 +1,8 @@
-"""``python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--key value]``"""
+"""Trains, evaluates and exports.
+
+python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--key value]
+python experiments/run.py export --ckpt_path runs/NAME/checkpoints/best.ckpt --to FOLDER
+"""
 
 from ogls.system.startup import defer_torchmetrics
 

@@ -27,6 +27,7 @@ import ogls.rollout.vllm
 import ogls.tasks.chains
 import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
+from ogls import export
 from ogls.callbacks import RunRecorder
 from ogls.callbacks.best import CHECKPOINTS, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
@@ -248,7 +249,10 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 def main() -> None:
     """Runs the command line, as ``experiments/run.py`` does, and ends with an exit code of `ogls.system.exits`."""
     try:
-        build()
+        if sys.argv[1:2] == ["export"]:
+            export.main(sys.argv[2:])
+        else:
+            build()
     except RunEnded as ended:
         _complain(str(ended))
         sys.exit(ended.exit_code)

@@ -32,7 +32,8 @@ ROOMS = {
     "callbacks": ["records", "system", "tracking", "callbacks"],
     "sweep": ["records", "system", "tracking", "callbacks", "sweep"],
     "training": ["system", "callbacks"],
-    "cli": [*STEP, "module", "data", "tracking", "callbacks", "training"],
+    "export": ["policy", "tracking", "callbacks"],
+    "cli": [*STEP, "module", "data", "tracking", "callbacks", "training", "export"],
     "": [],  # `import ogls` loads what it gives when it is asked for
 }
 LIBRARIES = {  # and the rooms that may use them

@@ -112,14 +112,58 @@ def merged(layer: Any) -> Tensor:
         return (layer.weight.float() + layer.get_delta_weight(_ADAPTER)).to(layer.weight.dtype)
 
 
-def save_adapter(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the adapter as peft's adapter_model.safetensors and adapter_config.json, with weights in `dtype`."""
+def save_adapter(model: Any, folder: Path, dtype: torch.dtype, base: str) -> None:
+    """Writes the adapter as peft's adapter_model.safetensors and adapter_config.json, with weights in `dtype`.
+
+    Args:
+        model: model of transformers with the adapter
+        folder: folder to write
+        dtype: dtype of the weights
+        base: name or folder of the model that the adapter fits, which peft looks up
+    """
     from peft import get_peft_model_state_dict
 
-    model.peft_config[_ADAPTER].save_pretrained(folder)
+    config = model.peft_config[_ADAPTER]
+    config.base_model_name_or_path = base
+    config.save_pretrained(folder)
     weights = get_peft_model_state_dict(model).items()
     named = {_PREFIX + name: weight.to("cpu", dtype).contiguous() for name, weight in weights}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def join_adapters(first: Path, second: Path, base: str) -> None:
+    """Makes the adapter in `second`, which was trained on a model with the one in `first` merged into it, fit `base`.
+
+    The sum of two products is one of the sum of their ranks: s B A + s' B' A' = [s B, s' B'] [A; A'], with alpha equal
+    to the rank. Merging rounded the first sum to the dtype of the base, so it agrees with it to that rounding.
+
+    Args:
+        first: folder of the adapter that the training began with
+        second: folder of the trained adapter, which is overwritten
+        base: name or folder of the model without either
+    """
+    from peft import LoraConfig, load_peft_weights
+
+    refuse_unread(first, more={"use_rslora"})
+    folders = first, second
+    configs: list[Any] = [LoraConfig.from_pretrained(str(folder)) for folder in folders]
+    weights = [load_peft_weights(str(folder), device="cpu") for folder in folders]
+    factors = [c.lora_alpha / (c.r**0.5 if c.use_rslora else c.r) for c in configs]
+    layers, rank = {name.rpartition(".lora_")[0] for some in weights for name in some}, sum(c.r for c in configs)
+    joined = {}
+    for layer in sorted(layers):
+        sides: tuple[str, str] = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        parts = [(some, factor) for some, factor in zip(weights, factors, strict=True) if sides[0] in some]
+        a = torch.cat([some[sides[0]].float() for some, _ in parts])
+        b = torch.cat([factor * some[sides[1]].float() for some, factor in parts], 1)
+        rest = rank - len(a)  # above 0 where one of them leaves the layer alone
+        joined[sides[0]] = torch.cat([a, a.new_zeros(rest, a.shape[1])])
+        joined[sides[1]] = torch.cat([b, b.new_zeros(len(b), rest)], 1)
+    whole = configs[1]
+    whole.r, whole.lora_alpha, whole.base_model_name_or_path = rank, rank, base
+    whole.target_modules = sorted({layer.rpartition(".")[2] for layer in layers})
+    whole.save_pretrained(second)
+    save_file(joined, second / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def refuse_unread(folder: Path, more: Collection[str] = ()) -> None:

@@ -21,7 +21,7 @@ from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.fused import fuse_layers
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
 from ogls.policy.packing import pack
-from ogls.policy.pretrained import load_tokenizer, local_folder, quiet_transformers, resolve_model
+from ogls.policy.pretrained import EMBEDDED, load_tokenizer, local_folder, quiet_transformers, resolve_model
 
 Dtype = Literal["bfloat16", "float32"]
 
@@ -68,10 +68,21 @@ class Policy(nn.Module):
     @cached_property
     def folder(self) -> Path:
         """Returns the folder of config, safetensors and tokenizer that trainer and engine read."""
-        adapter = None if self.adapter is None else local_folder(self.adapter)
-        if self.adapter is not None and adapter is None:
+        return resolve_model(self.name, None if self.adapter is None else str(self.adapter_folder))
+
+    @property
+    def adapter_folder(self) -> Path:
+        """Returns the folder of the adapter that is merged into the model before training begins."""
+        found = local_folder(self.adapter or "")
+        if found is None:
             raise ValueError(f"policy.adapter: no folder {self.adapter!r} in the working directory or the project")
-        return resolve_model(self.name, None if adapter is None else str(adapter))
+        return found
+
+    @cached_property
+    def base(self) -> str:
+        """Returns where others find the model without any adapter: its Hub id, or else its folder."""
+        known = self.name == EMBEDDED or local_folder(self.name) is not None
+        return str(resolve_model(self.name)) if known else self.name
 
     @cached_property
     def tokenizer(self):  # a named type would make jsonargparse import transformers for --help
@@ -260,7 +271,7 @@ class Policy(nn.Module):
     def save_adapter(self, folder: Path | str) -> None:
         """Writes the adapter in peft's format, in the policy's dtype, to which a merge rounds it anyway."""
         self._refuse_full_weights()
-        save_adapter(self.model, Path(folder), _TORCH[self.dtype])
+        save_adapter(self.model, Path(folder), _TORCH[self.dtype], str(self.folder) if self.adapter else self.base)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Takes the weights of an adapter of the same shape that `save_adapter` or peft has written."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -93,6 +94,37 @@ def weights_sha256(folder: Path) -> str:
                 stream.seek(block * size // 64)
                 digest.update(stream.read(1 << 16))
     return digest.hexdigest()
+
+
+def write_model(folder: Path, to: Path, weights: dict[str, Tensor], dtype: str) -> None:
+    """Writes the model of a folder with other weights, one file of weights at a time.
+
+    Args:
+        folder: folder from `resolve_model`
+        to: folder to write, which exists
+        weights: values that differ, by the names in the folder's files; all others are the folder's
+        dtype: name of the dtype of all weights
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            names = list(stored.keys())
+            values = {name: weights[name] if name in weights else stored.get_tensor(name) for name in names}
+        values = {name: value.to("cpu", getattr(torch, dtype)).contiguous() for name, value in values.items()}
+        save_file(values, to / file.name, metadata={"format": "pt"})
+        size += sum(value.nbytes for value in values.values())
+    for file in folder.glob("*.safetensors.index.json"):
+        index = json.loads(file.read_text())
+        (to / file.name).write_text(json.dumps({**index, "metadata": {"total_size": size}}, indent=2))
+    config = json.loads((folder / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2))
+    if (folder / "generation_config.json").is_file():
+        shutil.copy(folder / "generation_config.json", to)
+    load_tokenizer(folder).save_pretrained(to)
 
 
 def quiet_transformers() -> None:

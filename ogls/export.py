@@ -1,0 +1,108 @@
+"""A trained model leaves as a folder that transformers, peft and vLLM load.
+
+    python experiments/run.py export --ckpt_path runs/NAME/checkpoints/best.ckpt --to FOLDER
+    python experiments/run.py export --ckpt_path ... --to FOLDER --adapter        # what was trained, beside its base
+
+The folder has weights, tokenizer, chat template, generation config, and a README with what the run reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.policy.lora import Lora, join_adapters
+from ogls.policy.policy import Policy
+from ogls.policy.pretrained import weights_sha256, write_model
+from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows
+
+_ACCURACY = re.compile(r"val/(avg|pass|maj)_at_\d+")
+
+
+def export(
+    checkpoint: Path, to: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16", adapter: bool = False
+) -> None:
+    """Writes what a checkpoint has learned to the folder `to`, which must not hold anything yet.
+
+    Args:
+        checkpoint: file of a run, `runs/NAME/checkpoints/best.ckpt`; the run's configuration lies two folders above
+        to: folder to write
+        dtype: dtype of the weights
+        adapter: whether the adapter is written rather than the model with the adapter merged into it. It fits the
+            model that `policy.model` names: where training began with another adapter (a cold start), it is the sum of
+            both, by a concatenation of their ranks.
+
+    Raises:
+        ValueError: the checkpoint is no run's, was trained on other base weights than are there now, has no adapter to
+            write, or `to` is in use.
+    """
+    run = checkpoint.absolute().parent.parent
+    for file in (checkpoint, run / CONFIG):
+        if not file.is_file():
+            raise ValueError(f"--ckpt_path {checkpoint}: there is no {file}; a run's are in runs/NAME/checkpoints")
+    if to.exists() and any(to.iterdir()):
+        raise ValueError(f"--to {to} has files already: give a new folder")
+    settings: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())["policy"]
+    lora = settings.pop("lora")
+    if adapter and lora is None:
+        raise ValueError("--adapter: this run trained all weights and has no adapter; leave the flag out")
+    own = {"dtype": dtype, "gradient_checkpointing": False}
+    policy = Policy(**settings | own, lora=None if lora is None else Lora(**lora | {"targets": tuple(lora["targets"])}))
+    saved = SoundCheckpoints().load_checkpoint(checkpoint)
+    wanted, there = saved["ogls"]["weights_sha256"], weights_sha256(policy.folder)
+    if wanted != there:
+        raise ValueError(f"{checkpoint} was trained on other base weights: {wanted}, got {there} in {policy.folder}")
+    policy.load().load_trainable({name.removeprefix("policy."): weight for name, weight in saved["state_dict"].items()})
+    to.mkdir(parents=True, exist_ok=True)
+    if adapter:
+        policy.save_adapter(to)
+        if policy.adapter is not None:
+            join_adapters(policy.adapter_folder, to, policy.base)
+        policy.tokenizer.save_pretrained(to)
+    else:
+        write_model(policy.folder, to, dict(policy.merged_weights()), dtype)
+    (to / "README.md").write_text(_card(run, checkpoint, saved, policy, adapter))
+
+
+def _card(run: Path, checkpoint: Path, saved: dict[str, Any], policy: Policy, adapter: bool) -> str:
+    """Returns what the folder says of itself: method, base, and accuracy before and after."""
+    told = json.loads((run / DESCRIPTION).read_text())["params"] if (run / DESCRIPTION).is_file() else {}
+    rows = [row for row in read_rows(run / METRICS) if any(map(_ACCURACY.fullmatch, row))]
+    rows = [row for row in rows if row["step"] <= saved["global_step"]]
+    step = saved["ogls"]["policy_version"]
+    what = "Adapter" if adapter else "Model"
+    lines = [f"# {run.name}, step {step}", ""]
+    lines += [f"{what} trained by `{saved['ogls']['method']}`, seed {told.get('seed', 'unknown')}; {checkpoint.name}."]
+    lines += ["", f"Base: `{policy.name}`" + (f", with the adapter `{policy.adapter}`" if policy.adapter else ""), ""]
+    if rows:
+        before, after = rows[0], rows[-1]
+        lines += [f"| held-out problems | step {before['step']} | step {after['step']} |", "|---|---:|---:|"]
+        for name in (name for name in after if _ACCURACY.fullmatch(name)):
+            cells = (_cell(row, name) for row in (before, after))
+            lines.append(f"| {name.removeprefix('val/')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, float], name: str) -> str:
+    value = f"{row[name]:.3f}" if name in row else ""
+    return value + (f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" if f"{name}_low" in row else "")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line of `run.py export`."""
+    parser = argparse.ArgumentParser(
+        "run.py export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ckpt_path", type=Path, required=True, metavar="FILE", help="runs/NAME/checkpoints/best.ckpt")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--adapter", action="store_true", help="the adapter alone, for the model that it began with")
+    options = parser.parse_args(arguments)
+    export(options.ckpt_path, options.to, options.dtype, options.adapter)
+    print(f"{options.to}: {', '.join(sorted(file.name for file in options.to.iterdir()))}")
