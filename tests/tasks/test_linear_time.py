@@ -61,4 +61,4 @@ def test_ten_times_the_text_takes_about_ten_times_as_long(name: str) -> None:
     assert min(times[slowest[-1]], seconds(find, *slowest[-1], SHORT)) < 1, slowest[-1]
     for text in slowest:
         short = max(0.005, min(times[text], *(seconds(find, *text, SHORT) for _ in range(2))))
-        assert min(seconds(find, *text, LONG) for _ in range(2)) < 30 * short, text
+        assert any(seconds(find, *text, LONG) < 30 * short for _ in range(2)), text
