@@ -94,15 +94,20 @@ def _cell(row: dict[str, float], name: str) -> str:
     return value + (f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" if f"{name}_low" in row else "")
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command line of `run.py export`."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of `run.py export`."""
+    made = argparse.ArgumentParser(
         "run.py export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ckpt_path", type=Path, required=True, metavar="FILE", help="runs/NAME/checkpoints/best.ckpt")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: %(default)s")
-    parser.add_argument("--adapter", action="store_true", help="the adapter alone, for the model that it began with")
-    options = parser.parse_args(arguments)
+    made.add_argument("--ckpt_path", type=Path, required=True, metavar="FILE", help="runs/NAME/checkpoints/best.ckpt")
+    made.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder")
+    made.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: %(default)s")
+    made.add_argument("--adapter", action="store_true", help="the adapter alone, for the model that it began with")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line of `run.py export`."""
+    options = parser().parse_args(arguments)
     export(options.ckpt_path, options.to, options.dtype, options.adapter)
     print(f"{options.to}: {', '.join(sorted(file.name for file in options.to.iterdir()))}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ogls
-from ogls import methods
+from ogls import export, methods
 from ogls.cli import build
 from tests.faults.nursery import Nursery
 from tests.test_cli import run_in, small
@@ -36,8 +36,12 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert VARIANT is not None
     (tmp_path / f"{VARIANT[1]}.py").write_text(VARIANT[2])
     monkeypatch.syspath_prepend(tmp_path)
+    subcommand, *arguments = shlex.split(command)[2:]
+    if subcommand == "export":
+        export.parser().parse_args(arguments)
+        return
     with pytest.raises(SystemExit) as stopped:
-        build([*shlex.split(command)[2:], "--print_config"])
+        build([subcommand, *arguments, "--print_config"])
     assert stopped.value.code == 0
 
 
