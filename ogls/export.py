@@ -20,7 +20,7 @@ from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.policy.lora import Lora, join_adapters
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import weights_sha256, write_model
-from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows
+from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows, with_interval
 
 _ACCURACY = re.compile(r"val/(avg|pass|maj)_at_\d+")
 
@@ -84,14 +84,9 @@ def _card(run: Path, checkpoint: Path, saved: dict[str, Any], policy: Policy, ad
         before, after = rows[0], rows[-1]
         lines += [f"| held-out problems | step {before['step']} | step {after['step']} |", "|---|---:|---:|"]
         for name in (name for name in after if _ACCURACY.fullmatch(name)):
-            cells = (_cell(row, name) for row in (before, after))
+            cells = (with_interval(row, name) if name in row else "" for row in (before, after))
             lines.append(f"| {name.removeprefix('val/')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(row: dict[str, float], name: str) -> str:
-    value = f"{row[name]:.3f}" if name in row else ""
-    return value + (f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" if f"{name}_low" in row else "")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,9 +25,8 @@ from work import Draw, learning
 
 from ogls.algorithm import gradient, weight_totals
 from ogls.cli import OglsCLI
-from ogls.loss.chunked import divergence_rows
+from ogls.loss.chunked import passes
 from ogls.loss.divergence import ForwardKL
-from ogls.loss.tiles import for_each_tile
 from ogls.policy.attention import _attend
 from ogls.records import Sampling
 from ogls.rollout.sampler import Sampler
@@ -94,8 +93,8 @@ class Bench:
         pairs = sequences * length * (length + 1) / 2
         logits, gaps = normal(64, s.vocab), 0.1 * normal(64, s.vocab)
         options = {"temperature": 1.0, "clip": None, "one_sided": False, "wants_gradient": True}
-        loss_rows = partial(divergence_rows, divergence=ForwardKL(), **options)
-        row = seconds(lambda: for_each_tile(loss_rows, logits, gaps, torch.empty(64), None, None)) / logits.numel()
+        loss_rows = passes(ForwardKL(), None, logits.device, self.dtype, **options)
+        row = seconds(lambda: loss_rows(logits, gaps, torch.empty(64), None, None)) / logits.numel()
         return Machine(
             flops=2 * rows * s.products / products,
             attention=4 * s.queries * pairs / attending,

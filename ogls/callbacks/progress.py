@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 import warnings
@@ -14,7 +13,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-_ACCURACY = re.compile(r"val(_subset)?/avg_at_\d+")
+from ogls.tracking.files import SUBSET, WHOLE, with_interval
+
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
 
@@ -54,15 +54,13 @@ class StepProgress(RichProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # Of a whole validation its own figure, not that of its subset.
-        accuracy = min((name for name in values if _ACCURACY.fullmatch(name)), key=len, default=None)
+        accuracy = next((name for kind in (WHOLE, SUBSET) for name in values if kind.fullmatch(name)), None)
         if accuracy is not None and not trainer.sanity_checking and trainer.is_global_zero:
             self._shown[accuracy.partition("/")[0]] = f"{values[accuracy]:.3f}"
-            low, high = values.get(f"{accuracy}_low"), values.get(f"{accuracy}_high")
-            interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
             fits = trainer.state.fn == TrainerFn.FITTING  # otherwise no step was made here
             step = trainer.global_step if fits else cast(Any, pl_module).policy.version
             which = "" if fits or trainer.ckpt_path is None else f"{trainer.ckpt_path}, "
-            self.print(f"{which}after step {step}: {accuracy} {values[accuracy]:.3f}{interval}")
+            self.print(f"{which}after step {step}: {accuracy} {with_interval(values, accuracy)}")
         super().on_validation_end(trainer, pl_module)
         self._clock = time.monotonic()
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
+from ogls.loss.divergence import KINDS, Divergence, mixture_weight
+from ogls.system.cache import cache_folder
 
-KINDS = (ForwardKL, ReverseKL, JensenShannon, SkewKL)  # in the order of `Kind` in C++
 TILE_BYTES = 1 << 21  # fp32 logits of one call: rows pass through the cache one by one, and a call has its cost
 SOURCE = Path(__file__).with_suffix(".cpp")
 VECTORS = {"AVX2": ["-march=x86-64-v3"], "AVX512": ["-march=x86-64-v4"]}
@@ -56,19 +56,15 @@ def divergence_rows(
     All tensors are contiguous, and `divergence` and the logits' dtype are such as `knows` knows. A row that is not
     finite is left alone, with value NaN.
     """
-    match divergence:
-        case JensenShannon(weight) | SkewKL(weight):
-            pass
-        case _:
-            weight = 0.0
     high = math.inf if clip is None else clip
+    low = -math.inf if one_sided else -high
     function = getattr(library(), f"rows_{str(logits.dtype).removeprefix('torch.')}")
     tensors = (logits, gaps, values, ids, logprobs) if ids is not None else (logits, gaps, values, None, None)
     function(
         KINDS.index(type(divergence)),
         *(None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
         *map(ctypes.c_long, logits.shape),
-        ctypes.byref(Options(weight, temperature, -math.inf if one_sided else -high, high, wants_gradient)),
+        ctypes.byref(Options(mixture_weight(divergence), temperature, low, high, wants_gradient)),
     )
 
 
@@ -84,7 +80,7 @@ def library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX", "g++")
     command = [compiler, *FLAGS, *VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])]
     key = hashlib.sha256(SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("OGLS_CACHE") or Path.home() / ".cache" / "ogls")
+    folder = cache_folder()
     built = folder / f"cpu_rows-{key}.so"
     try:
         if not built.exists():

@@ -114,6 +114,19 @@ class SkewKL(Divergence):
         return pt * (u - k), ph
 
 
+KINDS = (ForwardKL, ReverseKL, JensenShannon, SkewKL)
+"""The kernels know these; the order is that of `Kind` in cpu_rows.cpp."""
+
+
+def mixture_weight(divergence: Divergence) -> float:
+    """Returns the share of the target in the mixture of one of the `KINDS`; 0 for those without a mixture."""
+    match divergence:
+        case JensenShannon(weight) | SkewKL(weight):
+            return weight
+        case _:
+            return 0.0
+
+
 def clip_terms(summand: Tensor, ph: Tensor, clip: float, one_sided: bool) -> None:
     """Clamps each vocabulary summand to [-clip, clip], or to at most clip if `one_sided`, in place.
 

@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ogls.loss.divergence import LARGE, Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
+from ogls.loss.divergence import KINDS as KINDS
+from ogls.loss.divergence import LARGE, Divergence, mixture_weight
 
 BLOCK = 4096  # vocabulary entries per block
 OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}  # each thread has 16 entries of a block
-KINDS = (ForwardKL, ReverseKL, JensenShannon, SkewKL)
 
 
 def divergence_rows(
@@ -45,15 +45,10 @@ def divergence_rows(
 
     All tensors are contiguous, and `divergence` is of one of the `KINDS`.
     """
-    match divergence:
-        case JensenShannon(weight) | SkewKL(weight):
-            pass
-        case _:
-            weight = 0.0
     _rows[(len(logits),)](
         *(logits, gaps, values, ids, logprobs, logits.shape[-1]),
         KIND=type(divergence).__name__,
-        WEIGHT=weight,
+        WEIGHT=mixture_weight(divergence),
         TEMPERATURE=temperature,
         CLIP=clip,
         ONE_SIDED=one_sided,

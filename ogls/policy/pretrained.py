@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import sys
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ogls.system.cache import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,11 +133,6 @@ def quiet_transformers() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def cache_folder() -> Path:
-    """Returns the folder of computed models."""
-    return Path(os.environ.get("OGLS_CACHE") or Path.home() / ".cache" / "ogls")
 
 
 def _checked(folder: Path) -> Path:

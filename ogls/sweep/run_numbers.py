@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-_WHOLE, _SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
+from ogls.tracking.files import SUBSET, WHOLE
 
 
 class RunNumbers:
@@ -61,12 +61,12 @@ class RunNumbers:
     @property
     def accuracy(self) -> dict[int, float]:
         """Returns avg@k by step of the held-out problems that every validation samples, all or a subset."""
-        return self._named(_SUBSET) or self._named(_WHOLE)
+        return self._named(SUBSET) or self._named(WHOLE)
 
     @property
     def final_accuracy(self) -> float:
         """Returns the latest avg@k of all held-out problems. Raises ValueError where there is none."""
-        return self._ending(self._named(_WHOLE), "val/avg_at_k")
+        return self._ending(self._named(WHOLE), "val/avg_at_k")
 
     def _named(self, pattern: re.Pattern[str]) -> dict[int, float]:
         return next((series for name, series in self._series.items() if pattern.fullmatch(name)), {})

@@ -20,16 +20,11 @@ _MAY_CHANGE = (  # while a run is interrupted: how long it goes on, and what it 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of a configuration by dotted name, without logger, callbacks and the Trainer's defaults."""
-    leaves = {name: value for name, value in flatten(config).items() if not name.startswith(_NOT_PARAMETERS)}
-    return {name: value for name, value in leaves.items() if not _is_trainers_default(name, value)}
-
-
-def _is_trainers_default(name: str, value: Any) -> bool:
     from lightning import Trainer
 
-    section, _, key = name.partition(".")
-    known = inspect.signature(Trainer).parameters
-    return section == "trainer" and key in known and known[key].default == value
+    known = {f"trainer.{name}": key.default for name, key in inspect.signature(Trainer).parameters.items()}
+    leaves = {name: value for name, value in flatten(config).items() if not name.startswith(_NOT_PARAMETERS)}
+    return {name: value for name, value in leaves.items() if name not in known or known[name] != value}
 
 
 def given(arguments: Sequence[str]) -> dict[str, str]:

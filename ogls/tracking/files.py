@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +17,8 @@ METRICS = "metrics.jsonl"  # one row per line: step, time, metrics
 TRACE = "trace.json"  # when each phase ran; https://ui.perfetto.dev and chrome://tracing show it, too
 CONFIG = "config.yaml"  # the resolved configuration
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
+# Names of the accuracy of all held-out problems, and of the subset that every validation samples.
+WHOLE, SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
 
 
 _LANES: tuple[Lane, ...] = get_args(Lane)
@@ -63,6 +67,14 @@ def read_trace(file: Path, keep_damaged: bool = False) -> list[Phase]:
         for event in events
         if event["ph"] == "X"
     ]
+
+
+def with_interval(row: Mapping[str, float], name: str) -> str:
+    """Returns a metric of a row as text, with its interval where there is one: ``0.458 [0.421, 0.495]``."""
+    text = f"{row[name]:.3f}"
+    if f"{name}_low" not in row:
+        return text
+    return f"{text} [{row[f'{name}_low']:.3f}, {row.get(f'{name}_high', math.nan):.3f}]"
 
 
 def read_rows(file: Path, keep_damaged: bool = False) -> list[dict[str, Any]]:

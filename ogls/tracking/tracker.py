@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 import shutil
@@ -30,12 +29,15 @@ from ogls.tracking.files import (
     CONFIG,
     DESCRIPTION,
     METRICS,
+    SUBSET,
     TRACE,
     TRACE_HEAD,
+    WHOLE,
     read_rows,
     read_trace,
     replace_text,
     trace_lines,
+    with_interval,
     write_rows,
 )
 from ogls.tracking.mlflow_run import FOLDER, MLflowRun
@@ -43,7 +45,6 @@ from ogls.tracking.outbox import Outbox
 from ogls.tracking.pages import address, page_of_run, page_of_runs, view
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ACCURACY, _SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
 ROWS_LIMIT = 100  # rows per table of completions
@@ -174,10 +175,10 @@ class Tracker(Logger):
         self._remember(row)
         self._append(METRICS, json.dumps({"step": at, "time": round(seconds, 3), **row}) + "\n")
         self._box.put(lambda: self._run.metrics(row, at, seconds))
-        accuracies = [name for name in row if _ACCURACY.fullmatch(name)]
+        accuracies = [name for name in row if WHOLE.fullmatch(name)]
         if accuracies:
             self._first = self._first or dict(row)
-            subset = [name for name in row if _SUBSET.fullmatch(name)]
+            subset = [name for name in row if SUBSET.fullmatch(name)]
             self._box.put(lambda: self._run.show(view(accuracies + subset)))
             self._describe()
 
@@ -292,7 +293,7 @@ class Tracker(Logger):
         rows = [kept for kept in rows if not any(name.startswith("final/") for name in kept)]  # written at the end anew
         for kept in rows:
             self._remember(kept)
-            if not self._first and any(map(_ACCURACY.fullmatch, kept)):
+            if not self._first and any(map(WHOLE.fullmatch, kept)):
                 self._first = dict(kept)
         write_rows(file, rows)
         self._box.put(lambda: self._run.add(rows))
@@ -358,8 +359,8 @@ class Tracker(Logger):
         """Has the run's page in MLflow say what ran, by which command, and what it brought so far."""
         said = [f"**{self.method}**, seed {self.seed}", f"`{shlex.join(sys.argv)}`", f"Folder: `{self.run_folder}`"]
         for name in self._first:
-            if _ACCURACY.fullmatch(name):
-                before, now = (_with_interval(row, name) for row in (self._first, self._latest))
+            if WHOLE.fullmatch(name):
+                before, now = (with_interval(row, name) for row in (self._first, self._latest))
                 said.insert(1, f"{name.removeprefix('val/')}: {before} before training, {now} at the last validation")
         text = "\n\n".join(said)
         self._box.put(lambda: self._run.describe(text))
@@ -434,11 +435,6 @@ class Tracker(Logger):
         if self._outbox is None:
             self._outbox = Outbox(_tell_loss)
         return self._outbox
-
-
-def _with_interval(row: Mapping[str, float], name: str) -> str:
-    low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
-    return f"{row.get(name, math.nan):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _tell_loss(reason: str) -> None:
