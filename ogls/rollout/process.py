@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +61,8 @@ class EngineProcess(RolloutEngine):
 
     def serving(self, shapes: Shapes) -> Serving | None:
         self.engine.adapter_rank = self.adapter_rank
-        return self.engine.serving(shapes)
+        serving = self.engine.serving(shapes)
+        return serving and replace(serving, own_process=True)
 
     @property
     def asked_cache(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ogls.records import Problem, Span, Verdict
@@ -89,8 +89,12 @@ class Verifier(ABC):
         """Returns what of a problem its verdicts depend on, by default all of it; one key is checked once."""
         return problem
 
-    def warm_up(self) -> None:  # noqa: B027  most verifiers have nothing heavy to import
-        """Imports what `grade` needs. It is called once, before the pool's workers are forked."""
+    def warm_up(self, kinds: Collection[str]) -> None:  # noqa: B027  most verifiers have nothing heavy to import
+        """Imports what grading problems of these kinds needs. It is called once, before the pool's workers are forked.
+
+        Args:
+            kinds: kinds of the problems that will be graded
+        """
 
 
 class ErrorLocator(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 from ogls.records import Problem, Verdict
@@ -39,9 +39,10 @@ class ByKind(Verifier):
     def gold_key(self, problem: Problem) -> Hashable:
         return problem.kind, self.of(problem).gold_key(problem)
 
-    def warm_up(self) -> None:
-        for verifier in self._all().values():
-            verifier.warm_up()
+    def warm_up(self, kinds: Collection[str]) -> None:
+        for kind, verifier in self._all().items():
+            if kind in kinds:
+                verifier.warm_up([kind])
 
     def _all(self) -> dict[str, Verifier]:
         built_in = {

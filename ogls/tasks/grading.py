@@ -40,7 +40,7 @@ class GradingPool:
     both are wrong, and the worker is replaced in milliseconds. An answer is not to blame, but asked again, where its
     worker was stopped, was dead before it heard of it, or went down with the process that all are forked from.
     Any thread may call `grade`; calls take turns. Of the environment, workers see PATH and locale only; they never
-    import torch. Nothing runs before the first `start` or `grade`.
+    import torch. Nothing runs before the first `grade`, which loads what problems of its kinds need.
 
     Args:
         verifier: verifier to run, whose class is importable by name
@@ -68,22 +68,20 @@ class GradingPool:
         self.timeout_budget = timeout_budget
         self._lock = threading.RLock()
         self._nursery: _Nursery | None = None
+        self._kinds = set[str]()  # of problem that the nursery has loaded
         self._idle: list[_Worker] = []
         self._again = Counter[int]()  # how often an answer of this call was asked again
         self.timeout_seconds = 0.0
         """Seconds that time-outs of the latest call of `grade` took."""
 
-    def start(self) -> None:
-        """Begins to load the verifier in the background, so that the first `grade` need not wait for it."""
-        with self._lock:
-            if self._nursery is None:
-                self._nursery = _Nursery(self.verifier, self.timeout, self.memory_gib)
-                weakref.finalize(self, self._nursery.close)
-
     def grade(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """Returns one verdict for each (problem, text), in order."""
+        kinds = {problem.kind for problem, _ in answers}
         with self._lock:
-            self.start()
+            if not kinds <= self._kinds:
+                self._kinds |= kinds
+                self.close()
+            self._start()
             waiting = deque(range(len(answers)))
             chunk = max(1, min(_CHUNK, len(answers) // (2 * self.workers)))
             verdicts: dict[int, Verdict] = {}
@@ -119,11 +117,15 @@ class GradingPool:
                 self._nursery = None
 
     def __enter__(self) -> GradingPool:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _start(self) -> None:
+        if self._nursery is None:
+            self._nursery = _Nursery(self.verifier, sorted(self._kinds), self.timeout, self.memory_gib)
+            weakref.finalize(self, self._nursery.close)
 
     def _collect(self, busy: selectors.BaseSelector, waiting: deque[int], verdicts: dict[int, Verdict]) -> None:
         """Takes in what workers have said by the earliest deadline; replaces those that died or ran out of time."""
@@ -161,7 +163,8 @@ class GradingPool:
             return _Worker(self._nursery, replaced, self.timeout)
         except OSError:  # the nursery itself is gone or stopped, and its workers with it: once more from the beginning
             self.close()
-            self.start()
+            self._start()
+            assert self._nursery is not None
             try:
                 return _Worker(self._nursery, 0, self.timeout)
             except OSError as error:
@@ -178,7 +181,7 @@ class GradingPool:
 class _Nursery:
     """The nursery is the process that has imported the verifier and forks workers."""
 
-    def __init__(self, verifier: Verifier, timeout: float, memory_gib: float):
+    def __init__(self, verifier: Verifier, kinds: Sequence[str], timeout: float, memory_gib: float):
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_LOADING)
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
@@ -193,7 +196,7 @@ class _Nursery:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._control.sendall(pickle.dumps((verifier, timeout, memory_gib)))
+        self._control.sendall(pickle.dumps((verifier, kinds, timeout, memory_gib)))
         self.modules: list[str] | None = None
 
     def fork(self, replaced: int) -> tuple[socket.socket, int]:

@@ -38,10 +38,10 @@ _ALLOWED = ("os.listdir", "os.scandir")  # the import system reads folders
 def serve(control: socket.socket) -> None:
     """Loads the verifier, then forks a worker at each request until the pool is gone."""
     with control.makefile("rb") as stream:
-        verifier, timeout, memory_gib = pickle.load(stream)
+        verifier, kinds, timeout, memory_gib = pickle.load(stream)
         assert isinstance(verifier, Verifier)
         logging.disable(logging.CRITICAL)
-        verifier.warm_up()
+        verifier.warm_up(kinds)
         control.sendall(json.dumps(sorted(sys.modules)).encode() + b"\n")
         workers: set[int] = set()
         try:

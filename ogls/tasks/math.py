@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ogls.records import Problem, Verdict
@@ -71,7 +72,7 @@ class MathVerifier(Verifier):
     def gold_key(self, problem: Problem) -> str:
         return problem.answer
 
-    def warm_up(self) -> None:
+    def warm_up(self, kinds: Collection[str]) -> None:
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
         self.grade(Problem(id="", text="", answer="x+\\frac{1}{2}"), "\\boxed{\\frac{3}{2}+y}")
         self.grade(Problem(id="", text="", answer="[1,x)"), "\\boxed{x<y}")

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import ModuleType
@@ -172,5 +173,5 @@ class ReasoningGymVerifier(Verifier):
     def canonical(self, problem: Problem) -> str:
         return f"<answer>{problem.answer}</answer>"
 
-    def warm_up(self) -> None:
+    def warm_up(self, kinds: Collection[str]) -> None:
         load_package()

@@ -42,8 +42,12 @@ class Measured:
 
 
 def ran(config: dict[str, Any], lora: Lora | None, checkpointing: bool, tokens: int) -> Measured:
-    """Two passes with their gradients over sequences of a prompt each, an update between them, a pass without."""
-    sequences = [[1] * 100] * 4, [[1] * (tokens // 4 - 99)] * 4, list(range(4))
+    """Measures sequences of a prompt each."""
+    return of_sequences(config, lora, checkpointing, [[1] * 100] * 4, [[1] * (tokens // 4 - 99)] * 4, list(range(4)))
+
+
+def of_sequences(config: dict[str, Any], lora: Lora | None, checkpointing: bool, *sequences: Any) -> Measured:
+    """Two passes with their gradients, an update between them, a pass without."""
     with FakeGpu() as gpu:
         policy = gpu.policy(config, lora, checkpointing)
         weights = sum(p.nbytes for p in policy.parameters())
@@ -83,6 +87,16 @@ def test_bytes_are_those_of_the_policy(size: str, lora: Lora | None, checkpointi
     """Two layers as wide as the model's."""
     few = qwen3(size, num_hidden_layers=2)
     equal(training(few, lora), ran(few, lora, checkpointing, 8192), checkpointing, 8192)
+
+
+@pytest.mark.parametrize(("prompt", "learned"), [(16, 1008), (512, 512)])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_keys_that_are_copied_for_a_shared_prompt_have_room(prompt: int, learned: int, checkpointing: bool) -> None:
+    """A budget counts the prompt of each of 8 lessons, the row holds it once, and its keys are copied for each."""
+    few = qwen3("8B", num_hidden_layers=2)
+    found = of_sequences(few, LORA, checkpointing, [[1] * prompt], [[1] * learned] * 8, [0] * 8)
+    assert training(few, LORA).student(8 * (prompt + learned), checkpointing) >= found.micro_batch
+    assert training(few, LORA).forward(prompt + 8 * learned) == pytest.approx(found.forward, rel=0.01)
 
 
 @pytest.mark.slow
@@ -187,6 +201,14 @@ def test_shorter_texts_are_named_where_they_help() -> None:
             planned("4B", LORA, load, device=device * GIB)
     with pytest.raises(ValueError, match="no setting of it fits: take a smaller model or a larger device"):
         planned("4B", LORA, LONG, device=20 * GIB)
+
+
+def test_an_engine_in_a_process_of_its_own_has_a_context_of_its_own() -> None:
+    student, engine = training(qwen3("1.7B"), LORA), engine_for(LORA)
+    inside, beside = engine.serving(student.shapes), EngineProcess(engine).serving(student.shapes)
+    fixed = Asked(tokens=8192, checkpointing=False, cache=8 * GIB)
+    one, two = (plan(student, serving, RECIPE, fixed, H100) for serving in (inside, beside))
+    assert two.total - one.total == CONTEXT
 
 
 # ---- what vLLM is told ----

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ogls.tasks.base import Verifier
 from ogls.tasks.by_kind import ByKind
 from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
+from ogls.tasks.reasoning_gym import ReasoningGym
 from ogls.tasks.tables import JsonlProblems
 
 DATA = Path(os.environ.get("OGLS_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -184,8 +185,6 @@ def test_hostile_corpus(
 
 @pytest.mark.fault("model text executed")
 def test_payloads_reach_no_evaluation_in_any_verifier(pool: GradingPool, tmp_path: Path) -> None:
-    from ogls.tasks.reasoning_gym import ReasoningGym
-
     marker = tmp_path / "executed"
     entries = [
         ReasoningGym(name, size=2)[0] for name in ("countdown", "simple_integration", "n_queens", "binary_matrix")
@@ -230,6 +229,18 @@ def test_workers_never_import_heavy_libraries(pool: GradingPool) -> None:
     assert "sympy" in pool.modules
     roots = {module.partition(".")[0] for module in pool.modules}
     assert not roots & {"torch", "lightning", "transformers", "vllm", "datasets", "mlflow", "scipy"}
+
+
+def test_only_what_the_kinds_of_problems_need_is_loaded() -> None:
+    """reasoning-gym brings matplotlib, and takes longer to load than all else."""
+    [puzzle] = ReasoningGym("chain_sum", size=1)
+    with GradingPool(ByKind(), timeout=5.0) as pool:
+        assert tell(pool, "\\boxed{1/2}")[0].correct
+        assert pool.modules is not None
+        assert not {"reasoning_gym", "matplotlib"} & set(pool.modules)
+        asked = [(puzzle, f"<answer>{puzzle.answer}</answer>"), (GOLD, "\\boxed{1/2}"), (puzzle, "<answer>x</answer>")]
+        assert [verdict.correct for verdict in pool.grade(asked)] == [True, True, False]
+        assert {"reasoning_gym", "sympy"} <= set(pool.modules)
 
 
 @pytest.mark.fault("verifier hangs, dies or eats memory")
@@ -470,7 +481,7 @@ def test_time_outs_of_one_call_have_a_budget(workers: int) -> None:
 
 @dataclass(frozen=True)
 class Unloadable(Obedient):
-    def warm_up(self) -> None:
+    def warm_up(self, kinds: Collection[str]) -> None:
         raise ImportError("nothing there")
 
 

@@ -170,6 +170,7 @@ def _made(
     }
     if serving is not None:
         rows |= {
+            "engine: CUDA context": CONTEXT * serving.own_process,
             "engine: weights": serving.weights,
             "engine: passes" + " and CUDA graphs" * serving.graphs: serving.workspace,
             "engine: keys and values": cache,

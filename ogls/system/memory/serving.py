@@ -22,6 +22,7 @@ class Serving:
         graphs: whether decoding is captured as CUDA graphs
         dtype_bytes: bytes per weight
         cached_bytes: bytes per number of keys and values; None is those per weight
+        own_process: whether it runs in a process of its own, which has a CUDA context of its own
     """
 
     shapes: Shapes
@@ -30,6 +31,7 @@ class Serving:
     graphs: bool
     dtype_bytes: int = 2
     cached_bytes: int | None = None
+    own_process: bool = False
 
     @property
     def weights(self) -> int:
