@@ -2,6 +2,7 @@ SHELL := /bin/bash -o pipefail
 # make fit    train with experiments/math.yaml        make test   the tests      make slow   those that take longer
 # make lint   ruff and pyright                        make ui     MLflow's pages on 127.0.0.1
 # make faults what a run survives, as a table         make torture  the same after 200 kills      make audit  known holes
+# make docs   the site, docs/_build/html/index.html
 # make mutants  faults planted in the algorithm, one at a time: do the tests notice?
 # Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
 
@@ -23,11 +24,11 @@ UV_SETTINGS = \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
 
-.PHONY: help setup fit test slow faults torture mutants audit lint format ui requirements clean
+.PHONY: help setup fit test slow faults torture mutants audit lint format ui docs requirements clean
 .DEFAULT_GOAL := setup
 
 help:
-	@sed -n '2,6s/^# //p' $(MAKEFILE_LIST)
+	@sed -n '2,7s/^# //p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)
 
@@ -80,6 +81,9 @@ format: $(STAMP)
 ui: $(STAMP)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
 
+docs: $(STAMP)
+	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build/html
+
 # Versions only: no hosts, no hashes, and no local versions such as +cpu, which other machines cannot resolve. For GPUs
 # from the index alone: a +cpu wheel of torch among this machine's own asks for none of what torch needs on a GPU.
 requirements: | $(BIN)/uv
@@ -90,4 +94,4 @@ requirements: | $(BIN)/uv
 	pin cuda requirements-cuda.txt "--python-platform x86_64-manylinux_2_28"
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) docs/_build docs/_generated build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

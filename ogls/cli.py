@@ -49,6 +49,7 @@ from ogls.tracking.config import given, parameters
 from ogls.training import SETTINGS, callbacks, check_settings, refused
 
 PROJECT = Path(__file__).resolve().parents[1]
+_ABOUT = "On-policy self-distillation of language models: trains, evaluates and exports."
 
 
 _PARTS = (
@@ -101,6 +102,21 @@ class OglsCLI(LightningCLI):
 
     `fit` validates once before the first step, so that every run knows where it began.
     """
+
+    asked: str | None = None
+    """Subcommand that the command line begins with; None where it begins otherwise."""
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        about = "Writes a trained model as a folder for transformers, peft and vLLM."  # `main` runs it
+        subcommands: Any = parser._subcommands_action
+        subcommands.add_subcommand("export", self.init_parser(), help=about)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Makes the parser of the subcommand that is asked for; the others, which take as long, are there by name."""
+        if self.asked not in (None, subcommand):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys ``method`` and ``policy``."""
@@ -227,6 +243,8 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
     OmegaConf.clear_resolver("oc.env")  # the resolved configuration is written down
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
+    first = (sys.argv[1:] if args is None else args)[:1]
+    OglsCLI.asked = first[0] if run and first and first[0] in OglsCLI.subcommands() else None
     return OglsCLI(
         SelfDistillation,
         RolloutDataModule,
@@ -237,7 +255,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         load_from_checkpoint_support=False,
         save_config_callback=None,
         parser_class=_Parser,
-        parser_kwargs={"parser_mode": _MODE, "allow_abbrev": False},  # half a name is a typo
+        parser_kwargs={"description": _ABOUT, "parser_mode": _MODE, "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
             "callbacks": callbacks(),
