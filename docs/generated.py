@@ -61,8 +61,8 @@ def _presets(method: type[Method]) -> list[str]:
 
 def _methods() -> Iterator[str]:
     yield "# Methods\n\nA method is a set of independent choices. A preset is a paper: a class whose defaults are what "
-    yield "the paper chose. `--method OPSD` takes it whole, `--method.selection ErrorSpan` changes one choice of it, and "
-    yield "the name of what runs says so: `OPSD[selection=ErrorSpan]`.\n\n| preset | what it is |\n|---|---|\n"
+    yield "the paper chose. `--method OPSD` takes it whole, `--method.selection ErrorSpan` changes one choice of it, "
+    yield "and the name of what runs says so: `OPSD[selection=ErrorSpan]`.\n\n| preset | what it is |\n|---|---|\n"
     names = [name for name in sorted(methods.__all__) if name != "Method"]
     for name in names:
         yield f"| [{name}]({name}.rst) | {_first_sentence(getattr(methods, name))} |\n"
