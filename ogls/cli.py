@@ -217,10 +217,11 @@ def find_configs(args: list[str]) -> list[str]:
     return found
 
 
-def _unwritable(error: OSError) -> int:
+def _unwritable(error: OSError, exporting: bool) -> int:
+    cure = "another place (--trainer.logger.init_args.folder), then go on by --ckpt_path last"
     _complain(
-        f"{error.filename or 'the run'}: {(error.strerror or str(error)).lower()}; make room or choose another place "
-        "(--trainer.logger.init_args.folder), then go on by --ckpt_path last"
+        f"{error.filename or 'the run'}: {(error.strerror or str(error)).lower()}; make room or choose "
+        + ("another folder by --to" if exporting else cure)
     )
     return DiskFailed.exit_code
 
@@ -266,8 +267,9 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 
 def main() -> None:
     """Runs the command line, as ``experiments/run.py`` does, and ends with an exit code of `ogls.system.exits`."""
+    exporting = sys.argv[1:2] == ["export"]
     try:
-        if sys.argv[1:2] == ["export"]:
+        if exporting:
             export.main(sys.argv[2:])
         else:
             build()
@@ -277,7 +279,7 @@ def main() -> None:
     except OSError as error:
         if not unwritable(error):
             raise
-        sys.exit(_unwritable(error))
+        sys.exit(_unwritable(error, exporting))
     except MisconfigurationException as error:  # what Lightning says of its settings once the run is made
         sys.exit(_complain(one_line(str(error))))
     except ValueError as error:

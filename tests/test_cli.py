@@ -82,6 +82,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert (folder / "best_adapter" / "adapter_model.safetensors").is_file()
+    assert (folder / "best_adapter" / "tokenizer.json").is_file()
 
     code, second = run_in(nursery, "fit", *small(tiny_model), "--ckpt_path", "last", cwd=tmp_path)
     assert code == 0, second[-3000:]

@@ -133,6 +133,7 @@ class BestCheckpoint(ModelCheckpoint):
         draft = self._adapter.with_name(f".{ADAPTER}.draft")
         try:
             policy.save_adapter(draft)
+            policy.tokenizer.save_pretrained(draft)
             self._adapter.mkdir(exist_ok=True)
             for file in draft.iterdir():
                 file.replace(self._adapter / file.name)
