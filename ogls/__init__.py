@@ -29,6 +29,7 @@ _PLACES = {
     "ogls.tasks.tables": "HubProblems JsonlProblems",
     "ogls.tasks.reasoning_gym": "ReasoningGym",
     "ogls.tasks.by_kind": "ByKind",
+    "ogls.tasks.function": "FunctionVerifier",
     "ogls.lessons.prompts": "ATTEMPT IDEA Prompts Wording",
     "ogls.lessons.privilege": "LessonDraft PeerOutcomes Privilege PrivilegedText ReferenceSolution SuccessfulPeer",
     "ogls.lessons.selection": "AllTokens ErrorSpan FirstTokens FromError LastTokens TokenSelection UpToError",

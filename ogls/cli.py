@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ogls.rollout.transformers
 import ogls.rollout.vllm
 import ogls.tasks.chains
+import ogls.tasks.function
 import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
 from ogls import export
