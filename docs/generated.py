@@ -51,8 +51,8 @@ def formulas(lines: list[str]) -> None:
     lines[:] = made
 
 
-def _presets(method: type[Method]) -> list[str]:
-    """Returns the configurations in `experiments` that name a method and nothing else."""
+def _configurations(method: type[Method]) -> list[str]:
+    """Returns the configurations in `experiments` that name a method."""
     named = rf"method:\s*({method.__module__}\.)?{method.__name__}\s*$"
     return [
         file.name for file in sorted((ROOT / "experiments").glob("*.yaml")) if re.search(named, file.read_text(), re.M)
@@ -72,8 +72,8 @@ def _methods() -> Iterator[str]:
 def _method(method: type[Method]) -> Iterator[str]:
     yield f"{method.__name__}\n{'=' * len(method.__name__)}\n\n.. code-block:: sh\n\n"
     yield f"   python experiments/run.py fit --config math.yaml --method {method.__name__}\n\n"
-    for file in _presets(method):
-        yield f"``experiments/{file}`` is this method.\n\n"
+    if files := _configurations(method):
+        yield f"Named in {', '.join(f'``experiments/{file}``' for file in files)}.\n\n"
     yield f".. autoclass:: {method.__module__}.{method.__name__}\n   :no-members:\n\n"
     yield ".. list-table:: Its choices\n   :header-rows: 1\n\n   * - choice\n     - default\n"
     made = method()
