@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any
 
 _METHODS = """
-    BudgetedOGLS_SD GRPO GRPO_OGLS_SD GRPOWithKL HighEntropyOPSD Method OGLS_SD OGLS_SD_v2 OPSD OPSD_ECTR
-    PositiveMeanTeacher PositiveOnlySteering RLCSD ROSD ROSDExact ROSDIdeaOnly ROSDPlaceOnly ROSDRandomPlace ROSDShifted
-    ROSDShuffled ROSDWithoutReflector SampledTokenOPSD SDPO SDZero SFT SRPO SSOPD TIP U_OPSD
+    BudgetedOGLS_SD GRPO GRPO_OGLS_SD GRPOWithKL HighEntropyOPSD Method OGLS_SD OGLS_SD_v2 OnPolicyDistillation OPSD
+    OPSD_ECTR PositiveMeanTeacher PositiveOnlySteering RLCSD ROSD ROSDExact ROSDIdeaOnly ROSDPlaceOnly ROSDRandomPlace
+    ROSDShifted ROSDShuffled ROSDWithoutReflector SampledTokenOPSD SDPO SDZero SFT SRPO SSOPD TIP U_OPSD
 """
 _PLACES = {
     "ogls.methods": _METHODS,
@@ -21,7 +21,7 @@ _PLACES = {
     "ogls.training": "make_trainer",
     "ogls.policy.policy": "Policy",
     "ogls.policy.lora": "Lora",
-    "ogls.policy.teacher": "EMA Frozen Live Teacher TrustRegion",
+    "ogls.policy.teacher": "EMA Frozen Live OtherModel Teacher TrustRegion",
     "ogls.records": "Sampling",
     "ogls.tasks.base": "ErrorLocator ProblemSource Verifier",
     "ogls.tasks.chains": "ChainErrors Chains TerseSolutions",
@@ -31,13 +31,15 @@ _PLACES = {
     "ogls.tasks.by_kind": "ByKind",
     "ogls.tasks.function": "FunctionVerifier",
     "ogls.lessons.prompts": "ATTEMPT IDEA Prompts Wording",
-    "ogls.lessons.privilege": "LessonDraft PeerOutcomes Privilege PrivilegedText ReferenceSolution SuccessfulPeer",
+    "ogls.lessons.privilege": """
+        LessonDraft PeerOutcomes Privilege PrivilegedText ProblemAlone ReferenceSolution SuccessfulPeer
+    """,
     "ogls.lessons.selection": "AllTokens ErrorSpan FirstTokens FromError LastTokens TokenSelection UpToError",
     "ogls.lessons.advantage": "Advantage GroupRelative",
     "ogls.lessons.reflection.model": "ModelReflector",
     "ogls.lessons.reflection.privilege": "CorrectiveIdea LocatedSolution",
     "ogls.lessons.reflection.reflector": "ReflectionLimits Reflector",
-    "ogls.loss.steering": "BoundedSteering OutcomeSteering PositiveMean PositiveOnly Steering Unsteered",
+    "ogls.loss.steering": "BoundedSteering OutcomeSteering Plain PositiveMean PositiveOnly Steering Unsteered",
     "ogls.loss.divergence": "Divergence ForwardKL JensenShannon ReverseKL SkewKL",
     "ogls.loss.objective": "Distillation Likelihood Mixture Objective ReferenceKL Term",
     "ogls.loss.topk": "TopK",

@@ -4,8 +4,8 @@
     lessons ─policy, teacher─> states ─steering─> target ─objective─> loss, gradient          gradient(): tensor half
 
 A *view* is what the teacher reads before the tokens of a rollout. *States* are the last hidden vectors of a model, one
-per token; the output head, which student and teacher share, makes logits of them. `ogls.records` has the records on the
-arrows, `ogls.methods` the methods, `ogls.module` the optimiser, and `ogls.data` the order of the problems.
+per token; its output head, which student and teacher share unless they are two models, makes logits of them.
+`ogls.records` has the records on the arrows, `ogls.methods` methods, `ogls.module` the optimiser, `ogls.data` the data.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def weight_totals(method: Method, lessons: Sequence[Lesson]) -> list[float]:
 def gradient(
     method: Method,
     policy: Policy,
-    policy_with: Mapping[str, Callable[[], AbstractContextManager[None]]],
+    policy_with: Mapping[str, Callable[[], AbstractContextManager[Policy]]],
     lessons: Sequence[Lesson],
     totals: Sequence[float],
     tokens_per_micro_batch: int,
@@ -151,7 +151,7 @@ def gradient(
     Args:
         method: choice of what is minimised, and of how views become targets
         policy: student whose weights are improved
-        policy_with: context manager for each value of `Target.weights`, inside which the policy has those weights
+        policy_with: context manager for each value of `Target.weights`, which gives a model with those weights
         lessons: lessons of this process
         totals: second sum of each term, over all processes (`weight_totals`)
         tokens_per_micro_batch: budget of prompt and completion tokens in one forward and backward pass
@@ -187,14 +187,14 @@ def _steered(
     target: Target,
     method: Method,
     policy: Policy,
-    held: Callable[[], AbstractContextManager[None]],
+    held: Callable[[], AbstractContextManager[Policy]],
     lessons: Sequence[Lesson],
     budget: int,
 ) -> Steered:
     """Returns a target for every learned token: the states of all views, added up by the steering."""
     taught = [term for _, term in method.objective.terms if term.target(method.steering) == target]
     num_scored = [max(term.num_scored(lesson) for term in taught) for lesson in lessons]
-    with held():
-        anchor, direction = view_states(policy, target.steering, lessons, num_scored, budget)
-    alpha = target.steering.strength(anchor, direction, policy.version, policy.head)
-    return Steered(anchor=anchor, direction=direction, alpha=alpha)
+    with held() as reader:
+        anchor, direction = view_states(reader, target.steering, lessons, num_scored, budget)
+    alpha = target.steering.strength(anchor, direction, policy.version, reader.head)
+    return Steered(anchor=anchor, direction=direction, alpha=alpha, head=None if reader is policy else reader.head)

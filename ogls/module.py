@@ -93,6 +93,7 @@ class SelfDistillation(LightningModule):
         within("model.tokens_per_micro_batch", tokens_per_micro_batch, "[1, 1e9]")
         check(self, _INTERVALS, "model")
         self.tokens_per_micro_batch = tokens_per_micro_batch or _TOKENS
+        self.other = method.teacher.other(policy)
         self._kept: dict[str, Weights] = {}  # weights that the teachers keep beside the student's
         self._halvings = 0
 
@@ -119,6 +120,8 @@ class SelfDistillation(LightningModule):
     def setup(self, stage: str) -> None:
         """Decides what a configuration leaves open by the memory of a GPU, before weights are read."""
         root, data = self.trainer.strategy.root_device, getattr(self.trainer, "datamodule", None)
+        if self.other is not None and self._trains:
+            self.other.check()
         if isinstance(data, RolloutDataModule) and data.engine is not None:
             data.engine.check_device(root.type)
         device = _free_bytes(root)
@@ -134,6 +137,8 @@ class SelfDistillation(LightningModule):
             self.policy.load()
             asked = {"teacher", *(target.weights for target in self.method.targets)}
             self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
+        if self.other is not None and self._trains:
+            self.other.load()
 
     def on_train_start(self) -> None:
         """Has what the configuration says of the optimiser stand above what a checkpoint had."""
@@ -180,9 +185,16 @@ class SelfDistillation(LightningModule):
         return ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
 
     @property
-    def policy_with(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-        """Returns a context manager per value of `Target.weights`, inside which the policy has those weights."""
-        return {n: partial(self.teachers[n].applied_to, self.policy, kept) for n, kept in self._kept.items()}
+    def policy_with(self) -> dict[str, Callable[[], AbstractContextManager[Policy]]]:
+        """Returns a context manager per value of `Target.weights`, which gives a model with those weights."""
+        readers = {"teacher": self.policy if self.other is None else self.other, "start": self.policy}
+        return {n: partial(self.teachers[n].applied_to, readers[n], kept) for n, kept in self._kept.items()}
+
+    @property
+    def _trains(self) -> bool:
+        """Returns whether a teacher is needed: in training, in the validation before it, and without a trainer."""
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        return data.trains if isinstance(data, RolloutDataModule) else True
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Makes one update, and returns the phases of its step under the key ``phases``."""
@@ -333,6 +345,10 @@ class SelfDistillation(LightningModule):
         folder = self.policy.folder
         return {"tokenizer_sha256": tokenizer_sha256(folder), "weights_sha256": weights_sha256(folder)}
 
+    @cached_property
+    def _teacher_sha256(self) -> str | None:
+        return None if self.other is None else weights_sha256(self.other.folder)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state that is not in the weights under the key ``ogls``."""
         checkpoint["ogls"] = {
@@ -340,6 +356,7 @@ class SelfDistillation(LightningModule):
             "method": self.method.name,
             "policy_version": self.policy.version,
             "teacher": self.teacher.state_dict(self._kept["teacher"]),
+            "teacher_sha256": self._teacher_sha256,
             **self._folder_sums,
         }
 
@@ -347,7 +364,8 @@ class SelfDistillation(LightningModule):
         """Takes over the version and the teacher's weights.
 
         Raises:
-            ValueError: the checkpoint has another format, or was made with another tokenizer or other base weights.
+            ValueError: the checkpoint has another format, or was made with another tokenizer, other base weights or
+                another teacher's.
         """
         own = checkpoint["ogls"]
         if own.get("format") != FORMAT:
@@ -362,6 +380,11 @@ class SelfDistillation(LightningModule):
         if wanted != got:
             raise ValueError(
                 f"the checkpoint was trained on other base weights: {wanted}, got {got} in {self.policy.folder}"
+            )
+        if self.other is not None and self._trains and own.get("teacher_sha256") != self._teacher_sha256:
+            raise ValueError(
+                f"the checkpoint was trained by another teacher: {own.get('teacher_sha256')}, got "
+                f"{self._teacher_sha256} in {self.other.folder}"
             )
         self.policy.version = own["policy_version"]
         self.teacher.load_state_dict(self._kept["teacher"], own["teacher"])

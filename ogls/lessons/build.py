@@ -123,7 +123,8 @@ class LessonBuilder:
         lost = {text.role for text in draft.texts} - {view.role for view in views}
         if lost or too_long or not lesson.num_learned:
             return None
-        return replace(lesson, views=(View(role="plain", prefix_ids=lesson.prompt_ids), *views) if views else ())
+        plain = (View(role="plain", prefix_ids=lesson.prompt_ids),) if views or draft.plain else ()
+        return replace(lesson, views=(*plain, *views))
 
     def _prompt(self, problem: Problem, shown: PrivilegedText | ReflectionTask) -> tuple[int, ...]:
         if isinstance(shown, ReflectionTask):

@@ -49,6 +49,7 @@ class LessonDraft:
         rollout: sampled rollout to learn from; exactly one of `rollout` and `demonstration` is given
         demonstration: written text to learn from
         texts: texts that the teacher reads, one view per text, in addition to the plain view
+        plain: whether the teacher reads the plain view where there are no texts
         prompt: what the student itself reads instead of the plain problem (cold start only)
         selection: choice of the tokens that count; None takes the method's
         weight: factor of all token weights of this lesson
@@ -57,6 +58,7 @@ class LessonDraft:
     rollout: Rollout | None = None
     demonstration: str | None = None
     texts: tuple[PrivilegedText, ...] = ()
+    plain: bool = False
     prompt: PrivilegedText | ReflectionTask | None = None
     selection: TokenSelection | None = None
     weight: float = 1.0
@@ -71,6 +73,8 @@ class Privilege(ABC):
     views: ClassVar[Mapping[Role, Wording]] = {}
     """The roles of the texts that the teacher reads, each with the words around it. A draft has all roles or none."""
     needs: ClassVar[frozenset[Need]] = frozenset({"rollouts"})
+    plain: ClassVar[bool] = False
+    """Whether the teacher reads the problem alone, so that there are no texts."""
     selects: ClassVar[bool] = False
     """Whether some drafts have a selection of their own, instead of the method's."""
 
@@ -115,6 +119,24 @@ class Unprivileged(Privilege):
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         return iter(())
+
+
+@dataclass(frozen=True)
+class ProblemAlone(Privilege):
+    """The teacher reads the problem alone, as the student does; what it knows more is in its weights.
+
+    This is for a teacher that is another model, or an average of the student's weights.
+
+    Args:
+        rollouts: rollouts to learn from: ``all``, or only the ``wrong`` ones
+    """
+
+    rollouts: Literal["all", "wrong"] = "all"
+    plain: ClassVar[bool] = True
+
+    def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
+        for rollout in group.rollouts if self.rollouts == "all" else group.failures:
+            yield LessonDraft(rollout=rollout, plain=True)
 
 
 @dataclass(frozen=True)
@@ -241,7 +263,8 @@ class Several(Privilege):
         object.__setattr__(self, "privileges", list(self.privileges))  # a list of its own
         if not self.privileges:
             raise ValueError("Several needs at least one privilege, got none")
-        different = sorted({tuple(sorted(privilege.views)) for privilege in self.privileges if privilege.views})
+        taught = [privilege for privilege in self.privileges if privilege.views or privilege.plain]
+        different = sorted({tuple(sorted(privilege.views)) for privilege in taught})
         if len(different) > 1:
             raise ValueError(f"Several needs privileges with views of the same roles, got {different}")
 
@@ -252,6 +275,10 @@ class Several(Privilege):
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return frozenset().union(*(privilege.needs for privilege in self.privileges))
+
+    @property
+    def plain(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(privilege.plain for privilege in self.privileges)
 
     @property
     def selects(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -17,11 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ogls.loss.chunked import accumulation_dtype, apply_head
+from ogls.loss.chunked import Head, accumulation_dtype, apply_head
 from ogls.loss.tiles import chunks, for_each_tile
-
-Head = tuple[Tensor, Tensor | None]
-"""Weight [vocab, hidden] and bias [vocab] of the output head."""
 
 HALVINGS = 20
 """The bisection halves its interval this many times."""

@@ -10,6 +10,9 @@ The first two are one product of twice as many rows. The products run on chunks 
 divergence, gradient) run on tiles of a few rows that stay in the cache (`ogls.loss.tiles`). For the known divergences
 one function in C++ makes all of them (`ogls.loss.cpu_rows`), on a GPU one kernel (`ogls.loss.triton_rows`). The
 gradient overwrites the logits. Row statistics are fp32, or fp64 under a fp64 head.
+
+A target of another model has a head of its own, and nothing in common with the student's: z_S and z_T are then two
+products, of states that may have different widths.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from ogls.loss.tiles import chunks, for_each_tile
 from ogls.loss.topk import TopK, topk_rows
 from ogls.system.sizes import rounded_up
 
+Head = tuple[Tensor, Tensor | None]
+"""Weight [vocab, hidden] and bias [vocab] of an output head."""
+
 
 def chunked_divergence(
     hidden_student: Tensor,
@@ -36,6 +42,7 @@ def chunked_divergence(
     bias: Tensor | None,
     divergence: Divergence,
     *,
+    head_target: Head | None = None,
     support: TopK | None = None,
     temperature: float = 1.0,
     clip: float | None = None,
@@ -53,6 +60,7 @@ def chunked_divergence(
         weight: weight of the frozen output head [vocab, hidden]
         bias: bias of the frozen output head [vocab]; None where it has none
         divergence: divergence D
+        head_target: weight and bias of the target's own frozen head, with as many rows; None is the student's
         support: tokens that are taken singly (`ogls.loss.topk`); None takes the whole vocabulary
         temperature: divisor of the logits of both sides
         clip: bound of each vocabulary summand of D (`clip_terms`); None leaves them free
@@ -83,6 +91,7 @@ def chunked_divergence(
         weight,
         bias,
         hidden_target=hidden_target,
+        head_target=head_target,
         token_ids=token_ids,
         num_outputs=1 if token_ids is None else 2,
         temperature=temperature,
@@ -98,6 +107,7 @@ def by_chunks(
     bias: Tensor | None,
     *,
     hidden_target: Tensor | None = None,
+    head_target: Head | None = None,
     token_ids: Tensor | None = None,
     num_outputs: int = 1,
     temperature: float = 1.0,
@@ -117,7 +127,7 @@ def by_chunks(
     Raises:
         ValueError: shapes do not fit, or the head requires a gradient.
     """
-    check_states(hidden, weight, bias, hidden_target=hidden_target, token_ids=token_ids)
+    check_states(hidden, weight, bias, hidden_target=hidden_target, head_target=head_target, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
     states, targets, ids = padded(hidden.detach(), hidden_target, token_ids)
     gradient = torch.empty_like(states, dtype=weight.dtype) if wants_gradient else None
@@ -129,7 +139,7 @@ def by_chunks(
             if targets is None:
                 apply_head(states[rows], weight, bias, out=buffers[0], near=near)
             else:
-                reached = logits_and_gaps(states[rows], targets[rows], weight, bias, near, out=buffers)
+                reached = logits_and_gaps(states[rows], targets[rows], weight, bias, near, buffers, head_target)
             row_passes(*buffers, first[rows], near, *(other[rows] for other in others))
             if gradient is not None:
                 torch.mm(buffers[0], weight, out=gradient[rows])
@@ -317,16 +327,27 @@ def padded(*tensors: Tensor | None) -> list[Any]:
 
 
 def logits_and_gaps(
-    student: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None, near: Tensor | None, out: Tensor
+    student: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    near: Tensor | None,
+    out: Tensor,
+    head_target: Head | None = None,
 ) -> Tensor:
-    """Writes z_S, up to a constant per row, and z_T - z_S into `out` [2, rows, vocab] by one product.
+    """Writes z_S and z_T - z_S, each up to a constant per row, into `out` [2, rows, vocab] by one product.
 
     The states are [rows, hidden]. The constant brings the logits of the tokens `near` to about 0 (`shift_to`); without
-    them it is 0.
+    them it is 0. A target with a head of its own takes a product of its own.
 
     Returns for each row whether student and target are equal [rows]. The gradient has to be exactly 0 there: an
     optimiser that divides by the gradient's size would make full steps of mere rounding.
     """
+    if head_target is not None:
+        apply_head(student, weight, bias, out=out[0], near=near)
+        apply_head(target, *head_target, out=out[1], near=near)
+        out[1] -= out[0]
+        return torch.zeros(len(student), dtype=torch.bool, device=student.device)
     accurate = accumulation_dtype(weight)
     gap = target.to(accurate) - student.to(accurate)
     student = student.to(weight.dtype)
@@ -375,15 +396,24 @@ def check_states(
     bias: Tensor | None,
     *,
     hidden_target: Tensor | None = None,
+    head_target: Head | None = None,
     token_ids: Tensor | None = None,
 ) -> None:
-    """Raises ValueError where shapes do not fit, or where the head requires a gradient."""
+    """Raises ValueError where shapes do not fit, or where a head requires a gradient."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         shapes = f"{list(hidden.shape)} and {list(weight.shape)}"
         raise ValueError(f"expected states [tokens, hidden] and a head [vocab, hidden], got {shapes}")
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("expected a frozen head: no gradient is made for it, but its weight or bias requires one")
-    if hidden_target is not None and hidden_target.shape != hidden.shape:
+    if head_target is not None:
+        if hidden_target is None or len(head_target[0]) != len(weight):
+            raise ValueError(
+                f"expected states and a head of {len(weight)} rows for the target, got {len(head_target[0])}"
+            )
+        check_states(hidden_target, *head_target)
+        if len(hidden_target) != len(hidden):
+            raise ValueError(f"expected a target state for each of {len(hidden)}, got {len(hidden_target)}")
+    elif hidden_target is not None and hidden_target.shape != hidden.shape:
         raise ValueError(f"expected target states {list(hidden.shape)}, got {list(hidden_target.shape)}")
     if token_ids is not None and token_ids.shape != hidden.shape[:1]:
         raise ValueError(f"expected one token id per state, {len(hidden)}, got {list(token_ids.shape)}")

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ogls.loss.alpha_bound import Head
-from ogls.loss.chunked import accumulation_dtype, apply_head, check_states
+from ogls.loss.chunked import Head, accumulation_dtype, apply_head, check_states, logits_and_gaps
 from ogls.loss.objective import per_token
 from ogls.loss.steering import Steered
 from ogls.loss.tiles import chunks
@@ -36,7 +35,7 @@ def diagnose(
         lessons: lessons of the micro-batch
         hidden_student: states of the student that predict their learned tokens
         target: anchor, direction and alpha of the target of these tokens
-        head: weight and bias of the output head
+        head: weight and bias of the student's output head
         marker_ids: token ids of reflection markers
         seed: random seed of the sample
         num_tokens: largest size of the sample
@@ -48,20 +47,22 @@ def diagnose(
     if isinstance(alpha, Tensor):  # one alpha per token: then the direction is measured with its alpha in it
         found["alpha"] = alpha[taught[:, 0]]
         steer, alpha = steer * alpha[rows], 1.0
-    values = diagnostics(hidden_student[rows], target.anchor[rows], steer, alpha, *head, marker_ids=marker_ids)
+    states = hidden_student[rows], target.anchor[rows], steer
+    values = diagnostics(*states, alpha, *head, head_target=target.head, marker_ids=marker_ids)
     return found | {name: torch.tensor(value) for name, value in values.items()}
 
 
 @torch.no_grad()
 def diagnostics(
     hidden_student: Float[Tensor, "tokens hidden"],
-    hidden_anchor: Float[Tensor, "tokens hidden"],
-    hidden_direction: Float[Tensor, "tokens hidden"],
+    hidden_anchor: Float[Tensor, "tokens hidden_target"],
+    hidden_direction: Float[Tensor, "tokens hidden_target"],
     alpha: float,
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
     temperature: float = 1.0,
     marker_ids: Sequence[int] | None = None,
+    head_target: Head | None = None,
 ) -> dict[str, float]:
     """Returns how far target, anchor and student are apart, as means over the given tokens by name.
 
@@ -76,18 +77,20 @@ def diagnostics(
         hidden_anchor: states of the target before steering
         hidden_direction: states to steer along
         alpha: strength of the steering
-        weight: weight of the output head
-        bias: bias of the output head; None where it has none
+        weight: weight of the student's output head
+        bias: bias of the student's output head; None where it has none
         temperature: divisor of all logits
         marker_ids: token ids whose mass under target and student is measured too; None measures none
+        head_target: weight and bias of the head of anchor and direction; None is the student's
     """
-    check_states(hidden_student, weight, bias, hidden_target=hidden_anchor)
+    check_states(hidden_student, weight, bias, hidden_target=hidden_anchor, head_target=head_target)
     found: dict[str, Tensor] = {}
     accurate = accumulation_dtype(weight)
-    for rows, (student, gap, steer) in chunks(len(hidden_student), weight, 3, DIAGNOSTIC_ROWS):
-        apply_head(hidden_student[rows], weight, bias, out=student)
-        apply_head(hidden_anchor[rows].to(accurate) - hidden_student[rows].to(accurate), weight, None, out=gap)
-        apply_head(hidden_direction[rows], weight, None, out=steer)
+    weight_target = weight if head_target is None else head_target[0]
+    for rows, buffers in chunks(len(hidden_student), weight, 3, DIAGNOSTIC_ROWS):
+        student, gap, steer = buffers
+        logits_and_gaps(hidden_student[rows], hidden_anchor[rows], weight, bias, None, buffers[:2], head_target)
+        apply_head(hidden_direction[rows], weight_target, None, out=steer)
         z, delta = student.to(accurate) / temperature, steer.to(accurate) / temperature
         z0 = z + gap.to(accurate) / temperature
         log_student, log_anchor, log_target = (x.log_softmax(-1) for x in (z, z0, z0 + alpha * delta))

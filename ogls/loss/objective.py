@@ -20,8 +20,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from ogls.loss.alpha_bound import Head
-from ogls.loss.chunked import chunked_divergence, chunked_logprobs
+from ogls.loss.chunked import Head, chunked_divergence, chunked_logprobs
 from ogls.loss.divergence import Divergence, ForwardKL, ReverseKL
 from ogls.loss.steering import Plain, Steered, Steering
 from ogls.loss.topk import TopK
@@ -48,13 +47,15 @@ class States:
 
     Args:
         hidden_student: final-norm states of the student that predict each token
-        head_weight: weight of the frozen output head, which student and teacher share
+        head_weight: weight of the student's frozen output head
         token_ids: ids of the tokens
         token_weights: weight of each token in the mean
-        head_bias: bias of the frozen output head; None where it has none
+        head_bias: bias of the student's frozen output head; None where it has none
         lesson_of: number of the lesson that each token belongs to
         hidden_target: states of the target; None for a term without one
         hidden_anchor: states of the target before steering; None for a term without one
+        head_target: weight and bias of the head of target and anchor, where another model has them; None is the
+            student's
         old_logprobs: log-probabilities of the tokens when they were sampled; NaN at a token that was not, None for text
             that was not
         advantages: advantage of the rollout that each token belongs to
@@ -68,6 +69,7 @@ class States:
     lesson_of: Int[Tensor, " tokens"] | None = None
     hidden_target: Float[Tensor, "tokens hidden"] | None = None
     hidden_anchor: Float[Tensor, "tokens hidden"] | None = None
+    head_target: Head | None = None
     old_logprobs: Float[Tensor, " tokens"] | None = None
     advantages: Float[Tensor, " tokens"] | None = None
 
@@ -96,9 +98,14 @@ class States:
             advantages=row(lambda lesson: (lesson.advantage,) * len(lesson.token_ids)),
         )
 
+    @property
+    def target_head(self) -> Head:
+        """Returns weight and bias of the head that makes logits of the states of target and anchor."""
+        return self.head_target or (self.head_weight, self.head_bias)
+
     def towards(self, target: Steered) -> States:
-        """Returns a copy that has the states of `target` and of its anchor."""
-        return replace(self, hidden_anchor=target.anchor, hidden_target=target.states)
+        """Returns a copy that has the states of `target` and of its anchor, and their head."""
+        return replace(self, hidden_anchor=target.anchor, hidden_target=target.states, head_target=target.head)
 
     def weighted(self, token_weights: Float[Tensor, " tokens"]) -> States:
         """Returns a copy that has only the tokens whose number in `token_weights` is not 0, with these weights.
@@ -223,6 +230,7 @@ class Distillation(Term):
             states.head_weight,
             states.head_bias,
             self.divergence,
+            head_target=states.head_target,
             support=self.support,
             temperature=self.temperature,
             clip=self.clip,

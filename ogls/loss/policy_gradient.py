@@ -166,9 +166,7 @@ class GRPO(Term):
         if states.hidden_target is None or states.hidden_anchor is None:
             raise ValueError("shaping needs the states of target and anchor, got None")
         at_target, at_anchor = (
-            chunked_logprobs(
-                hidden, states.head_weight, states.head_bias, states.token_ids, temperature=self.temperature
-            )
+            chunked_logprobs(hidden, *states.target_head, states.token_ids, temperature=self.temperature)
             for hidden in (states.hidden_target, states.hidden_anchor)
         )
         return at_target - at_anchor

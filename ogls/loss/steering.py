@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ogls.loss.alpha_bound import Head, largest_alpha
+from ogls.loss.alpha_bound import largest_alpha
+from ogls.loss.chunked import Head
 from ogls.records import Role
 from ogls.system.ranges import POSITIVE, STRENGTH, check, within
 from ogls.system.step_metrics import timed
@@ -70,11 +71,13 @@ class Steered:
         anchor: states before steering
         direction: states to steer along
         alpha: strength of the steering, one for all tokens or one per token
+        head: weight and bias of the head of the model whose states these are; None for the student's own
     """
 
     anchor: Float[Tensor, "tokens hidden"]
     direction: Float[Tensor, "tokens hidden"]
     alpha: float | Float[Tensor, "tokens 1"]
+    head: Head | None = None
 
     @property
     def states(self) -> Float[Tensor, "tokens hidden"]:
@@ -111,7 +114,7 @@ class Steering(ABC):
             anchor: states before steering
             direction: states to steer along
             step: number of updates so far
-            head: weight and bias of the output head, for a steering that looks at the distributions themselves
+            head: weight and bias of the head of these states, for a steering that looks at the distributions themselves
         """
         return self.alpha_at(step)
 

@@ -8,6 +8,7 @@ from ogls.methods.grpo import GRPO, GRPOWithKL
 from ogls.methods.high_entropy import HighEntropyOPSD
 from ogls.methods.mixtures import GRPO_OGLS_SD
 from ogls.methods.ogls_sd import OGLS_SD, BudgetedOGLS_SD, OGLS_SD_v2, PositiveMeanTeacher, PositiveOnlySteering
+from ogls.methods.on_policy_distillation import OnPolicyDistillation
 from ogls.methods.opsd import OPSD
 from ogls.methods.opsd_ectr import OPSD_ECTR
 from ogls.methods.rlcsd import RLCSD
@@ -48,6 +49,7 @@ __all__ = [
     "HighEntropyOPSD",
     "Method",
     "OGLS_SD_v2",
+    "OnPolicyDistillation",
     "PositiveMeanTeacher",
     "PositiveOnlySteering",
     "ROSDExact",

@@ -125,9 +125,11 @@ class Method(ABC):
         reader, roles = type(self.privilege).__name__, sorted(self.views)
         taught = [target for target in self.targets if target.weights == "teacher"]
         learner = type(self.objective).__name__
-        if roles and not taught:
-            raise ValueError(f"{reader} gives views of role {roles}, but {learner} has no teacher: change one of them")
-        if taught and not roles:
+        if (roles or self.privilege.plain) and not taught:
+            raise ValueError(
+                f"{reader} gives views of role {roles or ['plain']}, but {learner} has no teacher: change one of them"
+            )
+        if taught and not roles and not self.privilege.plain:
             raise ValueError(f"{learner} learns from a teacher's views, but {reader} gives none: change one of them")
         for target in taught:
             try:

@@ -71,8 +71,7 @@ class ContrastWeight(TokenWeighting):
         if right is None or target is None:
             raise ValueError("ContrastWeight needs the states of anchor and target, got None")
         wrong = right - (target - right) / self.alpha
-        head = states.head_weight, states.head_bias
-        contrast, _ = chunked_divergence(wrong, right, *head, ForwardKL(), temperature=temperature)
+        contrast, _ = chunked_divergence(wrong, right, *states.target_head, ForwardKL(), temperature=temperature)
         contrast = contrast.clamp(min=0.0)
         return contrast / (contrast + self.tau)
 

@@ -47,10 +47,11 @@ class SampledToken(Term):
     def __call__(self, states: States) -> tuple[Tensor, dict[str, Tensor]]:
         if states.hidden_target is None or states.old_logprobs is None:
             raise ValueError("SampledToken needs the target's states and the sampler's log-probs, got None")
-        head = states.head_weight, states.head_bias, states.token_ids
-        logprob = chunked_logprobs(states.hidden_student, *head, temperature=self.temperature)
+        head, ids = (states.head_weight, states.head_bias), states.token_ids
+        logprob = chunked_logprobs(states.hidden_student, *head, ids, temperature=self.temperature)
         with torch.no_grad():
-            advantage = chunked_logprobs(states.hidden_target, *head, temperature=self.temperature) - logprob
+            target = chunked_logprobs(states.hidden_target, *states.target_head, ids, temperature=self.temperature)
+            advantage = target - logprob
         ratio = torch.exp((logprob - states.old_logprobs.to(logprob.dtype)).clamp(max=20.0))  # no infinity
         loss = -(states.token_weights.to(logprob.dtype) * ratio * advantage).sum()
         return loss, {"advantage": advantage, "logprob": logprob.detach()}

@@ -105,7 +105,7 @@ class Policy(nn.Module):
             print(f"{hint} --policy.dtype float32 --data.engine.dtype float32", file=sys.stderr, flush=True)
         quiet_transformers()
         register_attention()
-        loaded = torch.float32 if self.lora is None else _TORCH[self.dtype]
+        loaded = torch.float32 if self._autocast else _TORCH[self.dtype]
         attention = {"attn_implementation": ATTENTION}
         self.take(AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, **attention))
         self._refuse_non_linear_head()

@@ -67,11 +67,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    config = json.loads((folder / "config.json").read_text())
-    size, highest = config.get("text_config", config)["vocab_size"], max(tokenizer.get_vocab().values())
+    size, highest = vocab_size(folder), max(tokenizer.get_vocab().values())
     if highest >= size:
         raise ValueError(f"{folder}: the tokenizer has ids up to {highest}, but the model a vocabulary of {size}")
     return tokenizer
+
+
+def vocab_size(folder: Path) -> int:
+    """Returns the size of the model's vocabulary, from the config.json in `folder`."""
+    config = json.loads((folder / "config.json").read_text())
+    return int(config.get("text_config", config)["vocab_size"])
 
 
 def tokenizer_sha256(folder: Path) -> str:

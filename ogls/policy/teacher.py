@@ -1,4 +1,4 @@
-"""A teacher says whose weights teach: the student's start, present or average."""
+"""A teacher says who teaches: the student's start, present or average, or another model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ogls.policy.other import Other
 from ogls.policy.policy import Policy
 
 Weights = dict[str, Tensor]
@@ -19,11 +20,16 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Teacher(ABC):
-    """A teacher has no model of its own: it lends weights to the policy while the policy reads the views.
+    """A teacher lends weights to the policy while the policy reads the views, or has another model read them.
 
-    A teacher is a choice without state. `start` returns the weights that it keeps beside the student's, if any; the
-    training module holds them and hands them to all other calls. `update` follows each optimiser step.
+    A teacher is a choice without state. `start` returns the weights that it keeps beside the student's, if any, and
+    `other` another model; the training module holds them and hands them to all other calls. `update` follows each
+    optimiser step.
     """
+
+    def other(self, student: Policy) -> Other | None:
+        """Returns the model that reads the views in place of `student`, not loaded yet; None for the student's own."""
+        return None
 
     @abstractmethod
     def start(self, policy: Policy) -> Weights:
@@ -31,8 +37,13 @@ class Teacher(ABC):
 
     @abstractmethod
     @contextmanager
-    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
-        """The policy gives the teacher's states, without gradients, while this context is entered."""
+    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
+        """Yields `policy`, which gives the teacher's states, without gradients, while this context is entered.
+
+        Args:
+            policy: model that reads the views: the student, or the teacher's `other`
+            kept: weights that the teacher keeps
+        """
 
     def update(self, policy: Policy, kept: Weights) -> None:  # noqa: B027 - most teachers do not follow the student
         """Changes the kept weights after an update of the student; most teachers change nothing."""
@@ -67,11 +78,11 @@ class Frozen(Teacher):
         return policy.folder_weights() if policy.lora is None else {}
 
     @contextmanager
-    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
+    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
         kept |= {name: weight.to(policy.head[0].device) for name, weight in kept.items()}  # stays there
         as_at_start = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
         with torch.no_grad(), as_at_start:
-            yield
+            yield policy
 
     def kept_bytes(self, policy: Policy) -> int:
         return 0 if policy.lora else 2 if policy.dtype == "bfloat16" else 4
@@ -85,9 +96,9 @@ class Live(Teacher):
         return {}
 
     @contextmanager
-    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
+    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
         with torch.no_grad():
-            yield
+            yield policy
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,9 @@ class EMA(Teacher):
         return {name: p.detach().clone() for name, p in policy.trainable().items()}
 
     @contextmanager
-    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
+    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
         with torch.no_grad(), policy.swapped(kept):
-            yield
+            yield policy
 
     def update(self, policy: Policy, kept: Weights) -> None:
         for name, p in policy.trainable().items():
@@ -153,7 +164,7 @@ class TrustRegion(Frozen):
             raise ValueError(f"share must be in [0, 1], got {self.share}")
 
     @contextmanager
-    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[None]:
+    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
         student, start_weights = policy.hidden, super().applied_to
 
         def between(*args: Any, **options: Any) -> Tensor:
@@ -164,6 +175,33 @@ class TrustRegion(Frozen):
         policy.hidden = between  # an attribute of the object hides the method of its class
         try:
             with torch.no_grad():
-                yield
+                yield policy
         finally:
             del policy.hidden
+
+
+@dataclass(frozen=True)
+class OtherModel(Teacher):
+    """Another model teaches: a larger one, or one that has learned more (on-policy distillation).
+
+    It has weights and an output head of its own, is not trained, and reads the same token ids as the student. So it
+    needs the student's tokenizer; a chat template of its own is not used.
+
+    Args:
+        model: name of the embedded model, folder, or Hub id, as in `policy.model`
+        adapter: folder of a peft adapter that is merged into the model; null merges none
+    """
+
+    model: str
+    adapter: str | None = None
+
+    def other(self, student: Policy) -> Other:
+        return Other(student, self.model, self.adapter)
+
+    def start(self, policy: Policy) -> Weights:
+        return {}
+
+    @contextmanager
+    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
+        with torch.no_grad():
+            yield policy

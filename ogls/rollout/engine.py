@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ogls.policy.pretrained import vocab_size
 from ogls.records import Completion, Sampling
 from ogls.system.memory.serving import Serving
 from ogls.system.memory.shapes import Shapes
@@ -174,12 +175,6 @@ def check_completions(
             )
         if completion.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"the engine ended a completion with {completion.finish_reason!r}")
-
-
-def vocab_size(folder: Path) -> int:
-    """Returns the size of the model's vocabulary, from the config.json in `folder`."""
-    config = json.loads((folder / "config.json").read_text())
-    return int(config.get("text_config", config)["vocab_size"])
 
 
 def end_token_ids(folder: Path) -> tuple[int, ...]:
