@@ -30,6 +30,13 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A larger model for the same tokens, with a head of its own that has 32 rows of padding."""
+    sizes = {"hidden_size": 96, "num_hidden_layers": 3, "vocab_size": 352, "tie_word_embeddings": False}
+    return write_model(tmp_path_factory.mktemp("models") / "wide-llama", **sizes)
+
+
+@pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """Folder of the embedded language model; it is dequantised once into the cache."""
     from ogls.policy.pretrained import EMBEDDED, resolve_model

@@ -39,7 +39,7 @@ def write_model(folder: Path, architecture: str = "llama", **changes: object) ->
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {
+    sizes: dict[str, object] = {
         "vocab_size": write_tokenizer(folder),
         "hidden_size": 64,
         "intermediate_size": 128,

@@ -18,11 +18,11 @@ from ogls.lessons.privilege import Demonstration, PeerOutcomes, Several, Unprivi
 from ogls.loss.divergence import ReverseKL
 from ogls.loss.objective import Distillation, Likelihood, Mixture, Objective, ReferenceKL
 from ogls.loss.policy_gradient import GRPO
-from ogls.loss.steering import OutcomeSteering, PositiveMean
+from ogls.loss.steering import OutcomeSteering, Plain, PositiveMean
 from ogls.methods import Method
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.policy.teacher import Frozen, Live, Teacher
+from ogls.policy.teacher import Frozen, Live, OtherModel, Teacher
 from ogls.records import Lesson, View
 
 A, B = (5, 6, 7), (40, 41)
@@ -200,7 +200,11 @@ def check(
     factors = [factor for factor, _ in method.objective.terms]
     total = torch.stack([factor * value for factor, value in zip(factors, expected, strict=True)]).sum()
     teachers: dict[str, Teacher] = {"teacher": method.teacher, "start": Frozen()}
-    lent = {name: partial(one.applied_to, policy, one.start(policy)) for name, one in teachers.items()}
+    readers = {name: one.other(policy) for name, one in teachers.items()}
+    lent = {
+        name: partial(one.applied_to, (readers[name] or policy).load(), one.start(policy))
+        for name, one in teachers.items()
+    }
     seen: list[MicroBatch] = []
     loss = gradient(method, policy, lent, lessons, weight_totals(method, lessons), budget, seen.append)
     assert loss == pytest.approx(total.item(), rel=1e-5)
@@ -280,6 +284,33 @@ def test_all_terms_at_once_with_a_live_teacher_and_a_written_text(pair: tuple[Po
         distilled(naive, lessons, lambda own: mean_of(naive.present, own, "success"), reverse=True),
         to_start(naive, lessons),
         likelihood(naive, lessons),
+    ]
+    check(pair, method, lessons, expected, budget)
+
+
+@BUDGETS
+def test_another_model_teaches_with_a_head_of_its_own(
+    pair: tuple[Policy, Naive], wide_model: Path, budget: int
+) -> None:
+    """Plain and privileged views, beside a term towards the start, whose head is the student's."""
+    naive, lessons = pair[1], sampled(LESSONS, pair[1])
+    model = AutoModelForCausalLM.from_pretrained(wide_model, dtype=torch.float32)
+
+    def read(prefix: Sequence[int], ids: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prefix, *ids]])).logits[0, len(prefix) - 1 : -1]
+        return logits[:, :320].double()
+
+    method = Method(
+        privilege=PeerOutcomes(),
+        teacher=OtherModel(str(wide_model)),
+        steering=OutcomeSteering(0.7),
+        objective=Mixture([Distillation(ReverseKL(), steering=Plain()), Distillation(), ReferenceKL()]),
+    )
+    expected = [
+        distilled(naive, lessons, lambda own: mean_of(read, own, "plain"), reverse=True),
+        distilled(naive, lessons, lambda own: steered(read, own, alpha=0.7)),
+        to_start(naive, lessons),
     ]
     check(pair, method, lessons, expected, budget)
 

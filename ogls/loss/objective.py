@@ -67,8 +67,8 @@ class States:
     token_weights: Float[Tensor, " tokens"]
     head_bias: Float[Tensor, " vocab"] | None = None
     lesson_of: Int[Tensor, " tokens"] | None = None
-    hidden_target: Float[Tensor, "tokens hidden"] | None = None
-    hidden_anchor: Float[Tensor, "tokens hidden"] | None = None
+    hidden_target: Float[Tensor, "tokens hidden_target"] | None = None
+    hidden_anchor: Float[Tensor, "tokens hidden_target"] | None = None
     head_target: Head | None = None
     old_logprobs: Float[Tensor, " tokens"] | None = None
     advantages: Float[Tensor, " tokens"] | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from ogls.loss import tiles as blocking
 from ogls.loss.chunked import chunked_divergence, chunked_logprobs
 from ogls.loss.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
+from ogls.loss.topk import TopK
 
 T, V, H = 23, 13, 5
 ALL = [ForwardKL(), ReverseKL(), JensenShannon(0.3), SkewKL(0.1)]
@@ -78,6 +79,38 @@ def test_fused_is_naive(
     settings = {"temperature": temperature, "clip": bound, "one_sided": one_sided}
     ours, _ = chunked_divergence(student, target, weight, bias, divergence, chunk_rows=chunk, **settings)
     assert_same(ours, naive(student, target, weight, bias, divergence, **settings), student)
+
+
+@pytest.mark.parametrize("support", [None, TopK(4), TopK(3, of="union")], ids=["all", "top 4", "union"])
+@pytest.mark.parametrize("divergence", ALL)
+def test_a_target_with_a_head_of_its_own_is_naive(divergence: Divergence, support: TopK | None) -> None:
+    """Logits of two widths; the same two as states of one head that reads both side by side."""
+    student, _, weight, bias = setup()
+    generator = torch.Generator().manual_seed(5)
+    wide, own = (torch.randn(n, H + 3, generator=generator).double() for n in (T, V))
+    head, ids = (own, bias.flip(0)), torch.arange(T) % V
+    settings = {"support": support, "temperature": 1.3, "token_ids": ids, "chunk_rows": 7}
+    ours, logprobs = chunked_divergence(student, wide, weight, bias, divergence, head_target=head, **settings)
+    logits = torch.eye(V).double()  # a head that gives its states, which are logits already
+    z, target = torch.nn.functional.linear(student, weight, bias), torch.nn.functional.linear(wide, *head)
+    if support is None:
+        reference = naive(z, target, logits, None, divergence, temperature=1.3)
+    else:
+        reference, _ = chunked_divergence(z, target, logits, None, divergence, support=support, temperature=1.3)
+        (by_logits,) = torch.autograd.grad(reference.sum(), z, retain_graph=True)
+        (chained,) = torch.autograd.grad(ours.sum(), student, retain_graph=True)
+        torch.testing.assert_close(chained, by_logits @ weight)
+        reference = reference.detach() + (by_logits.detach() * (z - z.detach())).sum(-1)
+    assert_same(ours, reference, student)
+    assert logprobs is not None
+    torch.testing.assert_close(logprobs, (z.detach() / 1.3).log_softmax(-1)[range(T), ids])
+
+
+def test_the_same_head_twice_is_one_head() -> None:
+    student, target, weight, bias = setup()
+    one, _ = chunked_divergence(student, target, weight, bias, ReverseKL())
+    two, _ = chunked_divergence(student, target, weight, bias, ReverseKL(), head_target=(weight, bias))
+    assert_same(two, one, student)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -324,6 +357,10 @@ def test_bad_states_are_named() -> None:
         chunked_divergence(student, target, weight[:, :4], bias, ForwardKL())
     with pytest.raises(ValueError, match=r"target states \[23, 5\], got \[22, 5\]"):
         chunked_divergence(student, target[:22], weight, bias, ForwardKL())
+    with pytest.raises(ValueError, match="states and a head of 13 rows for the target, got 12"):
+        chunked_divergence(student, target, weight, bias, ForwardKL(), head_target=(weight[:12], None))
+    with pytest.raises(ValueError, match="a target state for each of 23, got 22"):
+        chunked_divergence(student, target[:22], weight, bias, ForwardKL(), head_target=(weight, None))
     with pytest.raises(ValueError, match=r"one token id per state, 23, got \[22\]"):
         chunked_logprobs(student, weight, bias, torch.zeros(22, dtype=torch.long))
     with pytest.raises(ValueError, match="frozen head"):

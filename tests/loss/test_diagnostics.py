@@ -40,6 +40,16 @@ def test_diagnostics_are_their_formulas(alpha: float) -> None:
     assert values == pytest.approx({name: value.mean().item() for name, value in expected.items()}, abs=1e-9)
 
 
+def test_a_target_of_another_model_has_its_own_head() -> None:
+    """Twice the states under half the head are the same logits."""
+    student, anchor, weight, bias = setup()
+    direction = setup(1)[1]
+    one = diagnostics(student.detach(), anchor, direction, 0.5, weight, bias)
+    half = 2 * torch.cat([anchor, anchor], 1), 2 * torch.cat([direction, direction], 1)
+    head = torch.cat([weight, weight], 1) / 4, bias
+    assert diagnostics(student.detach(), *half, 0.5, weight, bias, head_target=head) == pytest.approx(one, abs=1e-9)
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), alpha=st.floats(0, 10))
 def test_steering_is_within_its_bound_and_grows_by_its_variance(seed: int, alpha: float) -> None:

@@ -280,6 +280,15 @@ def test_on_average_it_is_the_reverse_kl_and_its_gradient(temperature: float) ->
     torch.testing.assert_close(ours, reference)
 
 
+def test_the_sampled_token_of_another_model_is_read_by_its_head() -> None:
+    states, wide, own = make_states((5,)), normal(5, H + 2, seed=3), normal(V, H + 2, seed=4)
+    states = replace(states, hidden_target=wide, hidden_anchor=None, head_target=(own, None))
+    _, extras = SampledToken()(states)
+    chosen = range(5), states.token_ids.tolist()
+    expected = (wide @ own.T).log_softmax(-1)[chosen] - log_probs(states.hidden_student, states)[chosen]
+    torch.testing.assert_close(extras["advantage"], expected.detach())
+
+
 def test_an_impossible_token_gives_no_infinity() -> None:
     states = of_logits(
         [[0.0, -5000.0]],
