@@ -66,7 +66,8 @@ class RolloutDataModule(LightningDataModule):
         val: held-out problems for validation
         test: problems for the commands `test` and `predict`; null takes `val`
         prompts: templates of what student, teacher and reflector read
-        engine: engine that samples rollouts; null samples and validates nothing (likelihood of reference solutions)
+        engine: engine that samples rollouts; null samples and validates nothing (likelihood of reference solutions).
+            With several devices, each has an engine of its own, for its share of the prompts.
         locator: finder of the first error in a rollout, for token selections that need it. If there is a reflector, it
             says where the error is, and the locator is the truth that it is measured against.
         verifier: judge of whether a rollout's answer is right
@@ -223,6 +224,8 @@ class RolloutDataModule(LightningDataModule):
         """
         if self.one_step_off and self.group.size > 1:
             raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
+        if self.engine is not None and self.engine.takes_process and self.group.size > 1:
+            self.engine = EngineProcess(self.engine)
         if self.problems_per_step < self.group.size:
             raise ValueError(f"data.problems_per_step is {self.problems_per_step} for {self.group.size} devices")
         self.encoder = PromptEncoder(self.prompts, self.policy.tokenizer)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Completion, Sampling
@@ -94,6 +98,24 @@ class ChainEngine(ScriptedEngine):
     def _work(self, prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = Chain.parse(str(self._tokenizer.decode(prompt))).work(rng, self.slips)
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+
+
+class Apart(ChainEngine):
+    """Wants a process of its own, as vLLM does, and writes down what it finds there."""
+
+    takes_process = True
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder, self.trainer = folder, os.getpid()
+
+    def _start(self, folder: Path, context_length: int) -> None:
+        super()._start(folder, context_length)
+        group = [
+            name for name in os.environ if "RANK" in name or "WORLD" in name or name.startswith(("MASTER_", "TORCHE"))
+        ]
+        found = {"trainer": self.trainer, "group": group, "initialized": torch.distributed.is_initialized()}
+        (Path(self.folder) / f"engine-{os.getpid()}.json").write_text(json.dumps(found))
 
 
 class PeakingEngine(ChainEngine):

@@ -37,6 +37,10 @@ class RolloutEngine(ABC):
     copies_policy: ClassVar[bool] = True
     """`load` copies weights. It is False for an engine that samples with the policy itself, and has to wait for it."""
 
+    takes_process: ClassVar[bool] = False
+    """It takes torch.distributed and a GPU for itself: of several training processes, each gives it a process of its
+    own. This is False for an engine that shares its process with the trainer, or is somewhere else."""
+
     adapter_rank: int | None = None
     """Rank of the policy's adapter, 0 where it has none: set before `start` by whoever knows the policy."""
 

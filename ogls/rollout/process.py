@@ -6,13 +6,14 @@ If it crashes, the trainer lives on.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,12 +36,17 @@ if TYPE_CHECKING:
 _FILE = "weights.safetensors"
 _BEAT = 1.0  # seconds between two signs of life that are passed on
 _PATIENCE = 5.0  # seconds in which the process may close by itself
+_OF_A_GROUP = re.compile(
+    r"((LOCAL_|GROUP_|ROLE_|NODE_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)"
+)
+"""Variables by which torchrun and Lightning tell a process its place among others."""
 
 
 class EngineProcess(RolloutEngine):
     """An engine process runs `engine` in a process that ends when this one does, and hands it weights as files.
 
-    A call waits without Python's lock, so that another thread can train meanwhile.
+    A call waits without Python's lock, so that another thread can train meanwhile. The process has this one's GPU, and
+    is part of no group of processes: of several training processes, each may have an engine beside it.
 
     Raises:
         ValueError: the engine samples with the policy itself, which is in this process.
@@ -55,6 +61,7 @@ class EngineProcess(RolloutEngine):
         self.engine = engine
         self.samples_policy = engine.samples_policy
         self._process: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str] | None = None
 
     def check_device(self, kind: str) -> None:
         self.engine.check_device(kind)
@@ -70,6 +77,9 @@ class EngineProcess(RolloutEngine):
 
     def _start(self, folder: Path, context_length: int) -> None:
         self.engine.adapter_rank, self.engine.cache_bytes = self.adapter_rank, self.cache_bytes
+        if self._environment is None:  # a thread that starts it again may have another current GPU
+            gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+            self._environment = environment_of_one(os.environ, gpu)
         ours, theirs = socket.socketpair()
         with theirs:
             # The process has a session of its own, so that Ctrl-C reaches the trainer alone. Nothing is ever written to
@@ -77,7 +87,7 @@ class EngineProcess(RolloutEngine):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ogls.rollout.process", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
+                env=self._environment | {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -125,6 +135,20 @@ class EngineProcess(RolloutEngine):
                 connection.send(None)
         except (EOFError, ConnectionError) as error:
             raise RuntimeError("the engine's process has ended") from error
+
+
+def environment_of_one(environment: Mapping[str, str], gpu: int | None) -> dict[str, str]:
+    """Returns `environment` for a process that is alone: without what a launcher says of a group, and with one GPU.
+
+    Args:
+        environment: variables of a process that may be one of several
+        gpu: number of its GPU among those that it sees; None without one
+    """
+    own = {name: value for name, value in environment.items() if not _OF_A_GROUP.fullmatch(name)}
+    if gpu is not None:
+        seen = environment.get("CUDA_VISIBLE_DEVICES")
+        own["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu].strip() if seen else str(gpu)
+    return own
 
 
 class _SavedPolicy:

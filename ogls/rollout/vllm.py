@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from ogls.records import Completion, Sampling
 from ogls.rollout.engine import RolloutEngine, prompt_seeds
@@ -49,6 +48,8 @@ class VllmEngine(RolloutEngine):
             a GPU alone. Rollouts are then drawn from a slightly other policy (`train/engine_logprob_gap`).
     """
 
+    takes_process = True
+
     def __init__(
         self,
         sync: Literal["auto", "merged", "adapter"] = "auto",
@@ -76,11 +77,6 @@ class VllmEngine(RolloutEngine):
     def _start(self, folder: Path, context_length: int) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("vllm is not installed: pip install 'ogls[cpu]', or 'ogls[cuda]' on a GPU machine")
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError(
-                "vLLM runs in the training process and takes torch.distributed for itself: with several devices set "
-                "data.engine to ogls.rollout.transformers.TransformersEngine"
-            )
         device = None
         if torch.cuda.is_available():
             gc.collect()

@@ -21,7 +21,7 @@ from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.engine import RolloutEngine
 from ogls.rollout.guard import EngineGuard
-from ogls.rollout.process import EngineProcess
+from ogls.rollout.process import EngineProcess, environment_of_one
 from tests.scripted import ScriptedEngine, numbers
 
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45]]
@@ -75,6 +75,17 @@ def test_weights_arrive_as_they_are(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match=sums(policy)):  # an error there is the same error here
         engine.load(policy, 0)
     engine.close()
+
+
+def test_it_has_one_gpu_and_no_place_in_a_group() -> None:
+    kept = {"HOME": "/root", "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7", "VLLM_LOGGING_LEVEL": "INFO"}
+    group = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    group |= {"ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
+    environment = kept | dict.fromkeys(group, "1")
+    assert environment_of_one(environment, None) == kept
+    assert environment_of_one(environment, 3) == kept | {"CUDA_VISIBLE_DEVICES": "3"}
+    for seen, expected in {"4,5, 6,7": "6", "GPU-a,GPU-b,MIG-c": "MIG-c"}.items():
+        assert environment_of_one({"CUDA_VISIBLE_DEVICES": seen}, 2) == {"CUDA_VISIBLE_DEVICES": expected}
 
 
 @pytest.mark.fault("engine dies")

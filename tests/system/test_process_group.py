@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -97,6 +99,40 @@ def test_two_processes_are_one(
     assert (run.info.status, run.data.metrics["final/avg_at_2"]) == ("FINISHED", rows(alone)[-1]["final/avg_at_2"])
     assert sorted(path.name for path in together.iterdir() if path.is_dir()) == ["mlartifacts", "small-s0-run"]
     assert read_manifest(together / "small-s0-run/checkpoints/last.ckpt")["global_step"] == 8
+
+
+def test_each_of_two_processes_has_an_engine_of_its_own(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+    """In a process that knows nothing of the group; together they are one process with an engine in it."""
+    alone, together, port = tmp_path / "alone", tmp_path / "together", free_port()
+    for folder in (alone, together):
+        folder.mkdir()
+    both = [nursery.fork("sample_as", tiny_model, together, "apart", rank, 2, port) for rank in (0, 1)]
+    one = nursery.fork("sample_as", tiny_model, alone, "apart", 0, 1, port)
+    assert [nursery.wait(process) for process in (*both, one)] == [0, 0, 0]
+    found = [json.loads(file.read_text()) for file in together.glob("engine-*.json")]
+    assert {row["trainer"] for row in found} == {*both}
+    assert all(row["group"] == [] and row["initialized"] is False for row in found)
+    assert [file.name for file in alone.glob("engine-*.json")] == [f"engine-{one}.json"]
+    expected = load_file(alone / "weights-0.safetensors")
+    first, second = (load_file(together / f"weights-{rank}.safetensors") for rank in (0, 1))
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-6)
+        assert torch.equal(first[name], second[name])
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra cpu or cuda")
+def test_each_of_two_processes_has_a_vllm_of_its_own(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+    """The canary compares it with the policy at every load, in each of the two."""
+    port = free_port()
+    both = [nursery.fork("sample_as", tiny_model, tmp_path, "vllm", rank, 2, port) for rank in (0, 1)]
+    assert [nursery.wait(process) for process in both] == [0, 0]
+    gaps = [row["train/engine_logprob_gap"] for row in rows(tmp_path) if "train/engine_logprob_gap" in row]
+    assert len(gaps) == 2
+    assert max(gaps) < 0.05
+    first, second = (load_file(tmp_path / f"weights-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 @pytest.mark.fault("one of two processes is killed")
