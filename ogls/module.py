@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from ogls.algorithm import MicroBatch, gradient, weight_totals
@@ -126,7 +127,8 @@ class SelfDistillation(LightningModule):
             data.engine.check_device(root.type)
         device = _free_bytes(root)
         if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:
-            plan = planned(self, data, device)
+            sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+            plan = planned(self, data, device, self.group.size, sharded)
             self.tokens_per_micro_batch, self.policy.gradient_checkpointing = plan.tokens, plan.checkpointing
             if self.trainer.is_global_zero:
                 print(plan.table(), flush=True)

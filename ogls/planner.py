@@ -6,6 +6,7 @@ That is before any weights are read.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ogls.loss.objective import Distillation
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 _TILES = 5  # of fp32 are alive at a time where a loss has no kernel
 
 
-def planned(module: SelfDistillation, data: RolloutDataModule, device: int) -> Plan:
+def planned(
+    module: SelfDistillation, data: RolloutDataModule, device: int, devices: int = 1, sharded: bool = False
+) -> Plan:
     """Returns the plan of a training run, and tells its engine.
 
     Args:
         module: settings of the training
         data: settings of the sampling, whose problems have been looked at
-        device: bytes that the run may take of its device
+        device: bytes that the run may take of a device
+        devices: number of devices that make a step together
+        sharded: whether weights are cut among them, rather than held by each
 
     Raises:
         ValueError: the run does not fit; the message names the nearest setting that does.
@@ -45,7 +50,8 @@ def planned(module: SelfDistillation, data: RolloutDataModule, device: int) -> P
         checkpointing=None if checkpointing == "auto" else checkpointing,
         cache=None if engine is None else engine.asked_cache,
     )
-    made = plan(_training(module, shapes), serving, _load(module, data), asked, device)
+    training = replace(_training(module, shapes), parts=devices if sharded else 1)
+    made = replace(plan(training, serving, _load(module, data, devices), asked, device), devices=devices)
     if engine is not None:
         engine.cache_bytes = made.cache
     return made
@@ -65,10 +71,13 @@ def _training(module: SelfDistillation, shapes: Shapes) -> Training:
         dtype=policy.dtype,
         kept_bytes=sum(teacher.kept_bytes(policy) for teacher in {type(t): t for t in teachers}.values()),
         chunk_bytes=CHUNK_BYTES["cuda"] + _TILES * TILE_BYTES["cuda"] * tiles,
+        other=None
+        if module.other is None
+        else Shapes.of(json.loads((module.other.folder / "config.json").read_text())),
     )
 
 
-def _load(module: SelfDistillation, data: RolloutDataModule) -> Load:
+def _load(module: SelfDistillation, data: RolloutDataModule, devices: int) -> Load:
     method, sizes, longest = module.method, data.sizes, data.longest_prompt
     rollout = min(sizes.context_length, longest + sizes.max_tokens)
     learned = sizes.max_tokens
@@ -83,6 +92,6 @@ def _load(module: SelfDistillation, data: RolloutDataModule) -> Load:
         learned=learned,
         view=max(lesson, read) if method.targets else 0,
         context=data.longest_sequence,
-        rollouts=sizes.group_size * data.problems_per_step * data.mini_batches,
+        rollouts=sizes.group_size * -(-data.problems_per_step * data.mini_batches // devices),
         rollout=rollout,
     )

@@ -67,6 +67,7 @@ class Plan:
         cache: bytes of the engine's keys and values
         device: bytes of the device
         rows: bytes by purpose
+        devices: number of devices of the run, each of which holds these bytes
     """
 
     tokens: int
@@ -74,6 +75,7 @@ class Plan:
     cache: int
     device: int
     rows: dict[str, int]
+    devices: int = 1
 
     @property
     def total(self) -> int:
@@ -83,7 +85,8 @@ class Plan:
     def table(self) -> str:
         """Returns the plan as lines for whoever starts a run."""
         chosen = f"{self.tokens} tokens per micro-batch, gradient checkpointing {'on' if self.checkpointing else 'off'}"
-        lines = [f"Memory of {self.device / GIB:.1f} GiB, planned: {chosen}"]
+        each = f" on each of {self.devices} devices" if self.devices > 1 else ""
+        lines = [f"Memory of {self.device / GIB:.1f} GiB{each}, planned: {chosen}"]
         lines += [f"  {name:<34}{size / GIB:7.2f} GiB" for name, size in self.rows.items() if size]
         return "\n".join([*lines, f"  {'all':<34}{self.total / GIB:7.2f} GiB"])
 
@@ -165,6 +168,7 @@ def _made(
         "policy: weights": training.weights,
         "policy: gradients and AdamW": training.optimiser,
         "weights of the teacher": training.teacher,
+        "weights that are gathered": training.gathered,
         f"a micro-batch of {at_once} tokens": student,
         "a teacher's pass, beyond that": max(0, teacher - student),
     }
@@ -211,3 +215,6 @@ def _nearer(
         adapter = replace(training, rank=64, targets=tuple(training.shapes.projections))
         served = None if serving is None else replace(serving, rank=64)
         yield "policy.lora {rank: 64, alpha: 128} (an adapter)", (adapter, served, load, free)
+    for parts in () if training.parts > 1 else (2, 4, 8):
+        said = f"--trainer.strategy sharded with --trainer.devices {parts}, with all else left to the plan"
+        yield said, (replace(training, parts=parts), serving, load, free)

@@ -25,6 +25,9 @@ class Training:
         dtype: dtype of the computation, see `ogls.policy.policy.Policy`
         kept_bytes: bytes per trainable weight that a teacher keeps on the device
         chunk_bytes: largest scratch memory of the loss
+        other: shapes of a teacher that is another model; None for one that lends weights to the policy
+        parts: number of devices among which weights, gradients, optimiser and teachers are cut (`--trainer.strategy
+            sharded`); 1 holds them whole
     """
 
     shapes: Shapes
@@ -33,6 +36,8 @@ class Training:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kept_bytes: int = 0
     chunk_bytes: int = 0
+    other: Shapes | None = None
+    parts: int = 1
 
     # ---- what is held from step to step ----
 
@@ -48,22 +53,39 @@ class Training:
     def weights(self) -> int:
         """Returns the bytes of the model's weights and the adapter's; whatever is trained is fp32."""
         frozen = self.shapes.weights if self.rank else self.shapes.embeddings
-        return 2 * self._wider * frozen + 4 * self.trainable
+        return self._part(2 * self._wider * frozen + 4 * self.trainable)
 
     @property
     def optimiser(self) -> int:
         """Returns the bytes of gradients and of AdamW's two means, all fp32."""
-        return (4 + 8) * self.trainable
+        return self._part((4 + 8) * self.trainable)
 
     @property
     def teacher(self) -> int:
-        """Returns the bytes of weights that a teacher keeps."""
-        return self.kept_bytes * self.trainable
+        """Returns the bytes of weights that teachers keep, another model's among them."""
+        own = 0 if self.other is None else 2 * self._wider * self.other.weights
+        return self._part(self.kept_bytes * self.trainable + own)
+
+    @property
+    def gathered(self) -> int:
+        """Returns the bytes of what is whole at a time of weights that are cut.
+
+        These are embeddings and head of each model, the layer under way, the next one, and a layer's gradients.
+        """
+        if self.parts == 1:
+            return 0
+        models = [self.shapes, *([] if self.other is None else [self.other])]
+        wide = sum(2 * self._wider * model.embeddings for model in models)
+        layer = max(2 * self._wider * model.trunk // model.layers for model in models)
+        return wide + 2 * layer + 4 * self.trainable // self.shapes.layers
 
     @property
     def held(self) -> int:
         """Returns the bytes that are held from step to step."""
-        return self.weights + self.optimiser + self.teacher
+        return self.weights + self.optimiser + self.teacher + self.gathered
+
+    def _part(self, size: int) -> int:
+        return -(-size // self.parts)
 
     # ---- what a micro-batch needs beside it ----
 
@@ -91,7 +113,8 @@ class Training:
 
     def teacher_pass(self, tokens: int, learned: int) -> int:
         """Returns the most bytes that a teacher needs to read `tokens` tokens, `learned` of them with a target."""
-        return self.forward(tokens) + 2 * 4 * self.shapes.hidden * learned
+        reader = self if self.other is None else Training(shapes=self.other, rank=1, targets=(), dtype=self.dtype)
+        return reader.forward(tokens) + 2 * 4 * reader.shapes.hidden * learned
 
     @property
     def _wider(self) -> int:
@@ -99,8 +122,11 @@ class Training:
 
     @property
     def _casts(self) -> int:
-        """Returns the bytes of the weights that a pass casts to the computation's dtype: autocast's, or A and B."""
-        if self.dtype == "float32":
+        """Returns the bytes of the weights that a pass casts to the computation's dtype: autocast's, or A and B.
+
+        Weights that are cut are cast as they are gathered.
+        """
+        if self.dtype == "float32" or self.parts > 1:
             return 0
         return 2 * (self.trainable if self.rank else self.shapes.products)
 
@@ -131,7 +157,7 @@ class Training:
     @property
     def _last_cast(self) -> int:
         """Returns the bytes of the cast weights of the last product of the MLP, which follows its peak."""
-        return 2 * self.shapes.hidden * self.shapes.mlp if self.dtype == "bfloat16" else 0
+        return 2 * self.shapes.hidden * self.shapes.mlp if self._casts else 0
 
     def _kept(self, checkpointing: bool) -> tuple[int, int, int]:
         """Returns bytes per token that a pass keeps, bytes of cast weights beside them, and bytes per token that the
