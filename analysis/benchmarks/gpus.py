@@ -91,7 +91,7 @@ class Layout:
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of a step by phase; those that gather weights have the longer of work and gathering."""
         setup, work, whole = self.setup, self.work, self.setup.shapes.weights
-        teacher = self.share * sum(map(setup.forward, work.teacher))
+        teacher = self.share * sum(map(setup.teacher, work.teacher))
         student = self.share * (sum(map(setup.gradient, work.student)) + sum(setup.loss(*one) for one in work.losses))
         reduced = 0.0
         if self.sharded:

@@ -18,8 +18,9 @@ arithmetic and its memory traffic, at the rates of the machine:
                          work
     sync                 weights are read, merged and written; the adapter where the engine takes it alone; the canary
 
-Left out: grading, Python, and how evenly work fills the machine. On a GPU the rates are assumed (`MACHINES`), and
-rollouts are all as long as `--fill` of their limit, by which validation grows faster than linearly.
+A teacher that is another model is Qwen3-8B here. Left out: grading, Python, and how evenly work fills the machine. On
+a GPU the rates are assumed (`MACHINES`), and rollouts are all as long as `--fill` of their limit, by which validation
+grows faster than linearly.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from ogls.system.memory.plan import GIB
 from ogls.system.memory.shapes import Shapes
 from ogls.system.memory.training import Training
 
+TEACHER = "8B"  # size of a teacher that is another model, whatever the method names
 RECIPES = [("ogls_sd", "1.7B", "h100"), ("opsd", "1.7B", "h100"), ("ogls_sd", "4B", "h100"), ("opsd", "4B", "h100")]
 RECIPES += [(name, "4B", "h200") for name in ("rosd", "sdpo", "grpo")]
 """Name of each recipe, the size of the model that it is published for, and a GPU on which it fits."""
@@ -107,6 +109,7 @@ class Setup:
         cached_bytes: bytes per number of keys and values
         whole: whether the engine takes all weights at each load
         canary: prompts that the engine continues after each load, their length, and tokens drawn after each
+        other: shapes of a teacher that is another model; None for the student's own
     """
 
     machine: Machine
@@ -118,6 +121,7 @@ class Setup:
     cached_bytes: int = 2
     whole: bool = False
     canary: tuple[int, int, int] = (8, 200, 16)
+    other: Shapes | None = None
 
     @property
     def shapes(self) -> Shapes:
@@ -132,6 +136,12 @@ class Setup:
 
     def forward(self, made: Pass) -> float:
         return self._products(made, 1.0, 1.0) + made.tokens * self._beside
+
+    def teacher(self, made: Pass) -> float:
+        if self.other is None:
+            return self.forward(made)
+        own = Training(shapes=self.other, rank=1, targets=(), dtype=self.training.dtype)
+        return replace(self, training=own, other=None).forward(made)
 
     def gradient(self, made: Pass) -> float:
         """Returns the seconds of a pass, forward and backward."""
@@ -205,7 +215,7 @@ class Setup:
         return {
             "generate": sum(share * self.decode(draw) for share, draw in work.draws),
             "sync": work.loads * self.load,
-            "teacher": sum(map(self.forward, work.teacher)),
+            "teacher": sum(map(self.teacher, work.teacher)),
             "student": sum(map(self.gradient, work.student)) + sum(self.loss(*learned) for learned in work.losses),
             "optimizer": self.optimiser,
         }
@@ -290,6 +300,11 @@ def predicted(
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(qwen3(size)))
             module.policy.__dict__["folder"] = Path(folder)
+            if module.other is not None:
+                teacher = Path(folder) / "teacher"
+                teacher.mkdir()
+                (teacher / "config.json").write_text(json.dumps(qwen3(TEACHER)))
+                module.other.__dict__["folder"] = teacher
             data.longest_prompt = prompt
             note = ""
             try:
@@ -311,6 +326,7 @@ def predicted(
             max_num_seqs=serving.max_num_seqs if serving else 256,
             cached_bytes=(serving.cached_bytes or serving.dtype_bytes) if serving else 2,
             whole=lora is None,
+            other=None if module.other is None else Shapes.of(qwen3(TEACHER)),
         )
         return Run(
             name=name or type(module.method).__name__,

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,13 @@ from hypothesis import strategies as st
 BENCHMARKS = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import gpus  # noqa: E402
 from fake_gpu import qwen3  # noqa: E402
+from gpus import LAYOUTS, Layout, Links  # noqa: E402
 from harness import exponent, interval  # noqa: E402
 from roofline import Machine, Setup, configured, predicted, recipes, validations  # noqa: E402
 from rows import lessons  # noqa: E402
-from work import Draw, Pass, step_of  # noqa: E402
+from work import Draw, Pass, Work, step_of  # noqa: E402
 
 from ogls.policy.packing import pack  # noqa: E402
 from ogls.system.memory.shapes import Shapes  # noqa: E402
@@ -135,6 +139,82 @@ def test_a_methods_step_is_counted_by_its_own_code() -> None:
     assert works["OGLS_SD"].losses == [(8 * 2 * 200, 3)]
     views = 100 + 2 * 199 + 5 * (100 + 200 + 2 * 199)  # plain; four attempts and the solution, two rollouts after each
     assert sum(made.tokens for made in works["OGLS_SD"].teacher) == 8 * views
+
+
+def test_another_model_that_teaches_reads_with_its_own_weights() -> None:
+    wide = replace(SMALL, mlp=8)  # 16 weights of the MLP more, of which there are three
+    read, work = Pass(tokens=7, pairs=21), Work(teacher=[Pass(tokens=7, pairs=21)] * 2)
+    assert setup(other=wide).step(work)["teacher"] == pytest.approx(2 * (setup().forward(read) + 2 * 24 * 7 / 100))
+    (run,) = [predicted("qwen3_opsd.yaml", ["--method", "OnPolicyDistillation"], "1.7B", "h200", 200, 0.1)]
+    assert run.setup.other == Shapes.of(qwen3("8B"))
+
+
+LINKS = Links(inside=100.0, between=10.0, node=2)
+
+
+def laid(trainers: int, engines: int, sharded: bool, **changes: Any) -> Layout:
+    """Six groups of two rollouts; a step has six passes of each kind."""
+    read = Pass(tokens=7, pairs=21)
+    draw = Draw([4] * 12, [6] * 12, 6)
+    work = Work(draws=[(1.0, draw)], teacher=[read] * 6, student=[read] * 6, losses=[], loads=1.0)
+    made = setup(rank=0 if sharded else 1, whole=sharded, canary=(1, 1, 1))
+    return Layout(
+        setup=made, work=work, groups=6, trainers=trainers, engines=engines, sharded=sharded, links=LINKS, **changes
+    )
+
+
+def test_a_step_is_shared_out_by_hand() -> None:
+    read = Pass(tokens=7, pairs=21)
+    one, four = laid(1, 1, False), laid(4, 4, False)
+    assert one.seconds["teacher"] == pytest.approx(6 * one.setup.forward(read))
+    assert four.share == 2 / 6  # two processes have two groups, the others one
+    assert four.seconds["teacher"] == pytest.approx(2 * one.setup.forward(read))
+    assert four.seconds["student"] == pytest.approx(2 * one.setup.gradient(read))
+    reduced = 2 * 4 * one.setup.training.trainable * 3 / 4 / 10  # four GPUs are two nodes
+    assert four.seconds["update"] == pytest.approx(one.seconds["update"] + reduced)
+    busiest = four.drawn(four.work.draws[0][1])
+    assert (busiest.lengths, busiest.num_prompts) == ([3, 6, 9, 12], 2)  # all quantiles up to the limit
+    assert four.seconds["rollouts"] == pytest.approx(one.setup.decode(busiest))
+
+
+def test_what_is_gathered_can_take_longer_than_what_is_computed() -> None:
+    near, far = laid(2, 2, True), laid(4, 4, True)
+    weights = near.setup.shapes.weights
+    assert near.links.seconds(weights, 2) == weights / 2 / 100
+    assert far.links.seconds(weights, 4) == weights * 3 / 4 / 10
+    gathered = laid(
+        4,
+        4,
+        True,
+    )
+    slow = replace(gathered, links=replace(LINKS, between=0.1))
+    gather = 2 * weights * 3 / 4 / 0.1
+    assert slow.seconds["teacher"] == pytest.approx(2 * gather)
+    assert slow.seconds["student"] == pytest.approx(2 * (2 * gather + 2 * gather))  # gradients are twice as wide
+    assert slow.gathers("student")
+    assert not near.gathers("student")
+    assert slow.longest() == "all-gathers of the student"
+    before = slow.work.loads * slow.setup.load
+    assert slow.seconds["sync"] == pytest.approx(before + 4 * weights * 3 / 4 / 0.1 + 2 * weights / 0.1)
+
+
+def test_the_table_says_where_it_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    args = SimpleNamespace(prompt=200, machine="h100", most=64)
+    title = next(title for title, (_, training, _) in LAYOUTS.items() if training == 1)
+    gpus.table("4B", title, args, Links())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:] == [
+        "1",
+        "2",
+        "4",
+        "8",
+        "16",
+        "32",
+        "64",
+    ]
+    assert lines[-3].startswith("| 64 | more processes that train than the 32 groups of a step: refused")
+    assert lines[-1].startswith("It stops scaling at 16 GPUs")
+    assert all(line in (BENCHMARKS.parents[1] / "docs" / "scale.md").read_text() for line in lines if line)
 
 
 def test_validations_by_occasion() -> None:
