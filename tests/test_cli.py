@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ogls import cli
 from ogls.cli import build, find_configs, main
@@ -182,6 +183,36 @@ def test_bad_input_exits_with_2_and_one_clear_line(
     assert said.count("error:") == 1
     assert "usage" not in said
     assert "Traceback" not in said
+
+
+def test_another_model_teaches_from_the_command_line_and_leaves_nothing_behind(
+    nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
+):
+    """Trained, gone on with, exported; a teacher with other tokens ends the run before it begins."""
+    taught = [*small(tiny_model), "--config", "on_policy_distillation.yaml", "--trainer.max_epochs", "1"]
+    taught[taught.index("--method.selection") : taught.index("--method.selection") + 2] = []
+    code, said = run_in(nursery, "fit", *taught, "--method.teacher.model", str(wide_model), cwd=tmp_path)
+    assert code == 0, said[-3000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "train/loss" in row]
+    assert [row["train/lessons"] for row in trained] == [3 * 4] * 2
+    assert all(row["train/loss"] == row["train/divergence"] > 0 for row in trained)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["method"]["class_path"].endswith("OnPolicyDistillation")
+    best = str(folder / "checkpoints" / "best.ckpt")
+    code, said = run_in(nursery, "export", "--ckpt_path", best, "--to", "out", cwd=tmp_path)
+    assert code == 0, said[-3000:]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["hidden_size"] == json.loads((tiny_model / "config.json").read_text())["hidden_size"] == 64
+
+    code, said = run_in(
+        nursery, "fit", *taught, "--method.teacher.model", str(EXPERIMENTS / "lab" / "student"), cwd=tmp_path
+    )
+    assert code == 2, said[-3000:]
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "has another tokenizer than policy.model" in lines[0]
+    assert not list((tmp_path / "runs").glob("*/checkpoints/*.ckpt"))[2:], "nothing was trained"
 
 
 def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

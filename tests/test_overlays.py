@@ -28,7 +28,7 @@ from ogls.loss.steering import OutcomeSteering, PositiveOnly, Unsteered
 from ogls.loss.topk import TopK
 from ogls.methods import GRPO, OGLS_SD, OPSD, ROSD, SDPO, Method, OGLS_SD_v2
 from ogls.policy.pretrained import load_tokenizer
-from ogls.policy.teacher import EMA, Frozen
+from ogls.policy.teacher import EMA, Frozen, OtherModel
 from ogls.records import Problem, Sampling
 from ogls.tasks.chains import Chain, first_mistake
 from ogls.tracking import Tracker
@@ -293,10 +293,11 @@ def reflecting(folder: Path) -> ScriptedEngine:
 
 
 @pytest.mark.parametrize("name", sorted({*methods.__all__} - {"Method"}))
-def test_a_preset_trains(name: str, tiny_model: Path, tmp_path: Path):
+def test_a_preset_trains(name: str, tiny_model: Path, wide_model: Path, tmp_path: Path):
+    own = {"teacher": OtherModel(str(wide_model))} if name == "OnPolicyDistillation" else {}
     model, data = pair(
         tiny_model,
-        method=getattr(methods, name)(),
+        method=getattr(methods, name)(**own),
         engine=reflecting(tiny_model),
         prompts=REFLECTED,
         reflection=ReflectionLimits(prompt_tokens=600, max_tokens=100),

@@ -19,10 +19,12 @@ from ogls.module import SelfDistillation
 from ogls.planner import planned
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.policy.teacher import EMA, Frozen, Live, TrustRegion
+from ogls.policy.teacher import EMA, Frozen, Live, OtherModel, TrustRegion
 from ogls.rollout.process import EngineProcess
 from ogls.rollout.vllm import VllmEngine
 from ogls.system.memory.plan import GIB
+from ogls.system.memory.shapes import Shapes
+from ogls.system.memory.training import Training
 from tests.faults import small
 from tests.test_cli import small as arguments
 
@@ -100,6 +102,54 @@ def test_what_teachers_keep_is_counted(tiny_model: Path) -> None:
         for teacher in (Frozen(), Live(), EMA(), TrustRegion()):
             kept = sum(weight.nbytes for weight in teacher.start(policy).values())
             assert teacher.kept_bytes(policy) * sum(p.numel() for p in policy.trainable().values()) == kept
+
+
+def test_another_model_that_teaches_is_counted(tiny_model: Path, wide_model: Path) -> None:
+    """Its weights are counted as they are held, and its pass."""
+    alone, data = small.pair(tiny_model, teacher=Live())
+    taught, _ = small.pair(tiny_model, teacher=OtherModel(str(wide_model)))
+    assert taught.other is not None
+    data.longest_prompt = 20
+    before, after = (planned(module, data, 8 * GIB).rows for module in (alone, taught))
+    held = "weights of the teacher"
+    assert after[held] - before[held] == sum(p.nbytes for p in taught.other.parameters())
+    wide = Shapes.of(json.loads((wide_model / "config.json").read_text()))
+    own = Training(shapes=wide, rank=4, targets=())  # a pass of such a student, whose bytes are measured elsewhere
+    student = Training(shapes=Shapes.of(qwen3("0.6B")), rank=4, targets=(), other=wide)
+    assert student.teacher_pass(1000, 100) == own.forward(1000) + 100 * 2 * 4 * 96
+
+
+def test_what_is_cut_among_devices_is_divided(tiny_model: Path) -> None:
+    student, data = small.pair(tiny_model, lora=None, teacher=Frozen())
+    one, four = planned(student, data, 8 * GIB), planned(student, data, 8 * GIB, 4, sharded=True)
+    each = planned(student, data, 8 * GIB, 4)
+    for name in ("policy: weights", "policy: gradients and AdamW", "weights of the teacher"):
+        assert four.rows[name] == -(-one.rows[name] // 4)
+        assert each.rows[name] == one.rows[name]
+    layer = sum(p.numel() for name, p in student.policy.trainable().items() if ".layers.0." in name)
+    embeddings = student.policy.head[0].numel()
+    gathered = four.rows["weights that are gathered"]
+    assert gathered == pytest.approx(4 * (embeddings + 2 * layer + layer), rel=0.01)
+    assert not one.rows["weights that are gathered"]
+    assert "Memory of 8.0 GiB on each of 4 devices, planned" in four.table()
+    assert "Memory of 8.0 GiB, planned" in one.table()
+
+
+@pytest.mark.parametrize(("size", "devices"), [("4B", 4), ("8B", 8)])
+def test_all_weights_of_a_recipe_fit_where_they_are_cut(size: str, devices: int, tmp_path: Path, monkeypatch) -> None:
+    """On 79 GiB each, with rollouts of 8,192 tokens, and the engine elsewhere."""
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    few = ["--data.train=Chains", "--data.train.size=8", "--data.val=Chains", "--data.val.size=8", "--data.test=null"]
+    cli = build(["--config", "qwen3_sdpo.yaml", *few], run=False)
+    (tmp_path / "config.json").write_text(json.dumps(qwen3(size)))
+    cli.model.policy.__dict__["folder"] = tmp_path
+    cli.datamodule.longest_prompt, cli.datamodule.engine = 800, None
+    h100 = int(79.1 * GIB)
+    cut, held = (
+        planned(cli.model, cli.datamodule, h100, devices, sharded=True),
+        planned(cli.model, cli.datamodule, 4 * h100, devices),
+    )
+    assert cut.total < h100 < held.total
 
 
 def test_only_what_is_learned_has_activations(tiny_model: Path) -> None:
