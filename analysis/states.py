@@ -69,6 +69,8 @@ def opened(
     cli = build(run=False)
     model, data = cli.model, cli.datamodule
     try:
+        if model.other is not None:
+            raise ValueError(f"{model.method.name}: states are read by the student's head here, not by another model's")
         model.configure_model()
         model.to(cli.trainer.strategy.root_device)
         if checkpoint is not None:

@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 from ogls.callbacks.best import CHECKPOINTS, LAST
 from ogls.callbacks.checkpoint_io import write
 from ogls.lessons.advantage import GroupRelative
-from ogls.lessons.privilege import ReferenceSolution
-from ogls.lessons.selection import AllTokens
 from ogls.loss.objective import Distillation, Mixture
 from ogls.loss.policy_gradient import GRPO
-from ogls.loss.steering import Unsteered
+from ogls.methods import OnPolicyDistillation
+from ogls.policy.teacher import OtherModel
 from ogls.rollout.vllm import VllmEngine
 from ogls.system.exits import FolderInUse
 from ogls.system.run_lock import lock_folder
@@ -66,8 +65,8 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
 
 
-def sample_as(model: str, folder: str, engine: str, rank: str, size: str, port: str) -> None:
-    """Two steps as one of several processes, with an engine that wants a process of its own, or a real vLLM."""
+def sample_as(model: str, teacher: str, folder: str, engine: str, rank: str, size: str, port: str) -> None:
+    """Two steps as one of several processes, taught by another model, with an engine that wants its own process."""
     os.chdir(folder)
     if size != "1":
         os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -82,18 +81,13 @@ def sample_as(model: str, folder: str, engine: str, rank: str, size: str, port: 
     student = small.fit(
         Path(model),
         Path(folder),
+        method=OnPolicyDistillation(teacher=OtherModel(teacher)),
         engine=vllm if engine == "vllm" else Apart(folder),
         training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
-        problems_per_step=3,
         steps_per_epoch=2,
         epochs=1,
         tokens_per_micro_batch=150,
         learning_rate=1e-4,
-        **(
-            {"privilege": ReferenceSolution(), "steering": Unsteered(), "selection": AllTokens()}
-            if engine == "vllm"
-            else {}
-        ),
     )
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
 

@@ -101,13 +101,15 @@ def test_two_processes_are_one(
     assert read_manifest(together / "small-s0-run/checkpoints/last.ckpt")["global_step"] == 8
 
 
-def test_each_of_two_processes_has_an_engine_of_its_own(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
-    """In a process that knows nothing of the group; together they are one process with an engine in it."""
+def test_each_of_two_processes_has_an_engine_of_its_own(
+    nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
+) -> None:
+    """In a process that knows nothing of the group; together they are one process, taught by another model."""
     alone, together, port = tmp_path / "alone", tmp_path / "together", free_port()
     for folder in (alone, together):
         folder.mkdir()
-    both = [nursery.fork("sample_as", tiny_model, together, "apart", rank, 2, port) for rank in (0, 1)]
-    one = nursery.fork("sample_as", tiny_model, alone, "apart", 0, 1, port)
+    both = [nursery.fork("sample_as", tiny_model, wide_model, together, "apart", rank, 2, port) for rank in (0, 1)]
+    one = nursery.fork("sample_as", tiny_model, wide_model, alone, "apart", 0, 1, port)
     assert [nursery.wait(process) for process in (*both, one)] == [0, 0, 0]
     found = [json.loads(file.read_text()) for file in together.glob("engine-*.json")]
     assert {row["trainer"] for row in found} == {*both}
@@ -123,10 +125,12 @@ def test_each_of_two_processes_has_an_engine_of_its_own(nursery: Nursery, tiny_m
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra cpu or cuda")
-def test_each_of_two_processes_has_a_vllm_of_its_own(nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:
+def test_each_of_two_processes_has_a_vllm_of_its_own(
+    nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
+) -> None:
     """The canary compares it with the policy at every load, in each of the two."""
     port = free_port()
-    both = [nursery.fork("sample_as", tiny_model, tmp_path, "vllm", rank, 2, port) for rank in (0, 1)]
+    both = [nursery.fork("sample_as", tiny_model, wide_model, tmp_path, "vllm", rank, 2, port) for rank in (0, 1)]
     assert [nursery.wait(process) for process in both] == [0, 0]
     gaps = [row["train/engine_logprob_gap"] for row in rows(tmp_path) if "train/engine_logprob_gap" in row]
     assert len(gaps) == 2
