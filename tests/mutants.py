@@ -46,13 +46,18 @@ STEERING, DIVERGENCE, CHUNKED = (
     "tests/loss/test_divergence.py",
     "tests/loss/test_chunked.py",
 )
-TEACHER, GRPO, ATTENTION = (
+TEACHER, OTHER, GRPO, ATTENTION = (
     "tests/policy/test_teacher.py",
+    "tests/policy/test_other.py",
     "tests/loss/test_policy_gradient.py",
     "tests/policy/test_attention.py",
 )
 
 MUTANTS = [
+    Mutant("loss/chunked.py", "        out[1] -= out[0]\n", "", f"{LOSS} {ALGORITHM}"),
+    Mutant("policy/other.py", "own.get(token) != wanted.get(token)", "token not in own", OTHER),
+    Mutant("policy/other.py", "weight[:rows]", "weight", OTHER),
+    Mutant("lessons/privilege.py", "LessonDraft(rollout=rollout, plain=True)", "LessonDraft(rollout=rollout)", OTHER),
     Mutant("algorithm.py", "part + factor * value / (total or 1.0)", "part + value / (total or 1.0)", ALGORITHM),
     Mutant("algorithm.py", "value / (total or 1.0)\n", "value\n", ALGORITHM),
     Mutant("algorithm.py", "towards.weighted(per_token(some, term.token_weights, hidden))", "towards", ALGORITHM),
@@ -63,8 +68,8 @@ MUTANTS = [
     Mutant("algorithm.py", "        loss += part.item()\n", "        loss = part.item()\n", f"{MODULE} {ALGORITHM}"),
     Mutant(
         "algorithm.py",
-        "anchor, direction, policy.version, policy.head)",
-        "anchor, direction, 0, policy.head)",
+        "anchor, direction, policy.version, reader.head)",
+        "anchor, direction, 0, reader.head)",
         f"{ALGORITHM} {MODULE}",
     ),
     Mutant(
