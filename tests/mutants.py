@@ -54,7 +54,7 @@ TEACHER, OTHER, GRPO, ATTENTION = (
 )
 
 MUTANTS = [
-    Mutant("loss/chunked.py", "        out[1] -= out[0]\n", "", f"{LOSS} {ALGORITHM}"),
+    Mutant("loss/chunked.py", "        out[1] -= out[0]\n", "", f"{CHUNKED} {ALGORITHM}"),
     Mutant("policy/other.py", "own.get(token) != wanted.get(token)", "token not in own", OTHER),
     Mutant("policy/other.py", "weight[:rows]", "weight", OTHER),
     Mutant("lessons/privilege.py", "LessonDraft(rollout=rollout, plain=True)", "LessonDraft(rollout=rollout)", OTHER),
