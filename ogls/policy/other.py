@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import vocab_size
+from ogls.policy.pretrained import describe_model, load_tokenizer, vocab_size
 
 
 class Other(Policy):
@@ -29,13 +29,14 @@ class Other(Policy):
         self._student = (student,)  # in a tuple, so that it is no part of this module
 
     def check(self) -> None:
-        """Looks at vocabularies, before any weights are read.
+        """Looks at vocabularies, before any weights are fetched or read.
 
         Raises:
             ValueError: the two models have different tokens, or this one's head has no room for the student's ids.
         """
         (student,) = self._student
-        own, wanted = self.tokenizer.get_vocab(), student.tokenizer.get_vocab()
+        folder = describe_model(self.name)
+        own, wanted = load_tokenizer(folder).get_vocab(), student.tokenizer.get_vocab()
         if odd := [token for token in wanted | own if own.get(token) != wanted.get(token)]:
             first = min(odd, key=lambda token: (wanted.get(token, len(wanted)), token))
             raise ValueError(
@@ -43,7 +44,7 @@ class Other(Policy):
                 f"tokens differ, such as {first!r} with the id {own.get(first)} there and {wanted.get(first)} here; a "
                 "teacher has to read the student's own tokens: take one of the same family"
             )
-        rows, needed = vocab_size(self.folder), vocab_size(student.folder)
+        rows, needed = vocab_size(folder), vocab_size(student.folder)
         if rows < needed:
             raise ValueError(
                 f"method.teacher.model {self.name} has {rows} logits and policy.model {student.name} {needed}: the "

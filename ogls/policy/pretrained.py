@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,13 @@ def resolve_model(model: str, adapter: str | None = None) -> Path:
     else:
         raise ValueError(f"unknown model {model!r}: no such folder, not a Hub id, and not the embedded {EMBEDDED!r}")
     return folder if adapter is None else _merged(folder, Path(adapter).expanduser())
+
+
+def describe_model(model: str) -> Path:
+    """Returns a folder with config and tokenizer of `model`; the weights of a Hub id are not fetched for it."""
+    if model == EMBEDDED or local_folder(model) is not None or not _HUB_ID.fullmatch(model):
+        return resolve_model(model)
+    return _from_hub(model, [pattern for pattern in _HUB_FILES if pattern != "*.safetensors"])
 
 
 def local_folder(name: str) -> Path | None:
@@ -153,11 +160,11 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, files: Sequence[str] = _HUB_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, allow_patterns=[*files]))
     except Exception as error:  # the outside world: unknown id, gated, no network, disk
         tried = f"embedded name {EMBEDDED!r}, local folder {model!r}, Hub id {model!r}"
         raise ValueError(f"unknown model {model!r}; tried {tried}. The Hub said: {_first_line(error)}") from error

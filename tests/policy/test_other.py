@@ -75,6 +75,23 @@ def test_a_model_with_other_tokens_or_fewer_logits_is_refused(tiny_model: Path, 
     Other(student, str(narrow)).check()
 
 
+def test_weights_are_not_fetched_for_a_teacher_that_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = with_tokens(tiny_model, tmp_path / "renamed", a="aQ")
+    asked: list[str] = []
+
+    def snapshot_download(model: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(renamed)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match=r"method.teacher.model some/large-model has another tokenizer"):
+        Other(Policy(str(tiny_model)), "some/large-model").check()
+    assert "*.json" in asked
+    assert "*.safetensors" not in asked
+
+
 def test_what_the_teacher_reads_is_a_choice_of_its_own(wide_model: Path) -> None:
     teacher = OtherModel(str(wide_model))
     alone = OnPolicyDistillation(teacher=teacher)

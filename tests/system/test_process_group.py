@@ -124,6 +124,7 @@ def test_each_of_two_processes_has_an_engine_of_its_own(
 
 @pytest.mark.slow
 @pytest.mark.vllm
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra cpu or cuda")
 def test_each_of_two_processes_has_a_vllm_of_its_own(
     nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
