@@ -158,7 +158,7 @@ def gradient(
         observe: function that is called with every micro-batch before its backward pass
     """
     loss, terms = 0.0, method.objective.terms
-    for some in micro_batches(lessons, tokens_per_micro_batch):
+    for some in policy.in_step(micro_batches(lessons, tokens_per_micro_batch)):
         # The teacher reads every view, and the steering makes a target of what it says. There is no gradient yet.
         targets: dict[Target | None, Steered] = {
             target: _steered(target, method, policy, policy_with[target.weights], some, 2 * tokens_per_micro_batch)
@@ -166,17 +166,17 @@ def gradient(
         }
         # The student reads its own prompt and the same tokens.
         hidden = student_states(policy, some)
-        states = States.of(some, hidden, policy.head)
-        part, results = hidden.new_zeros(()), []
         # Each term takes the tokens that count for it, and adds its share of the step's mean.
-        for (factor, term), total in zip(terms, totals, strict=True):
-            steered = targets.get(term.target(method.steering))
-            towards = states if steered is None else states.towards(steered)
-            own = towards.weighted(per_token(some, term.token_weights, hidden))
-            value, values = term(own)
-            part = part + factor * value / (total or 1.0)
-            results.append(TermResult(value=value.item(), total=total or 1.0, states=own, per_token=values))
-        observe(MicroBatch(lessons=some, hidden_student=hidden.detach(), targets=targets, results=results))
+        with policy.agreed_memory():
+            states, part, results = States.of(some, hidden, policy.head), hidden.new_zeros(()), []
+            for (factor, term), total in zip(terms, totals, strict=True):
+                steered = targets.get(term.target(method.steering))
+                towards = states if steered is None else states.towards(steered)
+                own = towards.weighted(per_token(some, term.token_weights, hidden))
+                value, values = term(own)
+                part = part + factor * value / (total or 1.0)
+                results.append(TermResult(value=value.item(), total=total or 1.0, states=own, per_token=values))
+            observe(MicroBatch(lessons=some, hidden_student=hidden.detach(), targets=targets, results=results))
         part.backward()
         loss += part.item()
     return loss

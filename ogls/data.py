@@ -14,6 +14,7 @@ from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods.base import Method
 from ogls.policy.policy import Policy
+from ogls.policy.sharding import on_first
 from ogls.records import Batch, Need, Problem, RolloutGroup
 from ogls.rollout.accuracy import Evaluation
 from ogls.rollout.engine import RolloutEngine, end_token_ids
@@ -392,8 +393,8 @@ class RolloutDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Returns the weights that made a batch which the next step goes on with, if there is one."""
         if self._ahead is not None:
-            return {"weights": self._ahead.weights}
-        return {"weights": self._sampled_from} if self._sampled_from and self.policy.version % self.period else {}
+            return {"weights": self._ahead.weights and on_first(self._ahead.weights)}
+        return {"weights": on_first(self._sampled_from)} if self._sampled_from and self.policy.version % self.period else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""

@@ -23,11 +23,13 @@ from ogls.methods.base import Method
 from ogls.planner import planned
 from ogls.policy.kl_to_base import kl_to_base
 from ogls.policy.microbatch import micro_batches, num_tokens
-from ogls.policy.policy import Policy
+from ogls.policy.policy import OutOfMemory, Policy, out_of_memory
 from ogls.policy.pretrained import tokenizer_sha256, weights_sha256
+from ogls.policy.sharding import on_first, whole
 from ogls.policy.teacher import Frozen, Teacher, Weights
 from ogls.records import Batch, Lesson, RolloutGroup
 from ogls.rollout.accuracy import evaluate, marker_ids
+from ogls.system.exits import RunEnded
 from ogls.system.memory.plan import CONTEXT
 from ogls.system.process_group import ProcessGroup, combined
 from ogls.system.ranges import POSITIVE, check, within
@@ -125,6 +127,11 @@ class SelfDistillation(LightningModule):
             self.other.check()
         if isinstance(data, RolloutDataModule) and data.engine is not None:
             data.engine.check_device(root.type)
+            if self.device_mesh is not None and not data.engine.copies_policy:
+                raise ValueError(
+                    f"{type(data.engine).__name__} samples with the policy itself, of which each process has a part under "
+                    "--trainer.strategy sharded: set data.engine to one that copies weights"
+                )
         device = _free_bytes(root)
         if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:
             sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -136,7 +143,7 @@ class SelfDistillation(LightningModule):
     def configure_model(self) -> None:
         """Reads the weights when the trainer asks for them, after all settings have been checked."""
         if not self._kept:
-            self.policy.load()
+            self.policy.load(None if self.device_mesh is None else self.device_mesh["data_parallel"])
             asked = {"teacher", *(target.weights for target in self.method.targets)}
             self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
         if self.other is not None and self._trains:
@@ -211,9 +218,9 @@ class SelfDistillation(LightningModule):
         (loss,) = group.summed([loss])
         with metrics.time("optimizer"):
             parameters = list(policy.trainable().values())
-            if any(totals):
+            if any(totals) and policy.parts is None:
                 group.add_gradients(parameters)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")).item()
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))).item()
             finite = math.isfinite(loss) and math.isfinite(norm)
             if not finite:
                 optimizer.zero_grad()  # AdamW leaves weights without a gradient exactly as they are
@@ -258,7 +265,15 @@ class SelfDistillation(LightningModule):
                         partial(self._observe, metrics),
                     )
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or not self._takes_less(lessons):
+                if not out_of_memory(error):
+                    raise
+                if self.policy.parts is not None and not isinstance(error, OutOfMemory):
+                    raise RunEnded(
+                        f"memory ran out in process {self.global_rank} amid a pass that all processes make together "
+                        f"({error}). Set --model.tokens_per_micro_batch below {self.tokens_per_micro_batch}, or "
+                        "--policy.gradient_checkpointing true, and go on by --ckpt_path last"
+                    ) from error
+                if not self._takes_less(lessons):
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -266,8 +281,12 @@ class SelfDistillation(LightningModule):
     def _takes_less(self, lessons: Sequence[Lesson]) -> bool:
         """Has the next try take less memory; returns False if there is nothing left to try."""
         batches = micro_batches(lessons, self.tokens_per_micro_batch)
-        largest = max(batches, key=lambda some: sum(map(num_tokens, some)))
-        if len(largest) == 1 and self.policy.gradient_checkpointing is not True:
+        largest = max(batches, key=lambda some: sum(map(num_tokens, some)), default=[])
+        alone = [len(largest) <= 1]
+        if self.policy.parts is not None:  # all do the same
+            self.policy.recover()
+            alone = self.policy.parts.gathered(*alone)
+        if all(alone) and self.policy.gradient_checkpointing is not True:
             self.policy.checkpoint()
             now = "gradient checkpointing"
         elif self._halvings < _MAX_HALVINGS:
@@ -357,7 +376,7 @@ class SelfDistillation(LightningModule):
             "format": FORMAT,
             "method": self.method.name,
             "policy_version": self.policy.version,
-            "teacher": self.teacher.state_dict(self._kept["teacher"]),
+            "teacher": on_first(self.teacher.state_dict(self._kept["teacher"])),
             "teacher_sha256": self._teacher_sha256,
             **self._folder_sums,
         }
@@ -389,14 +408,9 @@ class SelfDistillation(LightningModule):
                 f"{self._teacher_sha256} in {self.other.folder}"
             )
         self.policy.version = own["policy_version"]
-        self.teacher.load_state_dict(self._kept["teacher"], own["teacher"])
+        self.teacher.load_state_dict(self._kept["teacher"], self.policy.parted(own["teacher"]))
 
 
 def _free_bytes(device: torch.device) -> int | None:
     """Returns the bytes of a GPU that this process can have, its own context included; None for a CPU."""
     return torch.cuda.mem_get_info(device)[0] + CONTEXT if device.type == "cuda" else None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Returns whether memory ran out; for a CPU, PyTorch has no class of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

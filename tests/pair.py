@@ -20,13 +20,14 @@ def taken(part: type, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_pair(
-    folder: Path, *, kind: type[SelfDistillation] = SelfDistillation, **arguments: Any
+    folder: Path, *, kind: type[SelfDistillation] = SelfDistillation, load: bool = True, **arguments: Any
 ) -> tuple[SelfDistillation, RolloutDataModule]:
-    """Gives every argument to what takes it: policy, method, module or data. The weights are loaded at once.
+    """Gives every argument to what takes it: policy, method, module or data. 
 
     Args:
         folder: of the model
         kind: of the module
+        load: whether the weights are read at once, so that the same seed makes the same adapter
         arguments: by the names that `Policy`, `Method`, the module and the data have for them; `method` is a whole one,
             in place of all choices
     """
@@ -38,6 +39,7 @@ def make_pair(
     shared = {"policy": policy, "method": arguments.get("method") or Method(**choices)}
     data = RolloutDataModule(**(taken(RolloutDataModule, arguments) | shared))
     module = kind(**(taken(SelfDistillation, arguments) | shared))
-    torch.manual_seed(0)
-    module.configure_model()  # now, so that the same seed makes the same adapter
+    if load:
+        torch.manual_seed(0)
+        module.configure_model()
     return module, data

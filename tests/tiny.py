@@ -76,12 +76,12 @@ class TinyData(LightningDataModule):
 
 
 class TinyPolicy(torch.nn.Linear):
-    lora, version = "stands for one", 0
-    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
-    swapped = Policy.swapped
-
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.named_parameters())
+
+    lora, version, parts = "stands for one", 0, None
+    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+    swapped, _fill = Policy.swapped, Policy._fill
 
     def save_adapter(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -102,11 +102,11 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         assert self.dirpath is not None
         best, policy = Path(self.dirpath) / BEST, cast(Any, pl_module).policy
-        if trainer.ckpt_path is not None and trainer.is_global_zero and policy.lora is not None and best.exists():
+        if trainer.ckpt_path is not None and policy.lora is not None and trainer.strategy.broadcast(best.exists()):
             with suppress(ValueError):  # damaged, as the choice of the checkpoint has said
                 saved = trainer.strategy.checkpoint_io.load_checkpoint(best)["state_dict"]
                 with policy.swapped({name.removeprefix("policy."): weight for name, weight in saved.items()}):
-                    self._save_adapter(policy)
+                    self._save_adapter(trainer, policy)
         if trainer.global_step == 0:
             self.save_last_now(trainer)
 
@@ -124,12 +124,14 @@ class BestCheckpoint(ModelCheckpoint):
         """Saves the adapter beside `best.ckpt` where the validation is the best so far."""
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
-        if self.best_model_score is not before and trainer.is_global_zero:
-            policy: Any = pl_module.policy
-            if policy.lora is not None:
-                self._save_adapter(policy)
+        policy: Any = pl_module.policy
+        if self.best_model_score is not before and policy.lora is not None:
+            self._save_adapter(trainer, policy)
 
-    def _save_adapter(self, policy: Any) -> None:
+    def _save_adapter(self, trainer: Trainer, policy: Any) -> None:
+        if not trainer.is_global_zero:  # but it may hold a part of the adapter
+            policy.save_adapter(None)
+            return
         draft = self._adapter.with_name(f".{ADAPTER}.draft")
         try:
             policy.save_adapter(draft)

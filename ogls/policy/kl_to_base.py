@@ -26,7 +26,6 @@ def kl_to_base(policy: Policy, groups: Sequence[RolloutGroup], budget: int) -> f
         groups: rollouts of the student, one group per problem
         budget: prompt and rollout tokens in one pass
     """
-    weight, bias = policy.head
     lessons = []
     for group in groups:
         ids = group.rollouts[0].completion.token_ids
@@ -34,11 +33,11 @@ def kl_to_base(policy: Policy, groups: Sequence[RolloutGroup], budget: int) -> f
             problem_id=group.problem.id, prompt_ids=group.prompt_ids, token_ids=ids, token_weights=(1.0,) * len(ids)
         )
         lessons.append(lesson)
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    total = torch.zeros((), dtype=torch.float64, device=policy.device)
     for some in micro_batches(lessons, budget):
         student = student_states(policy, some)
         with policy.at_start():
             base = student_states(policy, some)
-        divergences, _ = chunked_divergence(student, base, weight, bias, ReverseKL())
+        divergences, _ = chunked_divergence(student, base, *policy.head, ReverseKL())
         total += divergences.sum()
     return float(total) / sum(lesson.num_learned for lesson in lessons)

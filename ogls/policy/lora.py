@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ogls.policy.sharding import whole
 from ogls.system.ranges import POSITIVE, check
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -112,22 +113,24 @@ def merged(layer: Any) -> Tensor:
         return (layer.weight.float() + layer.get_delta_weight(_ADAPTER)).to(layer.weight.dtype)
 
 
-def save_adapter(model: Any, folder: Path, dtype: torch.dtype, base: str) -> None:
+def save_adapter(model: Any, folder: Path | None, dtype: torch.dtype, base: str) -> None:
     """Writes the adapter as peft's adapter_model.safetensors and adapter_config.json, with weights in `dtype`.
 
     Args:
         model: model of transformers with the adapter
-        folder: folder to write
+        folder: folder to write; None only gathers what other processes write
         dtype: dtype of the weights
         base: name or folder of the model that the adapter fits, which peft looks up
     """
     from peft import get_peft_model_state_dict
 
+    weights = get_peft_model_state_dict(model).items()
+    named = {_PREFIX + name: whole(weight).to("cpu", dtype).contiguous() for name, weight in weights}
+    if folder is None:
+        return
     config = model.peft_config[_ADAPTER]
     config.base_model_name_or_path = base
     config.save_pretrained(folder)
-    weights = get_peft_model_state_dict(model).items()
-    named = {_PREFIX + name: weight.to("cpu", dtype).contiguous() for name, weight in weights}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -6,24 +6,32 @@ Logits are never made here. The output head is linear, so the loss combines hidd
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.functional import linear
 
 from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.fused import fuse_layers
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
 from ogls.policy.packing import pack
-from ogls.policy.pretrained import EMBEDDED, load_tokenizer, local_folder, quiet_transformers, resolve_model
+from ogls.policy.pretrained import EMBEDDED, hollow_model, load_tokenizer, local_folder, quiet_transformers, resolve_model
+from ogls.policy.sharding import cut, own_part, shard, whole
+from ogls.system.process_group import ProcessGroup
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Dtype = Literal["bfloat16", "float32"]
+Item = TypeVar("Item")
 
 
 class Policy(nn.Module):
@@ -49,6 +57,9 @@ class Policy(nn.Module):
 
     model: Any
     """The model of transformers, once it is loaded."""
+
+    parts: ProcessGroup | None = None
+    """The processes among which the weights are cut (`ogls.policy.sharding`), which make every pass together."""
 
     def __init__(
         self,
@@ -89,8 +100,11 @@ class Policy(nn.Module):
         """Returns the tokenizer of the folder, with its chat template."""
         return load_tokenizer(self.folder)
 
-    def load(self) -> Policy:
+    def load(self, mesh: DeviceMesh | None = None) -> Policy:
         """Reads the weights at the first call, and returns the policy.
+
+        Args:
+            mesh: processes among which the weights are cut: each reads its rows alone; None reads all rows
 
         Raises:
             ValueError: the model's logits are not a linear function of its last states, or a target of `lora` matches
@@ -105,11 +119,26 @@ class Policy(nn.Module):
             print(f"{hint} --policy.dtype float32 --data.engine.dtype float32", file=sys.stderr, flush=True)
         quiet_transformers()
         register_attention()
-        loaded = torch.float32 if self._autocast else _TORCH[self.dtype]
         attention = {"attn_implementation": ATTENTION}
-        self.take(AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, **attention))
+        if mesh is None:
+            loaded = torch.float32 if self._autocast else _TORCH[self.dtype]
+            self.take(AutoModelForCausalLM.from_pretrained(self.folder, dtype=loaded, **attention))
+        else:
+            self.take(hollow_model(self.folder, dtype=_TORCH[self.dtype], **attention))
+            self._cut(mesh)
         self._refuse_non_linear_head()
         return self
+
+    def _cut(self, mesh: DeviceMesh) -> None:
+        """Cuts a model without values among processes, and reads the own rows of its weights."""
+        shard(self, mesh, ("trunk", "_logits"), torch.bfloat16 if self._autocast else None)
+        self._apply(lambda p: p.float() if p.requires_grad else p)  # what is trained is fp32, by rows from the start
+        self.parts = ProcessGroup(mesh.get_local_rank(), mesh.size())
+        values = {name.replace(".base_layer.", "."): p for name, p in self.model.named_parameters()}
+        values = {name: p for name, p in values.items() if ".lora_" not in name}
+        with torch.no_grad():
+            for name, value in self._stored(values.keys()):
+                own_part(values[name]).copy_(own_part(cut(value, values[name])))
 
     def take(self, model: Any) -> None:
         """Makes a policy of a model of transformers: adds the adapter, freezes embeddings and output head."""
@@ -127,6 +156,42 @@ class Policy(nn.Module):
         self.gradient_checkpointing = True
         _checkpoint_layers(self.model)
 
+    def in_step(self, items: Iterable[list[Item]]) -> Iterator[list[Item]]:
+        """Yields the items, and empty ones while another process that holds a part of the weights has more."""
+        own = list(items)
+        most = max(self.parts.gathered(len(own))) if self.parts else len(own)
+        yield from own
+        yield from ([] for _ in range(most - len(own)))
+
+    def idle(self) -> Float[Tensor, "0 d"]:
+        """Returns no states, after a pass over one token that other processes need this one for."""
+        return self.hidden([[0]], [[0]], [0])[:0]
+
+    @contextmanager
+    def agreed_memory(self) -> Iterator[None]:
+        """If memory runs out in one process while this context is entered, it does so in all that hold parts.
+
+        Raises:
+            OutOfMemory: memory ran out here or elsewhere.
+        """
+        if self.parts is None:
+            yield
+            return
+        short: Exception | None = None
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            short = error
+        if any(self.parts.gathered(short is not None)):
+            raise OutOfMemory("memory ran out in one of the processes that hold the weights") from short
+
+    def recover(self) -> None:
+        """Forgets a pass that an exception ended."""
+        if isinstance(self, FSDPModule):
+            self.reset_iter_state()
+
     def hidden(
         self,
         prefixes: Sequence[Sequence[int]],
@@ -142,7 +207,7 @@ class Policy(nn.Module):
             owners: number of the prefix that each suffix continues
             share_prefixes: whether a prefix with several suffixes is run once; otherwise it is run once per suffix
         """
-        device = self.head[0].device
+        device = self.device
         packing = pack(
             prefixes,
             suffixes,
@@ -164,12 +229,26 @@ class Policy(nn.Module):
 
     def trunk(self, **inputs: Any) -> Any:
         """Returns the output of the model without its head; arguments and output are those of transformers."""
-        with torch.autocast(self.head[0].device.type, torch.bfloat16) if self._autocast else nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext():
             return self.model.base_model(**inputs)
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            return self.model(input_ids=ids).logits
+
+    @property
+    def device(self) -> torch.device:
+        """Returns the device of the weights."""
+        return self._head.weight.device
 
     @property
     def head(self) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
-        """Returns weight and bias of the frozen output head: logits = states @ weight.T + bias."""
+        """Returns weight and bias of the frozen output head: logits = states @ weight.T + bias.
+
+        Where weights are cut, all processes have to ask for it, unless there was a pass since weights were changed.
+        """
+        if isinstance(self, FSDPModule):
+            self.unshard()
         return self._head.weight, self._head.bias
 
     @property
@@ -186,6 +265,8 @@ class Policy(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns the weights that training changes, by the model's names, always in the same order."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -224,54 +305,85 @@ class Policy(nn.Module):
             weights: values by the names of `trainable`, in any dtype that the pass can compute with
             version: version of the policy meanwhile; None leaves it as it is
         """
-        own = self.trainable()
-        kept, kept_version = {name: p.data for name, p in own.items()}, self.version
-        for name, p in own.items():
-            p.data = weights[name].to(p.device)
+        own, kept_version = self.trainable(), self.version
+        if self.parts is None:
+            kept = {name: p.data for name, p in own.items()}
+            for name, p in own.items():
+                p.data = weights[name].to(p.device)
+        else:  # a pass gathers from memory that is FSDP's, into which the values have to go
+            kept = {name: own_part(p.detach()).clone() for name, p in own.items()}
+            self._fill(weights)
         self.version = kept_version if version is None else version
         try:
             yield
         finally:
             self.version = kept_version
-            for name, p in own.items():
-                p.data = kept[name]
+            for name, p in self.trainable().items():
+                if self.parts is None:
+                    p.data = kept[name]
+                else:
+                    own_part(p.detach()).copy_(kept[name])
+
+    @torch.no_grad()
+    def _fill(self, weights: dict[str, Tensor]) -> None:
+        for name, p in self.trainable().items():
+            own_part(p).copy_(own_part(cut(weights[name], p)))
+
+    def parted(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns whole values of trainable weights, cut among the processes as the weights are."""
+        own = self.trainable()
+        return {name: cut(value, own[name]) if name in own else value for name, value in weights.items()}
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields names and values of the weights that training can have changed, with the adapter merged into them.
 
         The names are those in the folder's safetensors, the values have the policy's `dtype`, and the policy stays as
         it is. With an adapter, the layers beside an adapted one come along: engines fuse q, k and v, and cannot take q
-        alone.
+        alone. Where weights are cut among processes, one weight at a time is made whole, and all processes have to take
+        all of them.
         """
+        if isinstance(self, FSDPModule):
+            self.reshard()
         adapted = adapted_layers(self.model) if self.lora else {}
         layers = {f"{name}.weight": layer for name, layer in adapted.items()}
         blocks = {name.rsplit(".", 2)[0] for name in layers}
         for name, p in self.model.named_parameters():
             name = name.replace(".base_layer.", ".")
             if name in layers:
-                yield name, merged(layers[name])
+                yield name, whole(merged(layers[name]))
             elif p.requires_grad if self.lora is None else name.rsplit(".", 2)[0] in blocks:
-                yield name, p.detach().to(_TORCH[self.dtype])
+                yield name, whole(p.detach().to(_TORCH[self.dtype]))
 
     def folder_weights(self) -> dict[str, Tensor]:
         """Returns the values that the trainable weights have in the folder, in the policy's `dtype`.
 
         This is for policies without an adapter.
         """
-        names = self.trainable().keys()
-        found = {}
+        own = self.trainable()
+        return {name: cut(value, own[name]).to(_TORCH[self.dtype]) for name, value in self._stored(own.keys())}
+
+    def _stored(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yields the weights of these names in the folder's files, which are mapped and not read."""
+        missing = set(names)
         for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                stored = [name for name in tensors.keys() if name in names]  # noqa: SIM118 - not a dict
-                found |= {name: tensors.get_tensor(name).to(_TORCH[self.dtype]) for name in stored}
-        if missing := sorted(names - found.keys()):
-            raise ValueError(f"{self.folder} lacks {len(missing)} of the trainable weights, such as {missing[0]}")
-        return found
+                for name in [name for name in tensors.keys() if name in missing]:  # noqa: SIM118 - not a dict
+                    yield name, tensors.get_tensor(name)
+                    missing.remove(name)
+        if missing:
+            raise ValueError(f"{self.folder} lacks {len(missing)} of the weights, such as {min(missing)}")
 
-    def save_adapter(self, folder: Path | str) -> None:
-        """Writes the adapter in peft's format, in the policy's dtype, to which a merge rounds it anyway."""
+    def save_adapter(self, folder: Path | str | None) -> None:
+        """Writes the adapter in peft's format, in the policy's dtype, to which a merge rounds it anyway.
+
+        Args:
+            folder: folder to write; None writes nothing, for a process that only gives its part of the weights
+        """
         self._refuse_full_weights()
-        save_adapter(self.model, Path(folder), _TORCH[self.dtype], str(self.folder) if self.adapter else self.base)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+        base = str(self.folder) if self.adapter else self.base
+        save_adapter(self.model, None if folder is None else Path(folder), _TORCH[self.dtype], base)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Takes the weights of an adapter of the same shape that `save_adapter` or peft has written."""
@@ -288,11 +400,10 @@ class Policy(nn.Module):
         if own.keys() != weights.keys():
             odd = sorted(own.keys() ^ weights.keys())
             raise ValueError(f"expected the {len(own)} trainable weights, got {len(weights)}; not in both: {odd[:4]}")
-        with torch.no_grad():
-            for name, p in own.items():
-                if p.shape != weights[name].shape:
-                    raise ValueError(f"{name} has the shape {tuple(weights[name].shape)}, expected {tuple(p.shape)}")
-                p.copy_(weights[name])
+        for name, p in own.items():
+            if p.shape != weights[name].shape:
+                raise ValueError(f"{name} has the shape {tuple(weights[name].shape)}, expected {tuple(p.shape)}")
+        self._fill(weights)
 
     def train(self, mode: bool = True) -> Policy:
         """Changes nothing: without dropout, the policy computes the same in training and in evaluation."""
@@ -308,12 +419,22 @@ class Policy(nn.Module):
         if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
             raise ValueError(f"{config.model_type} soft-caps its logits, so its head is not linear: not supported")
         ids = [(i + 1) * (config.vocab_size // 14) for i in range(12)]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-            expected = self.model(input_ids=torch.tensor([ids])).logits[0, 3:-1]
-            got = self._head(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8])
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            expected = self._logits(torch.tensor([ids], device=self.device))[0, 3:-1]
+            got = linear(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8], *self.head)
         off = float((got - expected).abs().mean() / expected.abs().mean())
         if off > 0.1:
             raise ValueError(f"the logits of {config.model_type} are {off:.0%} off head(last states): not supported")
+
+
+class OutOfMemory(RuntimeError):
+    """Memory ran out in one of the processes that hold the weights, and all of them know it."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Returns whether memory ran out; for a CPU, PyTorch has no class of its own for that."""
+    known = torch.OutOfMemoryError | MemoryError | OutOfMemory
+    return isinstance(error, known) or "can't allocate memory" in str(error)
 
 
 _TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -11,13 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ogls.system.cache import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROJECT = Path(__file__).resolve().parents[2]
 EMBEDDED = "smollm2-135m-instruct"
@@ -63,6 +63,22 @@ def local_folder(name: str) -> Path | None:
     """Returns the folder `name` in the working directory, or else in the project's; None where there is neither."""
     places = [Path(name).expanduser(), PROJECT / name] if name else []
     return next((place for place in places if place.is_dir()), None)
+
+
+def hollow_model(folder: Path, **options: Any) -> PreTrainedModel:
+    """Returns the model of a folder with weights that have no values yet: the system gives them no memory.
+
+    Args:
+        folder: folder from `resolve_model`
+        options: dtype and kind of attention, by transformers' names
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **options)
+    model.tie_weights()
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

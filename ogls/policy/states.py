@@ -68,11 +68,14 @@ def view_states(
         anchors[index][:scored].add_(piece[:scored], alpha=to_anchor)
         directions[index][:scored].add_(piece[:scored], alpha=to_direction)
 
-    if plain:
-        pieces = _after_prompts(policy, lessons).split(lengths)
-        for use in plain:
-            add(pieces[use[0]], *use)
-    for prefixes in budgeted(sorted(users, key=len), cost, budget):
+    for uses in policy.in_step([plain] if plain else []):
+        states = _after_prompts(policy, lessons if uses else ())
+        for use in uses:
+            add(states.split(lengths)[use[0]], *use)
+    for prefixes in policy.in_step(budgeted(sorted(users, key=len), cost, budget)):
+        if not prefixes:
+            policy.idle()
+            continue
         uses = [use for prefix in prefixes for use in users[prefix]]
         owners = [owner for owner, prefix in enumerate(prefixes) for _ in users[prefix]]
         states = policy.hidden(prefixes, [suffixes[index] for index, _, _ in uses], owners)
@@ -88,6 +91,8 @@ def student_states(policy: Policy, lessons: Sequence[Lesson]) -> Float[Tensor, "
 
 
 def _after_prompts(policy: Policy, lessons: Sequence[Lesson]) -> Tensor:
+    if not lessons:
+        return policy.idle()
     prompts = list(dict.fromkeys(lesson.prompt_ids for lesson in lessons))
     owners = [prompts.index(lesson.prompt_ids) for lesson in lessons]
     return policy.hidden(prompts, [lesson.token_ids[: lesson.num_learned] for lesson in lessons], owners)

@@ -79,7 +79,7 @@ class Frozen(Teacher):
 
     @contextmanager
     def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
-        kept |= {name: weight.to(policy.head[0].device) for name, weight in kept.items()}  # stays there
+        kept |= {name: weight.to(policy.device) for name, weight in kept.items()}  # stays there
         as_at_start = policy.swapped(kept) if policy.lora is None else policy.without_adapter()
         with torch.no_grad(), as_at_start:
             yield policy

@@ -206,3 +206,10 @@ def hold(folder: str) -> None:
     """Take the folder and keep it."""
     _held = lock_folder(Path(folder))
     time.sleep(600)
+
+
+def train_sharded(*arguments: str) -> None:
+    """See `tests.sharding.ranks`."""
+    from tests.sharding.ranks import train
+
+    train(*arguments)

@@ -1,0 +1,165 @@
+"""One of several processes that train together, or the only one: it leaves losses, whole weights and what it holds.
+
+    python -m tests.sharding.ranks MODEL FOLDER RANK SIZE PORT [CASE] [SETTING=JSON ...]
+
+CASE is a name of `CASES`. Settings are those of `tests.pair`, and `goes_on` and `save` for a checkpoint in FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from ogls.algorithm import MicroBatch
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.lessons.advantage import GroupRelative
+from ogls.lessons.privilege import ReferenceSolution, SuccessfulPeer
+from ogls.loss.objective import Distillation, Mixture, ReferenceKL
+from ogls.loss.policy_gradient import GRPO
+from ogls.loss.steering import Plain
+from ogls.module import SelfDistillation
+from ogls.policy.lora import Lora
+from ogls.policy.sharding import on_first, own_part
+from ogls.policy.teacher import EMA, Frozen, Live, TrustRegion
+from ogls.sharded import NAME
+from ogls.system.step_metrics import StepMetrics
+from tests.faults import small
+
+STEPS = 8
+CHECKPOINT = "step.ckpt"
+FULL: dict[str, Any] = {"lora": None, "learning_rate": 1e-5, "schedule": "constant"}
+LORA: dict[str, Any] = FULL | {"lora": Lora(rank=4, alpha=8)}
+MIXED: dict[str, Any] = {
+    "advantage": GroupRelative(),
+    "objective": Mixture([GRPO(), Distillation(), ReferenceKL()], [0.5, 1.0, 0.04]),
+}
+CASES: dict[str, dict[str, Any]] = {
+    "frozen": FULL | {"teacher": Frozen()},
+    "live": FULL | {"teacher": Live()},
+    "ema": FULL | {"teacher": EMA(0.5)},
+    "region": FULL | {"teacher": TrustRegion(0.3)},
+    "mixture": FULL | MIXED | {"teacher": EMA(0.9)},
+    "checkpointing": FULL | {"teacher": Frozen(), "gradient_checkpointing": True},
+    "bfloat16": FULL | {"teacher": Frozen(), "dtype": "bfloat16"},
+    "lora": LORA | {"teacher": Frozen()},
+    "lora ema": LORA | {"teacher": EMA(0.5)},
+    "lora mixture": LORA | MIXED | {"teacher": TrustRegion(0.3)},
+    "lora bfloat16": LORA | {"teacher": Frozen(), "dtype": "bfloat16", "gradient_checkpointing": True},
+}
+
+
+class Seeded(SelfDistillation):
+    """Makes the same adapter in every process; has no memory for a step in micro-batches above `room` in one of them."""
+
+    room: int | None = None
+
+    def configure_model(self) -> None:
+        torch.manual_seed(0)
+        super().configure_model()
+
+    def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
+        super()._observe(metrics, batch)
+        if self.room is not None and self.tokens_per_micro_batch > self.room and self.global_rank == 1:
+            raise torch.OutOfMemoryError("injected into one process alone")
+
+
+class Told(Callback):
+    """What every step said."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        names = ("train/loss", "train/grad_norm", "train/skipped")
+        self.rows.append({name: float(trainer.callback_metrics[name]) for name in names})
+
+
+class At(Callback):
+    """Does something after a step."""
+
+    def __init__(self, step: int, action: Callable[[], Any]) -> None:
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.action()
+
+
+def nbytes(tensors: Iterable[Tensor | None]) -> int:
+    """Bytes that this process holds of them."""
+    return sum(own_part(t).numel() * t.element_size() for t in tensors if t is not None)
+
+
+def held(student: SelfDistillation, trainer: Trainer) -> dict[str, int]:
+    """Bytes that this process holds, by what they are for."""
+    parameters = list(student.policy.parameters())
+    states = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
+    return {
+        "weights": nbytes(parameters),
+        "gradients": nbytes(p.grad for p in parameters),
+        "Adam": nbytes(state for state in states if state.ndim),
+        "teacher": nbytes(value for kept in student._kept.values() for value in kept.values()),
+    }
+
+
+def launched(rank: int, size: int, port: int) -> None:
+    """Sets what torchrun sets."""
+    told = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0}
+    told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(value) for name, value in told.items()}
+
+
+def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *settings: str) -> None:
+    """Trains as one of `size` processes; with size 1 as any run does."""
+    changes = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
+    goes_on, save = changes.pop("goes_on", False), changes.pop("save", False)
+    steps, room, killed = changes.pop("steps", STEPS), changes.pop("room", None), changes.pop("killed", None)
+    place, told = Path(folder), Told()
+    strategy = {"strategy": NAME, "devices": int(size)} if int(size) > 1 else {}
+    if strategy:
+        launched(int(rank), int(size), int(port))
+    given = {"problems_per_step": 5, "group_size": 3, "steps_per_epoch": steps, "tokens_per_micro_batch": 150}
+    student, data = small.pair(Path(model), kind=Seeded, load=False, **(given | CASES[case] | changes))
+    assert isinstance(student, Seeded)
+    student.room = room
+    trainer = Trainer(
+        max_epochs=2 if goes_on else 1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[told, *([At(2, lambda: os.kill(os.getpid(), 9))] if killed == int(rank) else [])],
+        plugins=[SoundCheckpoints()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **strategy,
+    )
+    try:
+        trainer.fit(student, data, ckpt_path=place / CHECKPOINT if goes_on else None)
+        found = {"rows": told.rows, "held": held(student, trainer), "tokens": student.tokens_per_micro_batch}
+        (place / f"told-{rank}.json").write_text(json.dumps(found))
+        weights = on_first(student.policy.trainable())
+        if int(rank) == 0:
+            torch.save({name: p.detach() for name, p in weights.items()}, place / "weights.pt")
+            torch.save(dict(student.policy.merged_weights()), place / "merged.pt")
+        else:
+            list(student.policy.merged_weights())
+        if save:
+            trainer.save_checkpoint(place / CHECKPOINT)
+    finally:
+        data.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(*sys.argv[1:])
