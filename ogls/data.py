@@ -394,7 +394,8 @@ class RolloutDataModule(LightningDataModule):
         """Returns the weights that made a batch which the next step goes on with, if there is one."""
         if self._ahead is not None:
             return {"weights": self._ahead.weights and on_first(self._ahead.weights)}
-        return {"weights": on_first(self._sampled_from)} if self._sampled_from and self.policy.version % self.period else {}
+        amid = self._sampled_from and self.policy.version % self.period
+        return {"weights": on_first(self._sampled_from)} if amid else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""

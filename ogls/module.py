@@ -129,8 +129,8 @@ class SelfDistillation(LightningModule):
             data.engine.check_device(root.type)
             if self.device_mesh is not None and not data.engine.copies_policy:
                 raise ValueError(
-                    f"{type(data.engine).__name__} samples with the policy itself, of which each process has a part under "
-                    "--trainer.strategy sharded: set data.engine to one that copies weights"
+                    f"{type(data.engine).__name__} samples with the policy itself, of which each process has a part "
+                    "under --trainer.strategy sharded: set data.engine to one that copies weights"
                 )
         device = _free_bytes(root)
         if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:

@@ -1,6 +1,6 @@
 """The strategy `sharded` is Lightning's FSDP2 with this project's checkpoints.
 
-    --trainer.strategy sharded --trainer.devices 8
+--trainer.strategy sharded --trainer.devices 8
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import Optimizer
 
 from ogls.policy.sharding import cut, on_first
-
-NAME = "sharded"
 
 
 class Sharded(ModelParallelStrategy):
@@ -78,6 +76,3 @@ class Sharded(ModelParallelStrategy):
                 for number, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": states})
-
-
-StrategyRegistry.register(NAME, Sharded, description="FSDP2 with one sound file as its checkpoint", override=True)

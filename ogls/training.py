@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.strategies import StrategyRegistry
 
 from ogls.callbacks import GracefulStop, RolloutWriter, RunRecorder, StepProgress, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.sharded import Sharded
 from ogls.system.ranges import within
+
+StrategyRegistry.register("sharded", Sharded, description="FSDP2, with a checkpoint of one file", override=True)
 
 SETTINGS = {
     "log_every_n_steps": 1,

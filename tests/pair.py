@@ -22,7 +22,7 @@ def taken(part: type, arguments: dict[str, Any]) -> dict[str, Any]:
 def make_pair(
     folder: Path, *, kind: type[SelfDistillation] = SelfDistillation, load: bool = True, **arguments: Any
 ) -> tuple[SelfDistillation, RolloutDataModule]:
-    """Gives every argument to what takes it: policy, method, module or data. 
+    """Gives every argument to what takes it: policy, method, module or data.
 
     Args:
         folder: of the model

@@ -50,13 +50,13 @@ class SoundCheckpoints(CheckpointIO):
             self.failed = 0
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Returns tensors and plain values only, whatever `weights_only` says.
+        """Returns tensors and plain values only, whatever `weights_only` says. The file is mapped, not read.
 
         Raises:
             ValueError: the checkpoint is not sound.
         """
         read_manifest(Path(path))
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

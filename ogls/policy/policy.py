@@ -23,7 +23,14 @@ from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.fused import fuse_layers
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
 from ogls.policy.packing import pack
-from ogls.policy.pretrained import EMBEDDED, hollow_model, load_tokenizer, local_folder, quiet_transformers, resolve_model
+from ogls.policy.pretrained import (
+    EMBEDDED,
+    hollow_model,
+    load_tokenizer,
+    local_folder,
+    quiet_transformers,
+    resolve_model,
+)
 from ogls.policy.sharding import cut, own_part, shard, whole
 from ogls.system.process_group import ProcessGroup
 

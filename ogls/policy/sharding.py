@@ -1,7 +1,7 @@
 """Weights are cut among processes, each of which keeps its rows of every weight (FSDP2).
 
-A pass gathers the weights of one layer at a time, so that all processes make each pass together. What a process keeps of
-a weight is a DTensor: gradients, the optimiser's means and a teacher's weights are cut as the weight is.
+A pass gathers the weights of one layer at a time, so that all processes make each pass together. What a process keeps
+of a weight is a DTensor: gradients, the optimiser's means and a teacher's weights are cut as the weight is.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def cut(value: Tensor, like: Tensor) -> Tensor:
     mesh, local = like.device_mesh, like.to_local()
     first = mesh.get_local_rank() * -(-len(value) // mesh.size())
     own = value[first : first + len(local)].to(local.device, copy=True)
-    return DTensor.from_local(
-        own, mesh, like.placements, run_check=False, shape=value.shape, stride=like.stride()
-    )
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=value.shape, stride=like.stride())
 
 
 def own_part(value: Tensor) -> Tensor:

@@ -21,15 +21,13 @@ from torch import Tensor
 from ogls.algorithm import MicroBatch
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.lessons.advantage import GroupRelative
-from ogls.lessons.privilege import ReferenceSolution, SuccessfulPeer
 from ogls.loss.objective import Distillation, Mixture, ReferenceKL
 from ogls.loss.policy_gradient import GRPO
-from ogls.loss.steering import Plain
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
 from ogls.policy.sharding import on_first, own_part
 from ogls.policy.teacher import EMA, Frozen, Live, TrustRegion
-from ogls.sharded import NAME
+from ogls.sharded import Sharded
 from ogls.system.step_metrics import StepMetrics
 from tests.faults import small
 
@@ -57,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Seeded(SelfDistillation):
-    """Makes the same adapter in every process; has no memory for a step in micro-batches above `room` in one of them."""
+    """Makes the same adapter in every process, one of which has no memory for micro-batches above `room` tokens."""
 
     room: int | None = None
 
@@ -123,7 +121,7 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
     goes_on, save = changes.pop("goes_on", False), changes.pop("save", False)
     steps, room, killed = changes.pop("steps", STEPS), changes.pop("room", None), changes.pop("killed", None)
     place, told = Path(folder), Told()
-    strategy = {"strategy": NAME, "devices": int(size)} if int(size) > 1 else {}
+    strategy = {"strategy": Sharded(), "devices": int(size)} if int(size) > 1 else {}
     if strategy:
         launched(int(rank), int(size), int(port))
     given = {"problems_per_step": 5, "group_size": 3, "steps_per_epoch": steps, "tokens_per_micro_batch": 150}

@@ -1,0 +1,149 @@
+"""Several processes that each hold a part of the weights make what one process makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_models import write_model
+
+from ogls.callbacks.checkpoint_io import read_manifest
+from tests.faults.nursery import Nursery
+from tests.sharding.ranks import CASES, CHECKPOINT
+
+FAST = ("mixture", "lora mixture")
+SHARES = {2: 0.51, 4: 0.26}
+ROUNDED = "bfloat16"  # in the names of cases whose sums depend on the cut into micro-batches by more
+
+
+@pytest.fixture(scope="session")
+def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with weights whose rows cannot be shared out evenly."""
+    return write_model(tmp_path_factory.mktemp("models") / "odd-llama", intermediate_size=127)
+
+
+class Ranks:
+    """Forks processes that train together, and reads what they leave."""
+
+    def __init__(self, nursery: Nursery, model: Path, place: Path) -> None:
+        self.nursery, self.model, self.place = nursery, model, place
+
+    def run(self, folder: str, size: int, case: str, **settings: Any) -> Path:
+        """Folder of what `size` processes leave, all of which end well."""
+        place, codes = self.start(folder, size, case, **settings)
+        assert codes == [0] * size
+        return place
+
+    def start(self, folder: str, size: int, case: str, **settings: Any) -> tuple[Path, list[int]]:
+        place = self.place / folder
+        place.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        given = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+        forked = [
+            self.nursery.fork("train_sharded", self.model, place, rank, size, port, case, *given)
+            for rank in range(size)
+        ]
+        return place, [self.nursery.wait(process) for process in forked]
+
+
+@pytest.fixture
+def ranks(nursery: Nursery, odd_model: Path, tmp_path: Path) -> Ranks:
+    return Ranks(nursery, odd_model, tmp_path)
+
+
+def told(place: Path, rank: int = 0) -> dict[str, Any]:
+    return json.loads((place / f"told-{rank}.json").read_text())
+
+
+def gap(place: Path, other: Path, name: str = "weights.pt") -> float:
+    """Largest difference of two runs' weights."""
+    ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (place, other))
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[key].float() - theirs[key].float()).abs().max()) for key in ours)
+
+
+def losses_gap(place: Path, other: Path, rank: int = 0) -> float:
+    rows = zip(told(place, rank)["rows"], told(other)["rows"], strict=True)
+    return max(abs(row["train/loss"] - wanted["train/loss"]) for row, wanted in rows)
+
+
+def check(ranks: Ranks, case: str, size: int) -> None:
+    one, several = ranks.run("one", 1, case), ranks.run("several", size, case)
+    exact = 1e-3 if ROUNDED in case else 1e-6
+    assert gap(several, one) < exact
+    assert gap(several, one, "merged.pt") < exact
+    assert len(told(several)["rows"]) == 8
+    for rank in range(size):
+        assert losses_gap(several, one, rank) < exact
+        held, whole = told(several, rank)["held"], told(one)["held"]
+        assert {name for name, count in whole.items() if count} >= {"weights", "gradients", "Adam"}
+        for name, count in whole.items():
+            assert held[name] <= SHARES[size] * count, name
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_two_processes_make_what_one_makes(case: str, ranks: Ranks) -> None:
+    check(ranks, case, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_make_what_one_makes(case: str, size: int, ranks: Ranks) -> None:
+    check(ranks, case, size)
+
+
+def test_a_checkpoint_goes_from_one_process_to_two_and_back(ranks: Ranks) -> None:
+    """After four steps two go on from what one has saved, and one from what two have."""
+    case, half = "ema", {"steps": 2}
+    begun = {size: ranks.run(f"begun-{size}", size, case, save=True, **half) for size in (1, 2)}
+    saved = {size: torch.load(place / CHECKPOINT, weights_only=True) for size, place in begun.items()}
+    assert read_manifest(begun[2] / CHECKPOINT)["holds"] == read_manifest(begun[1] / CHECKPOINT)["holds"]
+    assert saved[1]["optimizer_states"][0]["state"].keys() == saved[2]["optimizer_states"][0]["state"].keys()
+    for name, value in saved[1]["ogls"]["teacher"].items():
+        torch.testing.assert_close(saved[2]["ogls"]["teacher"][name], value, rtol=0, atol=1e-6)
+    ends = [goes_on(ranks, begun[before], after, case, **half) for before, after in ((1, 1), (1, 2), (2, 1))]
+    assert gap(ends[1], ends[0]) < 1e-6
+    assert gap(ends[2], ends[0]) < 1e-6
+
+
+def goes_on(ranks: Ranks, begun: Path, size: int, case: str, **settings: Any) -> Path:
+    folder = f"{begun.name}-{size}"
+    (ranks.place / folder).mkdir()
+    shutil.copy(begun / CHECKPOINT, ranks.place / folder)
+    return ranks.run(folder, size, case, goes_on=True, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["ema", "lora ema", "mixture"])
+def test_a_checkpoint_goes_from_one_process_to_two_to_four_and_back(case: str, ranks: Ranks) -> None:
+    begun = {size: ranks.run(f"begun-{size}", size, case, save=True, steps=4) for size in (1, 2, 4)}
+    end = goes_on(ranks, begun[1], 1, case, steps=4)
+    for before, after in ((1, 2), (1, 4), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4)):
+        assert gap(goes_on(ranks, begun[before], after, case, steps=4), end) < 1e-6, (before, after)
+
+
+@pytest.mark.fault("out of memory")
+def test_memory_that_runs_out_in_one_process_halves_the_micro_batches_of_all(ranks: Ranks) -> None:
+    one, two = ranks.run("one", 1, "frozen", steps=1), ranks.run("two", 2, "frozen", steps=1, room=40)
+    assert [told(two, rank)["tokens"] for rank in (0, 1)] == [37, 37]
+    assert gap(two, one) < 1e-6
+    assert losses_gap(two, one) < 1e-6
+
+
+@pytest.mark.fault("kill -9 in the middle of a run")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_all(killed: int, ranks: Ranks) -> None:
+    began = time.monotonic()
+    _, codes = ranks.start("killed", 2, "frozen", killed=killed)
+    assert time.monotonic() - began < 60
+    assert codes[killed] == -9
+    assert codes[1 - killed] not in (0, -9)
