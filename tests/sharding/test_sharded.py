@@ -75,12 +75,12 @@ def losses_gap(place: Path, other: Path, rank: int = 0) -> float:
     return max(abs(row["train/loss"] - wanted["train/loss"]) for row, wanted in rows)
 
 
-def check(ranks: Ranks, case: str, size: int) -> None:
-    one, several = ranks.run("one", 1, case), ranks.run("several", size, case)
+def check(ranks: Ranks, case: str, size: int, steps: int) -> None:
+    one, several = (ranks.run(f"of-{count}", count, case, steps=steps) for count in (1, size))
     exact = 1e-3 if ROUNDED in case else 1e-6
     assert gap(several, one) < exact
     assert gap(several, one, "merged.pt") < exact
-    assert len(told(several)["rows"]) == 8
+    assert len(told(several)["rows"]) == steps
     for rank in range(size):
         assert losses_gap(several, one, rank) < exact
         held, whole = told(several, rank)["held"], told(one)["held"]
@@ -91,14 +91,14 @@ def check(ranks: Ranks, case: str, size: int) -> None:
 
 @pytest.mark.parametrize("case", FAST)
 def test_two_processes_make_what_one_makes(case: str, ranks: Ranks) -> None:
-    check(ranks, case, 2)
+    check(ranks, case, 2, steps=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_make_what_one_makes(case: str, size: int, ranks: Ranks) -> None:
-    check(ranks, case, size)
+    check(ranks, case, size, steps=8)
 
 
 def test_a_checkpoint_goes_from_one_process_to_two_and_back(ranks: Ranks) -> None:
