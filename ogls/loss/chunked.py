@@ -1,10 +1,12 @@
 """The chunked loss compares states without holding the logits of all tokens.
 
-Student and target share the frozen head W, so z_T - z_S = W (h_T - h_S): the second product takes the *difference* of
+Student and target share the head W, so z_T - z_S = W (h_T - h_S): the second product takes the *difference* of
 the hidden states. Rounding of low-precision logits is then common to both sides, and a small divergence keeps its
 gradient. The gradient with respect to the student's states is taken in the forward pass, while the logits are there:
 
     z_S = h_S Wᵀ + b        u = (h_T - h_S) Wᵀ        dh = (dD/dz_S) W        three matrix products per chunk
+
+A head that is trained gets its gradient in the backward pass, which makes the logits of each chunk once more.
 
 The first two are one product of twice as many rows. The products run on chunks of tokens. The row passes (softmax,
 divergence, gradient) run on tiles of a few rows that stay in the cache (`ogls.loss.tiles`). For the known divergences
@@ -17,7 +19,7 @@ products, of states that may have different widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -52,13 +54,14 @@ def chunked_divergence(
 ) -> tuple[Tensor, Tensor | None]:
     """Returns D(softmax(z_T / temperature), softmax(z_S / temperature)) of every token, in nats.
 
-    It is differentiable in `hidden_student` alone: no gradient flows to the target or to the head.
+    It is differentiable in `hidden_student`, and in a head that requires a gradient as far as it makes the student's
+    logits: no gradient flows to the target.
 
     Args:
         hidden_student: states of the student [tokens, hidden]
         hidden_target: states of the target [tokens, hidden]
-        weight: weight of the frozen output head [vocab, hidden]
-        bias: bias of the frozen output head [vocab]; None where it has none
+        weight: weight of the output head [vocab, hidden]
+        bias: bias of the output head [vocab]; None where it has none
         divergence: divergence D
         head_target: weight and bias of the target's own frozen head, with as many rows; None is the student's
         support: tokens that are taken singly (`ogls.loss.topk`); None takes the whole vocabulary
@@ -73,7 +76,7 @@ def chunked_divergence(
         temperature, or None.
 
     Raises:
-        ValueError: shapes do not fit, or the head requires a gradient.
+        ValueError: shapes do not fit.
     """
     row_passes = passes(
         divergence,
@@ -115,7 +118,8 @@ def by_chunks(
 ) -> list[Tensor]:
     """Returns numbers per token that are made from its logits, some tokens at a time.
 
-    Only the first of them has a gradient, in `hidden` alone. All other arguments are those of `chunked_divergence`.
+    Only the first of them has a gradient, in `hidden` and in a head that requires one. All other arguments are those of
+    `chunked_divergence`.
 
     Args:
         row_passes: function of the logits of some tokens, of their gaps to the target's logits where there is a target,
@@ -125,27 +129,48 @@ def by_chunks(
         num_outputs: count of numbers per token
 
     Raises:
-        ValueError: shapes do not fit, or the head requires a gradient.
+        ValueError: shapes do not fit.
     """
     check_states(hidden, weight, bias, hidden_target=hidden_target, head_target=head_target, token_ids=token_ids)
     wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
     states, targets, ids = padded(hidden.detach(), hidden_target, token_ids)
     gradient = torch.empty_like(states, dtype=weight.dtype) if wants_gradient else None
     dtype = accumulation_dtype(weight)
-    first, *others = (torch.empty(len(states), dtype=dtype, device=weight.device) for _ in range(num_outputs))
-    with torch.no_grad():
+    outputs = [torch.empty(len(states), dtype=dtype, device=weight.device) for _ in range(num_outputs)]
+
+    def swept(outputs: list[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         for rows, buffers in chunks(len(states), weight, 1 if targets is None else 2, chunk_rows):
-            near = None if ids is None else ids[rows]
+            near, reached = None if ids is None else ids[rows], None
             if targets is None:
                 apply_head(states[rows], weight, bias, out=buffers[0], near=near)
             else:
                 reached = logits_and_gaps(states[rows], targets[rows], weight, bias, near, buffers, head_target)
-            row_passes(*buffers, first[rows], near, *(other[rows] for other in others))
+            first, *others = (output[rows] for output in outputs)
+            row_passes(*buffers, first, near, *others)
+            yield rows, buffers[0], reached
+
+    def of_head(upstream: Tensor) -> tuple[Tensor, Tensor]:
+        of_weight = torch.zeros_like(weight, dtype=dtype)
+        of_bias, scale = (weight.new_zeros(n, dtype=dtype) for n in (len(weight), len(states)))
+        scale[: len(hidden)] = upstream / temperature
+        for rows, derivative, reached in swept([torch.empty_like(output) for output in outputs]):
+            factor = scale[rows] if reached is None else scale[rows].masked_fill(reached, 0.0)
+            derivative.mul_(factor[:, None])
+            of_weight += derivative.T @ states[rows].to(derivative.dtype)
+            of_bias += derivative.sum(0)
+        return of_weight, of_bias
+
+    with torch.no_grad():
+        for rows, derivative, reached in swept(outputs):
             if gradient is not None:
-                torch.mm(buffers[0], weight, out=gradient[rows])
-                if targets is not None:
+                torch.mm(derivative, weight, out=gradient[rows])
+                if reached is not None:
                     gradient[rows].masked_fill_(reached[:, None], 0.0)
-    return [attach(hidden, first[: len(hidden)], gradient, temperature), *(other[: len(hidden)] for other in others)]
+    first, *others = (output[: len(hidden)] for output in outputs)
+    value = attach(hidden, first, gradient, temperature)
+    if wants_gradient and weight.requires_grad:
+        value = HeadGradient.apply(value, weight, bias, of_head)
+    return [value, *others]
 
 
 def passes(
@@ -255,18 +280,18 @@ def chunked_logprobs(
     temperature: float = 1.0,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Returns log softmax(z / temperature)[token_ids] of every token [tokens], differentiable in `hidden`.
+    """Returns log softmax(z / temperature)[token_ids] of every token [tokens], differentiable in `hidden` and head.
 
     Args:
         hidden: states that predict each token [tokens, hidden]
-        weight: weight of the frozen output head [vocab, hidden]
-        bias: bias of the frozen output head [vocab]; None where it has none
+        weight: weight of the output head [vocab, hidden]
+        bias: bias of the output head [vocab]; None where it has none
         token_ids: tokens [tokens] whose log-probabilities are returned
         temperature: divisor of the logits
         chunk_rows: tokens per chunk; None follows the byte budget of `ogls.loss.tiles`
 
     Raises:
-        ValueError: shapes do not fit, or the head requires a gradient.
+        ValueError: shapes do not fit.
     """
     row_passes = partial(
         logprob_rows, temperature=temperature, wants_gradient=torch.is_grad_enabled() and hidden.requires_grad
@@ -309,6 +334,30 @@ class GradientInForward(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * (upstream / ctx.temperature).unsqueeze(-1)).to(ctx.dtype), None, None, None
+
+
+class HeadGradient(torch.autograd.Function):
+    """This autograd function lets values [tokens] pass, and gives the head that made their logits its gradient.
+
+    Args of `apply`: values, weight, bias or None, and a function from the values' gradient to those of weight and bias.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        of_head: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        ctx.of_head, ctx.biased = of_head, bias is not None
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        of_weight, of_bias = ctx.of_head(upstream)
+        return upstream, of_weight, of_bias if ctx.biased else None, None
 
 
 def attach(hidden: Tensor, values: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
@@ -399,12 +448,10 @@ def check_states(
     head_target: Head | None = None,
     token_ids: Tensor | None = None,
 ) -> None:
-    """Raises ValueError where shapes do not fit, or where a head requires a gradient."""
+    """Raises ValueError where shapes do not fit."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         shapes = f"{list(hidden.shape)} and {list(weight.shape)}"
         raise ValueError(f"expected states [tokens, hidden] and a head [vocab, hidden], got {shapes}")
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        raise ValueError("expected a frozen head: no gradient is made for it, but its weight or bias requires one")
     if head_target is not None:
         if hidden_target is None or len(head_target[0]) != len(weight):
             raise ValueError(

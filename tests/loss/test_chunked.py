@@ -40,6 +40,11 @@ def naive(
 ) -> Tensor:
     """D [tokens] with all logits in memory and the gradient by autograd."""
     p, q = (torch.nn.functional.linear(h, weight, bias).div(temperature).softmax(-1) for h in (student, target))
+    return full(p, q, divergence, clip, one_sided)
+
+
+def full(p: Tensor, q: Tensor, divergence: Divergence, clip: float | None = None, one_sided: bool = False) -> Tensor:
+    """D [tokens] of two tables of probabilities, the student's and the target's."""
     match divergence:
         case ForwardKL():
             summand = q * (q / p).log()
@@ -312,6 +317,39 @@ def test_logprobs_are_naive(chunk: int, temperature: float) -> None:
     torch.testing.assert_close(logprob, ours.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("divergence", ALL)
+def test_a_trained_head_has_the_gradient_of_autograd(
+    divergence: Divergence, temperature: float, chunk: int | None
+) -> None:
+    """The target's logits are fixed: they are made by the same head, and get no gradient."""
+    student, target, weight, bias = setup()
+    target[::5] = student[::5].detach()  # tokens that have nothing to learn
+    trained = student, weight.requires_grad_(), bias.requires_grad_()
+    values, _ = chunked_divergence(student, target, weight, bias, divergence, temperature=temperature, chunk_rows=chunk)
+    p = torch.nn.functional.linear(student, weight, bias).div(temperature).softmax(-1)
+    q = torch.nn.functional.linear(target, weight, bias).div(temperature).softmax(-1).detach()
+    wanted = full(p, q, divergence)
+    weights = torch.linspace(0.5, 2.0, T, dtype=values.dtype)
+    torch.testing.assert_close(values, wanted)
+    ours, theirs = (torch.autograd.grad((weights * v).sum(), trained) for v in (values, wanted))
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_logprobs_of_a_trained_head_have_the_gradient_of_autograd() -> None:
+    student, _, weight, bias = setup()
+    ids, trained = torch.arange(T) % V, (student, weight.requires_grad_(), bias.requires_grad_())
+    values = chunked_logprobs(student, weight, bias, ids, temperature=0.7, chunk_rows=4)
+    logits = torch.nn.functional.linear(student, weight, bias) / 0.7
+    wanted = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    # A ratio is not linear in a log-probability, as in a policy gradient.
+    ours, theirs = (torch.autograd.grad((v * v.detach().exp() + v.square()).sum(), trained) for v in (values, wanted))
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_logprobs_gradcheck() -> None:
     student, _, weight, bias = setup()
     hidden, ids = student.detach()[:4].requires_grad_(), torch.tensor([0, 3, 3, 12])
@@ -363,5 +401,3 @@ def test_bad_states_are_named() -> None:
         chunked_divergence(student, target[:22], weight, bias, ForwardKL(), head_target=(weight, None))
     with pytest.raises(ValueError, match=r"one token id per state, 23, got \[22\]"):
         chunked_logprobs(student, weight, bias, torch.zeros(22, dtype=torch.long))
-    with pytest.raises(ValueError, match="frozen head"):
-        chunked_logprobs(student, weight.requires_grad_(), bias, torch.zeros(T, dtype=torch.long))
