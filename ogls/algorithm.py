@@ -196,5 +196,6 @@ def _steered(
     num_scored = [max(term.num_scored(lesson) for term in taught) for lesson in lessons]
     with held() as reader:
         anchor, direction = view_states(reader, target.steering, lessons, num_scored, budget)
-    alpha = target.steering.strength(anchor, direction, policy.version, reader.head)
-    return Steered(anchor=anchor, direction=direction, alpha=alpha, head=None if reader is policy else reader.head)
+        head = reader.lent_head if reader is policy else reader.head
+    alpha = target.steering.strength(anchor, direction, policy.version, head or policy.head)
+    return Steered(anchor=anchor, direction=direction, alpha=alpha, head=head)

@@ -142,12 +142,13 @@ class SelfDistillation(LightningModule):
 
     def configure_model(self) -> None:
         """Reads the weights when the trainer asks for them, after all settings have been checked."""
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         if not self._kept:
-            self.policy.load(None if self.device_mesh is None else self.device_mesh["data_parallel"])
+            self.policy.load(mesh)
             asked = {"teacher", *(target.weights for target in self.method.targets)}
             self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
         if self.other is not None and self._trains:
-            self.other.load()
+            self.other.load(mesh)
 
     def on_train_start(self) -> None:
         """Has what the configuration says of the optimiser stand above what a checkpoint had."""
@@ -215,6 +216,8 @@ class SelfDistillation(LightningModule):
         totals = group.summed(weight_totals(self.method, batch.lessons))
         policy.train()
         metrics, loss = self._gradient(batch.lessons, totals)
+        if self.other is not None:
+            self.other.let_go()
         (loss,) = group.summed([loss])
         with metrics.time("optimizer"):
             parameters = list(policy.trainable().values())

@@ -37,7 +37,7 @@ def kl_to_base(policy: Policy, groups: Sequence[RolloutGroup], budget: int) -> f
     for some in micro_batches(lessons, budget):
         student = student_states(policy, some)
         with policy.at_start():
-            base = student_states(policy, some)
-        divergences, _ = chunked_divergence(student, base, *policy.head, ReverseKL())
+            base, head = student_states(policy, some), policy.lent_head
+        divergences, _ = chunked_divergence(student, base, *policy.head, ReverseKL(), head_target=head)
         total += divergences.sum()
     return float(total) / sum(lesson.num_learned for lesson in lessons)

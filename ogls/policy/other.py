@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import describe_model, load_tokenizer, vocab_size
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Other(Policy):
@@ -51,11 +54,11 @@ class Other(Policy):
                 "student could sample ids that its teacher lacks; take a teacher with as many logits or more"
             )
 
-    def load(self) -> Other:
-        """Checks the vocabularies and reads the weights at the first call, and returns the model."""
+    def load(self, mesh: DeviceMesh | None = None) -> Other:
+        """Checks the vocabularies and reads the weights at the first call, see `Policy.load`; returns the model."""
         if "model" not in self._modules:
             self.check()
-            super().load()
+            super().load(mesh)
         return self
 
     def take(self, model: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear
 
+from ogls.loss.chunked import Head
 from ogls.policy.attention import ATTENTION, register_attention
 from ogls.policy.fused import fuse_layers
 from ogls.policy.lora import Lora, adapted_layers, add_adapter, load_adapter, merged, save_adapter
@@ -45,7 +46,8 @@ class Policy(nn.Module):
     """A policy is a language model with trainable weights: a fresh adapter, or all but embeddings and output head.
 
     With `lora`, the model is held in `dtype` and the adapter in fp32. Without, the weights that are trained are fp32,
-    and the pass runs under autocast if `dtype` is bfloat16; embeddings and head are frozen, and held in `dtype`.
+    and the pass runs under autocast if `dtype` is bfloat16; embeddings and head are frozen, and held in `dtype`, unless
+    they are trained, too.
     Dropout is never active, so that student and teacher are the same function.
 
     Training and sampling share one policy. Its `version` is the number of updates that its weights have had, and no
@@ -57,6 +59,7 @@ class Policy(nn.Module):
         adapter: folder of a peft adapter that is merged into the model before training begins (a cold start); null
             merges none. It is looked up as the model's folder is.
         lora: shape of the adapter that is trained; null trains all weights but embeddings and output head
+        train_embeddings: whether embeddings and output head are trained, too; only without an adapter
         dtype: dtype of the computation, and of the weights that are not trained
         gradient_checkpointing: whether the backward pass computes activations anew instead of keeping them; this saves
             memory and costs time. ``auto`` does so where the memory plan of a GPU says so, and never on a CPU.
@@ -73,15 +76,19 @@ class Policy(nn.Module):
         model: str = "smollm2-135m-instruct",
         adapter: str | None = None,
         lora: Lora | None = Lora(),
+        train_embeddings: bool = False,
         dtype: Dtype = "bfloat16",
         gradient_checkpointing: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
-        self.name, self.adapter, self.lora = model, adapter, lora
+        if train_embeddings and lora is not None:
+            raise ValueError("policy.train_embeddings trains all weights: set policy.lora to null")
+        self.name, self.adapter, self.lora, self.train_embeddings = model, adapter, lora, train_embeddings
         self.dtype: Dtype = dtype
         self.gradient_checkpointing: bool | Literal["auto"] = gradient_checkpointing
         self.version = 0
         self._autocast = lora is None and dtype == "bfloat16"
+        self._lent = False
 
     @cached_property
     def folder(self) -> Path:
@@ -153,8 +160,11 @@ class Policy(nn.Module):
         fuse_layers(model)
         if self.lora is not None:
             add_adapter(model, self.lora)
-        for frozen in (model.get_input_embeddings(), self._head):
-            frozen.requires_grad_(False).to(_TORCH[self.dtype])
+        for end in (model.get_input_embeddings(), self._head):
+            if not self.train_embeddings:
+                end.requires_grad_(False).to(_TORCH[self.dtype])
+        if self.train_embeddings:
+            model.get_input_embeddings().register_forward_hook(lambda module, ids, out: out.to(_TORCH[self.dtype]))
         if self.gradient_checkpointing is True:
             _checkpoint_layers(model)
 
@@ -193,6 +203,11 @@ class Policy(nn.Module):
             short = error
         if any(self.parts.gathered(short is not None)):
             raise OutOfMemory("memory ran out in one of the processes that hold the weights") from short
+
+    def let_go(self) -> None:
+        """Gives back the memory of weights that a pass has gathered from other processes and left in place."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
 
     def recover(self) -> None:
         """Forgets a pass that an exception ended."""
@@ -249,14 +264,23 @@ class Policy(nn.Module):
         return self._head.weight.device
 
     @property
-    def head(self) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
-        """Returns weight and bias of the frozen output head: logits = states @ weight.T + bias.
+    def head(self) -> Head:
+        """Returns weight and bias of the output head, in the policy's `dtype`: logits = states @ weight.T + bias.
 
         Where weights are cut, all processes have to ask for it, unless there was a pass since weights were changed.
         """
         if isinstance(self, FSDPModule):
             self.unshard()
-        return self._head.weight, self._head.bias
+        weight, bias = self._head.weight, self._head.bias
+        return weight.to(_TORCH[self.dtype]), None if bias is None else bias.to(_TORCH[self.dtype])
+
+    @property
+    def lent_head(self) -> Head | None:
+        """Returns the head of the weights that are lent to the policy; None where it is the student's own."""
+        if not (self._lent and self.train_embeddings):
+            return None
+        weight, bias = self.head  # of memory that changes when the student's weights are back
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
     @property
     def _head(self) -> nn.Linear:
@@ -272,8 +296,7 @@ class Policy(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns the weights that training changes, by the model's names, always in the same order."""
-        if isinstance(self, FSDPModule):
-            self.reshard()
+        self.let_go()
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -320,11 +343,11 @@ class Policy(nn.Module):
         else:  # a pass gathers from memory that is FSDP's, into which the values have to go
             kept = {name: own_part(p.detach()).clone() for name, p in own.items()}
             self._fill(weights)
-        self.version = kept_version if version is None else version
+        self.version, self._lent = kept_version if version is None else version, True
         try:
             yield
         finally:
-            self.version = kept_version
+            self.version, self._lent = kept_version, False
             for name, p in self.trainable().items():
                 if self.parts is None:
                     p.data = kept[name]
@@ -349,8 +372,7 @@ class Policy(nn.Module):
         alone. Where weights are cut among processes, one weight at a time is made whole, and all processes have to take
         all of them.
         """
-        if isinstance(self, FSDPModule):
-            self.reshard()
+        self.let_go()
         adapted = adapted_layers(self.model) if self.lora else {}
         layers = {f"{name}.weight": layer for name, layer in adapted.items()}
         blocks = {name.rsplit(".", 2)[0] for name in layers}
@@ -387,8 +409,7 @@ class Policy(nn.Module):
             folder: folder to write; None writes nothing, for a process that only gives its part of the weights
         """
         self._refuse_full_weights()
-        if isinstance(self, FSDPModule):
-            self.reshard()
+        self.let_go()
         base = str(self.folder) if self.adapter else self.base
         save_adapter(self.model, None if folder is None else Path(folder), _TORCH[self.dtype], base)
 

@@ -163,6 +163,11 @@ class TrustRegion(Frozen):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be in [0, 1], got {self.share}")
 
+    def start(self, policy: Policy) -> Weights:
+        if policy.train_embeddings:
+            raise ValueError("TrustRegion takes a mean of states under one head: set policy.train_embeddings to false")
+        return super().start(policy)
+
     @contextmanager
     def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
         student, start_weights = policy.hidden, super().applied_to

@@ -26,7 +26,7 @@ from ogls.loss.policy_gradient import GRPO
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
 from ogls.policy.sharding import on_first, own_part
-from ogls.policy.teacher import EMA, Frozen, Live, TrustRegion
+from ogls.policy.teacher import EMA, Frozen, Live, OtherModel, TrustRegion
 from ogls.sharded import Sharded
 from ogls.system.step_metrics import StepMetrics
 from tests.faults import small
@@ -47,6 +47,9 @@ CASES: dict[str, dict[str, Any]] = {
     "mixture": FULL | MIXED | {"teacher": EMA(0.9)},
     "checkpointing": FULL | {"teacher": Frozen(), "gradient_checkpointing": True},
     "bfloat16": FULL | {"teacher": Frozen(), "dtype": "bfloat16"},
+    "embeddings": FULL | {"teacher": EMA(0.5), "train_embeddings": True},
+    "embeddings bfloat16": FULL | {"teacher": Frozen(), "train_embeddings": True, "dtype": "bfloat16"},
+    "other model": FULL,
     "lora": LORA | {"teacher": Frozen()},
     "lora ema": LORA | {"teacher": EMA(0.5)},
     "lora mixture": LORA | MIXED | {"teacher": TrustRegion(0.3)},
@@ -99,12 +102,13 @@ def nbytes(tensors: Iterable[Tensor | None]) -> int:
 def held(student: SelfDistillation, trainer: Trainer) -> dict[str, int]:
     """Bytes that this process holds, by what they are for."""
     parameters = list(student.policy.parameters())
+    other = [] if student.other is None else student.other.parameters()
     states = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
     return {
         "weights": nbytes(parameters),
         "gradients": nbytes(p.grad for p in parameters),
         "Adam": nbytes(state for state in states if state.ndim),
-        "teacher": nbytes(value for kept in student._kept.values() for value in kept.values()),
+        "teacher": nbytes([*other, *(value for kept in student._kept.values() for value in kept.values())]),
     }
 
 
@@ -125,6 +129,8 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
     if strategy:
         launched(int(rank), int(size), int(port))
     given = {"problems_per_step": 5, "group_size": 3, "steps_per_epoch": steps, "tokens_per_micro_batch": 150}
+    if case == "other model":
+        changes["teacher"] = OtherModel(model)
     student, data = small.pair(Path(model), kind=Seeded, load=False, **(given | CASES[case] | changes))
     assert isinstance(student, Seeded)
     student.room = room
