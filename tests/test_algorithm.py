@@ -94,17 +94,20 @@ class Naive:
         return torch.func.functional_call(self.model, weights, (), inputs).logits[0, len(prefix) - 1 : -1].double()
 
 
-@pytest.fixture(params=[None, Lora(rank=4, alpha=8)], ids=["full", "lora"])
+KINDS = {"full": {}, "embeddings, too": {"train_embeddings": True}, "lora": {"lora": Lora(rank=4, alpha=8)}}
+
+
+@pytest.fixture(params=KINDS)
 def pair(request: pytest.FixtureRequest, tiny_model: Path) -> tuple[Policy, Naive]:
     """A student that training has moved away from its start."""
-    policy = Policy(str(tiny_model), lora=request.param, dtype="float32").load()
+    policy = Policy(str(tiny_model), dtype="float32", **({"lora": None} | KINDS[request.param])).load()
     generator = torch.Generator().manual_seed(0)
     for p in policy.trainable().values():
         p.data += 0.03 * torch.randn(p.shape, generator=generator)
     policy.version = 3
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     leaves = {name: p.detach().clone().requires_grad_() for name, p in policy.trainable().items()}
-    return policy, Naive(model=model, leaves=leaves, scale=8 / 4 if request.param else None)
+    return policy, Naive(model=model, leaves=leaves, scale=8 / 4 if policy.lora else None)
 
 
 def sampled(lessons: Sequence[Lesson], naive: Naive) -> list[Lesson]:

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.functional import linear
 
 from ogls.loss.chunked import Head
 from ogls.policy.attention import ATTENTION, register_attention
@@ -449,7 +448,7 @@ class Policy(nn.Module):
         ids = [(i + 1) * (config.vocab_size // 14) for i in range(12)]
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             expected = self._logits(torch.tensor([ids], device=self.device))[0, 3:-1]
-            got = linear(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8], *self.head)
+            got = self._head(self.hidden([ids[:4]], [ids[4:], ids[4:6]], [0, 0])[:8])
         off = float((got - expected).abs().mean() / expected.abs().mean())
         if off > 0.1:
             raise ValueError(f"the logits of {config.model_type} are {off:.0%} off head(last states): not supported")
