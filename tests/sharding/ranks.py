@@ -2,7 +2,7 @@
 
     python -m tests.sharding.ranks MODEL FOLDER RANK SIZE PORT [CASE] [SETTING=JSON ...]
 
-CASE is a name of `CASES`. Settings are those of `tests.pair`, and `goes_on` and `save` for a checkpoint in FOLDER.
+CASE is a name of `CASES`, or of a method as published. Settings are those of `tests.pair`, and `goes_on` and `save` for a checkpoint in FOLDER.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from ogls import methods
 from ogls.algorithm import MicroBatch
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.lessons.advantage import GroupRelative
+from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.loss.objective import Distillation, Mixture, ReferenceKL
 from ogls.loss.policy_gradient import GRPO
 from ogls.module import SelfDistillation
@@ -30,6 +32,7 @@ from ogls.policy.teacher import EMA, Frozen, Live, OtherModel, TrustRegion
 from ogls.sharded import Sharded
 from ogls.system.step_metrics import StepMetrics
 from tests.faults import small
+from tests.test_overlays import REFLECTED, reflecting
 
 STEPS = 8
 CHECKPOINT = "step.ckpt"
@@ -128,10 +131,18 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
     strategy = {"strategy": Sharded(), "devices": int(size)} if int(size) > 1 else {}
     if strategy:
         launched(int(rank), int(size), int(port))
-    given = {"problems_per_step": 5, "group_size": 3, "steps_per_epoch": steps, "tokens_per_micro_batch": 150}
+    given: dict[str, Any] = {
+        "problems_per_step": 5,
+        "group_size": 3,
+        "steps_per_epoch": steps,
+        "tokens_per_micro_batch": 150,
+    }
+    if case in methods.__all__:
+        given |= {"method": getattr(methods, case)(), "engine": reflecting(Path(model)), "prompts": REFLECTED}
+        given |= {"reflection": ReflectionLimits(prompt_tokens=600, max_tokens=100), "group_size": 4}
     if case == "other model":
         changes["teacher"] = OtherModel(model)
-    student, data = small.pair(Path(model), kind=Seeded, load=False, **(given | CASES[case] | changes))
+    student, data = small.pair(Path(model), kind=Seeded, load=False, **(given | CASES.get(case, FULL) | changes))
     assert isinstance(student, Seeded)
     student.room = room
     trainer = Trainer(

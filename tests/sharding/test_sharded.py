@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ import pytest
 import torch
 from random_models import write_model
 
+from ogls import methods
 from ogls.callbacks.checkpoint_io import read_manifest
 from tests.faults.nursery import Nursery
+from tests.sharding.launcher import Ranks, gap, losses_gap, told
 from tests.sharding.ranks import CASES, CHECKPOINT
 
 FAST = ("mixture", "lora mixture")
@@ -28,51 +28,9 @@ def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "odd-llama", intermediate_size=127)
 
 
-class Ranks:
-    """Forks processes that train together, and reads what they leave."""
-
-    def __init__(self, nursery: Nursery, model: Path, place: Path) -> None:
-        self.nursery, self.model, self.place = nursery, model, place
-
-    def run(self, folder: str, size: int, case: str, **settings: Any) -> Path:
-        """Folder of what `size` processes leave, all of which end well."""
-        place, codes = self.start(folder, size, case, **settings)
-        assert codes == [0] * size
-        return place
-
-    def start(self, folder: str, size: int, case: str, **settings: Any) -> tuple[Path, list[int]]:
-        place = self.place / folder
-        place.mkdir(exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        given = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-        forked = [
-            self.nursery.fork("train_sharded", self.model, place, rank, size, port, case, *given)
-            for rank in range(size)
-        ]
-        return place, [self.nursery.wait(process) for process in forked]
-
-
 @pytest.fixture
 def ranks(nursery: Nursery, odd_model: Path, tmp_path: Path) -> Ranks:
     return Ranks(nursery, odd_model, tmp_path)
-
-
-def told(place: Path, rank: int = 0) -> dict[str, Any]:
-    return json.loads((place / f"told-{rank}.json").read_text())
-
-
-def gap(place: Path, other: Path, name: str = "weights.pt") -> float:
-    """Largest difference of two runs' weights."""
-    ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (place, other))
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[key].float() - theirs[key].float()).abs().max()) for key in ours)
-
-
-def losses_gap(place: Path, other: Path, rank: int = 0) -> float:
-    rows = zip(told(place, rank)["rows"], told(other)["rows"], strict=True)
-    return max(abs(row["train/loss"] - wanted["train/loss"]) for row, wanted in rows)
 
 
 def check(ranks: Ranks, case: str, size: int, steps: int) -> None:
@@ -99,6 +57,18 @@ def test_two_processes_make_what_one_makes(case: str, ranks: Ranks) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_make_what_one_makes(case: str, size: int, ranks: Ranks) -> None:
     check(ranks, case, size, steps=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted({*methods.__all__} - {"Method", "OnPolicyDistillation"}))  # "other model"
+def test_every_method_as_published_makes_the_same_steps(
+    method: str, nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    ranks = Ranks(nursery, tiny_model, tmp_path)
+    one, two = (ranks.run(f"of-{size}", size, method, steps=2) for size in (1, 2))
+    assert gap(two, one) < 1e-6
+    assert losses_gap(two, one) < 1e-6
+    assert any(row["train/loss"] for row in told(one)["rows"])
 
 
 def test_a_checkpoint_goes_from_one_process_to_two_and_back(ranks: Ranks) -> None:
