@@ -69,6 +69,7 @@ def _training(module: SelfDistillation, shapes: Shapes) -> Training:
         rank=policy.adapter_rank,
         targets=policy.lora.targets if policy.lora else (),
         dtype=policy.dtype,
+        embeddings=policy.train_embeddings,
         kept_bytes=sum(teacher.kept_bytes(policy) for teacher in {type(t): t for t in teachers}.values()),
         chunk_bytes=CHUNK_BYTES["cuda"] + _TILES * TILE_BYTES["cuda"] * tiles,
         other=None

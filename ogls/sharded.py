@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,10 @@ class Sharded(ModelParallelStrategy):
 
     A checkpoint is one file of whole tensors, as that of one process is, so that any number of processes goes on from
     it. The optimiser's states go by the number of their weight, as torch has it.
-
-    Args:
-        timeout: longest time that a process waits for the others; they may sample and grade for long
     """
 
-    def __init__(self, timeout: timedelta = timedelta(hours=2)) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
         """Has all processes of all nodes share one set of weights."""

@@ -59,7 +59,8 @@ def whole(value: Tensor) -> Tensor:
     """Returns all rows of a tensor. Every process has to ask for it."""
     if not isinstance(value, DTensor):
         return value
-    return value.to(value.device_mesh.device_type).full_tensor()
+    here: Any = value.to(value.device_mesh.device_type)  # what a batch was made from is kept in the processor's memory
+    return here.full_tensor()
 
 
 def on_first(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     python -m tests.sharding.ranks MODEL FOLDER RANK SIZE PORT [CASE] [SETTING=JSON ...]
 
-CASE is a name of `CASES`, or of a method as published. Settings are those of `tests.pair`, and `goes_on` and `save` for a checkpoint in FOLDER.
+CASE is a name of `CASES`, or of a method as published. Settings are those of `tests.pair`, and `goes_on` and `save` for
+a checkpoint in FOLDER.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ogls import methods
 from ogls.algorithm import MicroBatch
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.lessons.advantage import GroupRelative
+from ogls.lessons.prompts import Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.loss.objective import Distillation, Mixture, ReferenceKL
 from ogls.loss.policy_gradient import GRPO
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
+from ogls.policy.pretrained import load_tokenizer
 from ogls.policy.sharding import on_first, own_part
 from ogls.policy.teacher import EMA, Frozen, Live, OtherModel, TrustRegion
 from ogls.sharded import Sharded
@@ -137,6 +140,8 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
         "steps_per_epoch": steps,
         "tokens_per_micro_batch": 150,
     }
+    if not load_tokenizer(Path(model)).chat_template:  # the lab's
+        given["prompts"] = Prompts(chat=False, student="{problem}", views={"attempt": "{problem}\nNot {text}?\n"})
     if case in methods.__all__:
         given |= {"method": getattr(methods, case)(), "engine": reflecting(Path(model)), "prompts": REFLECTED}
         given |= {"reflection": ReflectionLimits(prompt_tokens=600, max_tokens=100), "group_size": 4}

@@ -285,3 +285,13 @@ def test_an_adapter_that_cannot_be_served_is_refused_before_vllm_starts(tmp_path
         engine_for(None, sync="adapter").options(tmp_path, 256, None)
     with pytest.raises(ValueError, match=r"rank 128, the engine takes up to 64"):
         engine_for(Lora(rank=128), sync="adapter").options(tmp_path, 256, None)
+
+
+def test_a_trained_head_is_counted_as_every_other_weight() -> None:
+    """Values in fp32, a gradient and two means: 16 bytes per weight instead of 2."""
+    frozen, trained = (training(qwen3("4B"), None, embeddings=asked) for asked in (False, True))
+    more = frozen.shapes.embeddings
+    assert more > 0
+    assert trained.trainable - frozen.trainable == more
+    assert trained.held - frozen.held == 14 * more
+    assert trained.micro_batch(100, False) > frozen.micro_batch(100, False)

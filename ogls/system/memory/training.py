@@ -28,6 +28,7 @@ class Training:
         other: shapes of a teacher that is another model; None for one that lends weights to the policy
         parts: number of devices among which weights, gradients, optimiser and teachers are cut (`--trainer.strategy
             sharded`); 1 holds them whole
+        embeddings: whether embeddings and output head are trained, too
     """
 
     shapes: Shapes
@@ -38,6 +39,7 @@ class Training:
     chunk_bytes: int = 0
     other: Shapes | None = None
     parts: int = 1
+    embeddings: bool = False
 
     # ---- what is held from step to step ----
 
@@ -45,14 +47,14 @@ class Training:
     def trainable(self) -> int:
         """Returns the number of weights that are trained."""
         if not self.rank:
-            return self.shapes.trunk
+            return self.shapes.weights if self.embeddings else self.shapes.trunk
         adapted = [size for name, size in self.shapes.projections.items() if name in self.targets]
         return self.shapes.layers * self.rank * sum(inputs + outputs for inputs, outputs in adapted)
 
     @property
     def weights(self) -> int:
         """Returns the bytes of the model's weights and the adapter's; whatever is trained is fp32."""
-        frozen = self.shapes.weights if self.rank else self.shapes.embeddings
+        frozen = self.shapes.weights if self.rank else 0 if self.embeddings else self.shapes.embeddings
         return self._part(2 * self._wider * frozen + 4 * self.trainable)
 
     @property
@@ -93,7 +95,7 @@ class Training:
         """Returns the most bytes that a micro-batch of `tokens` tokens needs at once, beside what is held."""
         kept, casts, _ = self._kept(checkpointing)
         chunk = min(self.chunk_bytes, 2 * 2 * self._wider * self.shapes.vocab * tokens)  # logits of both sides
-        in_loss = kept * tokens + (0 if checkpointing else casts) + chunk
+        in_loss = kept * tokens + (0 if checkpointing else casts) + chunk + self._trained_head
         return max(in_loss, self.student(tokens, checkpointing)) + self._states * tokens
 
     def student(self, tokens: int, checkpointing: bool) -> int:
@@ -114,7 +116,15 @@ class Training:
     def teacher_pass(self, tokens: int, learned: int) -> int:
         """Returns the most bytes that a teacher needs to read `tokens` tokens, `learned` of them with a target."""
         reader = self if self.other is None else Training(shapes=self.other, rank=1, targets=(), dtype=self.dtype)
-        return reader.forward(tokens) + 2 * 4 * reader.shapes.hidden * learned
+        aside = self._part(4 * self.trainable) if self.parts > 1 and self.kept_bytes else 0  # the student's part
+        return reader.forward(tokens) + 2 * 4 * reader.shapes.hidden * learned + aside
+
+    @property
+    def _trained_head(self) -> int:
+        """Returns the bytes of a trained head beside itself: its values, its gradient and the teacher's head in the
+        computation's dtype, and its gradient in fp32.
+        """
+        return (3 * 2 * self._wider + 4) * self.shapes.head if self.embeddings else 0
 
     @property
     def _wider(self) -> int:
