@@ -195,7 +195,6 @@ def _steered(
     taught = [term for _, term in method.objective.terms if term.target(method.steering) == target]
     num_scored = [max(term.num_scored(lesson) for term in taught) for lesson in lessons]
     with held() as reader:
-        anchor, direction = view_states(reader, target.steering, lessons, num_scored, budget)
-        head = reader.lent_head if reader is policy else reader.head
+        (anchor, direction), head = view_states(reader, target.steering, lessons, num_scored, budget), reader.lent_head
     alpha = target.steering.strength(anchor, direction, policy.version, head or policy.head)
     return Steered(anchor=anchor, direction=direction, alpha=alpha, head=head)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
-from torch import Tensor
-
+from ogls.loss.chunked import Head
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import describe_model, load_tokenizer, vocab_size
 
@@ -67,8 +65,13 @@ class Other(Policy):
         model.requires_grad_(False)
 
     @property
-    def head(self) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
+    def head(self) -> Head:
         """Returns weight and bias of the rows of the output head that the student's vocabulary has."""
         weight, bias = super().head
         rows = vocab_size(self._student[0].folder)
         return weight[:rows], None if bias is None else bias[:rows]
+
+    @property
+    def lent_head(self) -> Head:
+        """Returns the head of its states, which is never the student's."""
+        return self.head
