@@ -1,8 +1,8 @@
 """Accuracies of several samples per problem are avg@k, pass@k and maj@k.
 
-The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for each problem. Its
-interval is Student's t interval of that mean at 95 %, cut to [0, 1], and holds for new problems of the same kind. Where
-all problems score alike, its width is 0 and says nothing.
+The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for each problem. Its 95 %
+interval holds for new problems of the same kind, near 0 and 1 too; where all problems score alike, it still has a width
+(`ogls.system.statistics.share_ends`, and docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from ogls.records import RolloutGroup, Sampling
 from ogls.system.ranges import within
-from ogls.system.statistics import mean_interval
+from ogls.system.statistics import share_interval
 
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
 """A text with one of these words shows a sign of reflection (OGLS-SD, figure 5)."""
@@ -200,7 +200,7 @@ class _Tally:
 
 
 def _named(name: str, values: Sequence[float]) -> dict[str, float]:
-    mean, low, high = mean_interval(values, 0.0, 1.0)
+    mean, low, high = share_interval(values)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 

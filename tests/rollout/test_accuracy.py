@@ -13,7 +13,7 @@ from scipy import stats
 
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, evaluate, maj_at_k, pass_at_k
-from ogls.system.statistics import mean_interval, paired_difference
+from ogls.system.statistics import mean_interval, paired_difference, share_interval
 
 SAMPLES = st.lists(st.sampled_from(["right", "a", "b", "c", None]), min_size=1, max_size=7)
 
@@ -122,9 +122,32 @@ def test_interval_is_students(values: list[float]) -> None:
     spread = np.std(values, ddof=1) / np.sqrt(len(values))
     if spread > 1e-12:
         assert (low, high) == pytest.approx(stats.t.interval(0.95, len(values) - 1, mean, spread))
-    cut = mean_interval(values, 0.0, 1.0)
-    assert 0 <= cut.low <= cut.mean + 1e-12
-    assert cut.mean - 1e-12 <= cut.high <= 1
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_interval_of_right_and_wrong_is_clopper_and_pearsons(right: int, wrong: int) -> None:
+    if right + wrong > 1:
+        found = share_interval([1.0] * right + [0.0] * wrong)
+        exact = stats.binomtest(right, right + wrong).proportion_ci(0.95, method="exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_interval_of_a_share_holds_the_mean_and_has_a_width(values: list[float]) -> None:
+    mean, low, high = share_interval(values)
+    assert 0 <= low <= mean <= high <= 1
+    assert high - low > 0.02
+    mirrored = share_interval([1 - value for value in values])
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_the_interval_of_a_share_by_hand() -> None:
+    # All 30 right: the truth may be so low that this happens in 2.5 %, p^30 = 0.025.
+    assert share_interval([1.0] * 30) == pytest.approx((1.0, 0.025 ** (1 / 30), 1.0))
+    # Values 0.5 and 0.5 with a 0: m = 1/3, v = (1/6 - 1/9) / 4 = 1/72, so a + b = (2/9) 72 - 1 = 15.
+    assert share_interval([0.5, 0.5]).low == pytest.approx(stats.beta(5, 10).ppf(0.025))
+    with pytest.raises(ValueError, match="at least one value"):
+        share_interval([])
 
 
 def test_interval_of_one_problem_is_the_whole_range() -> None:
