@@ -29,6 +29,7 @@ from ogls.tracking.files import (
     CONFIG,
     DESCRIPTION,
     METRICS,
+    PROBLEMS,
     SUBSET,
     TRACE,
     TRACE_HEAD,
@@ -190,7 +191,7 @@ class Tracker(Logger):
 
     def _keep(self, name: str, text: str) -> None:
         try:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
+            (self.run_folder / name).parent.mkdir(parents=True, exist_ok=True)
             replace_text(self.run_folder / name, text)
         except OSError as error:
             self._box.lose(f"{name}: {error}")
@@ -280,7 +281,7 @@ class Tracker(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
-        """Removes the rows of later steps from metrics.jsonl and trace.json, since these steps are made again.
+        """Removes later steps from metrics.jsonl, trace.json and problems/, since these steps are made again.
 
         MLflow gets what it lacks of the rows that stay: a kill may have come before they were sent.
 
@@ -300,6 +301,9 @@ class Tracker(Logger):
         if trace.exists():
             phases = read_trace(trace, keep_damaged=True)
             replace_text(trace, TRACE_HEAD + trace_lines(i for i in phases if i.step <= step))
+        for validation in (self.run_folder / PROBLEMS).glob("step-*.json"):
+            if int(validation.stem.removeprefix("step-")) > step:
+                validation.unlink()
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
             self._record({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
 
@@ -422,8 +426,9 @@ class Tracker(Logger):
     @rank_zero_only
     def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:
         """Logs the accuracy of every held-out problem by its id, which paired tests of two runs need."""
-        text = json.dumps(dict(accuracy))
-        self._box.put(lambda: self._run.text(text, f"problems/step-{step:06d}.json"))
+        name, text = f"{PROBLEMS}/step-{step:06d}.json", json.dumps(dict(accuracy))
+        self._keep(name, text)
+        self._box.put(lambda: self._run.text(text, name))
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:
