@@ -21,6 +21,11 @@ CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
+_MONITOR = re.compile(
+    r"(?P<split>val|val_subset)(?:_with_solution)?/(?:(?P<set>[^/]+)/)?(?:(?P<figure>avg|pass|maj)_at_(?P<k>\d+).*|[^/]+)"
+)
+
+
 def described(tracker: Tracker, trainer: Any) -> Tracker:
     """Returns the tracker, after telling it method and seed where the command line has not done so."""
     if tracker.method is None:
@@ -64,10 +69,13 @@ class BestCheckpoint(ModelCheckpoint):
         data = cast(Any, trainer).datamodule
         name, samples = data.evaluation.watched
         self.monitor = self.monitor or f"{name}/avg_at_{samples}"
-        asked = re.fullmatch(r"(val|val_subset)(?:_with_solution)?/(?:(avg|pass|maj)_at_(\d+).*|.+)", self.monitor)
+        asked = _MONITOR.fullmatch(self.monitor)
         if asked and (data.fit_follows or stage == "fit"):
-            k = int(asked[3] or 1)
-            if asked[1] != name or k > samples or (asked[2] == "avg" and k != samples):
+            k, sets = int(asked["k"] or 1), list(data.val_problems.sets)
+            if asked["set"] and asked["set"] not in sets:
+                known = f"data.val has the sets {', '.join(sets)}" if sets else "data.val is a single set"
+                raise ValueError(f"a checkpoint waits for {self.monitor}, but {known}")
+            if asked["split"] != name or k > samples or (asked["figure"] == "avg" and k != samples):
                 raise ValueError(
                     f"a checkpoint waits for {self.monitor}, but every validation has {samples} samples as {name}/* "
                     f"(data.evaluation): expected {name}/avg_at_{samples}"

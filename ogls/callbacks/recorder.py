@@ -42,7 +42,7 @@ class RunRecorder(Callback):
                 trainer.logger.hold_folder()
             if stage == "fit":
                 data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-                told = problems_told({"train": data.train_problems, "val": data.val_problems})
+                told = problems_told(_splits(data))
                 self._data = {f"problems of data.{name}": str(split["digest"]) for name, split in told.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class RunRecorder(Callback):
             trainer.logger.hold_folder()  # not earlier: a checkpoint may say which it is
             trainer.logger.log_config(self._goes_on_at)
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
+            trainer.logger.log_data(_splits(data))
             if trainer.ckpt_path is not None and self._rows:
                 self._log_validation(trainer.logger)
 
@@ -140,7 +140,7 @@ class RunRecorder(Callback):
     ) -> None:
         if dataloader_idx == 0:
             self._rows += [_row(group) for group in batch]
-            self._accuracy |= {group.problem.id: len(group.successes) / len(group.rollouts) for group in batch}
+            self._accuracy |= {group.problem.name: len(group.successes) / len(group.rollouts) for group in batch}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker) and not trainer.sanity_checking:
@@ -151,10 +151,16 @@ class RunRecorder(Callback):
         tracker.log_problems(self._accuracy, self._validated_at)
 
 
+def _splits(data: Any) -> dict[str, Any]:
+    """Returns what is trained and judged on, each set of several by itself."""
+    return {"train": data.train_problems} | data.val_problems.splits("val")
+
+
 def _row(group: RolloutGroup) -> dict[str, Any]:
     """Returns a row of the table of completions: a problem and its first rollout."""
     rollout = group.rollouts[0]
     return {
+        **({"set": group.problem.set} if group.problem.set else {}),
         "problem": group.problem.text,
         "completion": rollout.text,
         "correct": rollout.correct,

@@ -20,6 +20,7 @@ CONFIG = "config.yaml"  # the resolved configuration
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
 # Names of the accuracy of all held-out problems, and of the subset that every validation samples.
 WHOLE, SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
+OF_SET = re.compile(r"val(?:_subset)?/[^/]+/avg_at_\d+")  # of each evaluation set, where there are several
 
 
 _LANES: tuple[Lane, ...] = get_args(Lane)

@@ -29,6 +29,7 @@ from ogls.tracking.files import (
     CONFIG,
     DESCRIPTION,
     METRICS,
+    OF_SET,
     PROBLEMS,
     SUBSET,
     TRACE,
@@ -179,8 +180,8 @@ class Tracker(Logger):
         accuracies = [name for name in row if WHOLE.fullmatch(name)]
         if accuracies:
             self._first = self._first or dict(row)
-            subset = [name for name in row if SUBSET.fullmatch(name)]
-            self._box.put(lambda: self._run.show(view(accuracies + subset)))
+            others = [name for name in row if SUBSET.fullmatch(name) or OF_SET.fullmatch(name)]
+            self._box.put(lambda: self._run.show(view(accuracies + others)))
             self._describe()
 
     def _remember(self, row: Mapping[str, float]) -> None:
@@ -363,7 +364,7 @@ class Tracker(Logger):
         """Has the run's page in MLflow say what ran, by which command, and what it brought so far."""
         said = [f"**{self.method}**, seed {self.seed}", f"`{shlex.join(sys.argv)}`", f"Folder: `{self.run_folder}`"]
         for name in self._first:
-            if WHOLE.fullmatch(name):
+            if WHOLE.fullmatch(name) or (OF_SET.fullmatch(name) and name in self._latest):
                 before, now = (with_interval(row, name) for row in (self._first, self._latest))
                 said.insert(1, f"{name.removeprefix('val/')}: {before} before training, {now} at the last validation")
         text = "\n\n".join(said)
