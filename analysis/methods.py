@@ -275,51 +275,71 @@ def write(client: MlflowClient, runs: Mapping[str, str], against: str | None, ou
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the options that say which runs of which recipes are wanted."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--config", default="lab.yaml", help="what all recipes share; default: %(default)s")
     parser.add_argument("--methods", nargs="+", required=True, metavar="RECIPE", help="overlays, several joined by +")
     parser.add_argument("--overlays", nargs="+", default=[], metavar="NAME", help="further ones, on top of each recipe")
     parser.add_argument("--names", action="store_true", help="print what each recipe is called, and run nothing")
     parser.add_argument("--seeds", type=int, default=5, help="0 to N - 1; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; default: %(default)s")
-    parser.add_argument(
-        "--against", metavar="RECIPE", help="one of --methods, for paired tests; default: opsd, else all pairs"
-    )
-    parser.add_argument("--wanted", type=float, default=0.02, help="difference to find by seeds; default: %(default)s")
     parser.add_argument("--experiment", default="lab", help="in MLflow; default: %(default)s")
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "lab", metavar="NAME")
     parser.add_argument("--args", nargs=argparse.REMAINDER, default=[], help="the rest goes to every run")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def labelled(
+    wanted: Mapping[str, Recipe], options: argparse.Namespace, parser: argparse.ArgumentParser
+) -> dict[str, str]:
+    """Returns what each recipe is called, before hours of runs; with --names it prints that and returns nothing."""
     if options.seeds < 1 or options.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {options.seeds} and {options.jobs}")
-    wanted = recipes(options.config, options.methods, options.overlays, options.args)
-    against = "+".join(stack_of(options.against or "opsd"))
-    if options.against and against not in wanted:
-        parser.error(f"--against: expected one of {', '.join(wanted)}, got {options.against}")
-    try:  # before hours of runs
+    try:
         label = labels(wanted)
     except ValueError as error:
         parser.error(str(error))
     if options.names:
         width = max(map(len, wanted))
         print("\n".join(f"{key:{width}}  {recipe.name}" for key, recipe in wanted.items()))
-        return
+        return {}
+    return label
+
+
+def made_runs(wanted: Mapping[str, Recipe], options: argparse.Namespace) -> tuple[dict[str, dict[int, str]], int]:
+    """Makes the runs that are not there yet; returns their ids by recipe and seed, and how many failed."""
     client = MlflowClient(options.tracking_uri)
     there = {key: finished(client, options.experiment, recipe) for key, recipe in wanted.items()}
     # Seed by seed, so that a table of all recipes is there early.
     todo = [(wanted[key], seed) for seed in range(options.seeds) for key in wanted if seed not in there[key]]
     print(f"{len(todo)} runs to make, {len(wanted) * options.seeds - len(todo)} are there")
     failed = make_runs(todo, options.experiment, options.tracking_uri, options.jobs, Path("runs") / "logs")
-    runs = {
-        run: label[key]
-        for key, recipe in wanted.items()
-        for seed, run in finished(client, options.experiment, recipe).items()
-        if seed < options.seeds
-    }
-    if not runs:
+    there = {key: finished(client, options.experiment, recipe) for key, recipe in wanted.items()}
+    runs = {key: {s: run for s, run in found.items() if s < options.seeds} for key, found in there.items()}
+    if not any(runs.values()):
         sys.exit("no run finished")
+    return runs, failed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of_runs(__doc__)
+    parser.add_argument(
+        "--against", metavar="RECIPE", help="one of --methods, for paired tests; default: opsd, else all pairs"
+    )
+    parser.add_argument("--wanted", type=float, default=0.02, help="difference to find by seeds; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "lab", metavar="NAME")
+    options = parser.parse_args(arguments)
+    wanted = recipes(options.config, options.methods, options.overlays, options.args)
+    against = "+".join(stack_of(options.against or "opsd"))
+    if options.against and against not in wanted:
+        parser.error(f"--against: expected one of {', '.join(wanted)}, got {options.against}")
+    label = labelled(wanted, options, parser)
+    if not label:
+        return
+    found, failed = made_runs(wanted, options)
+    client = MlflowClient(options.tracking_uri)
+    runs = {run: label[key] for key, by_seed in found.items() for run in by_seed.values()}
     base = label.get(against)
     print(write(client, runs, base if base in runs.values() else None, options.out, options.wanted))
     print(f"written: {options.out}.md, .csv, _paired.csv, and a figure of each measure")

@@ -106,6 +106,33 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     record_property("tried", len(SECRETS))
 
 
+SETS = "{easy: {class_path: Chains, init_args: {size: 2, split: heldout}}, "
+SETS += "hard: {class_path: Chains, init_args: {size: 3, split: heldout, max_steps: 4}}}"
+
+
+def test_several_evaluation_sets(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    sets = ("--data.val", SETS, "--data.evaluation.while_training", "{problems: 1, samples: 1}")
+    best = ("--trainer.callbacks.init_args.monitor", "val_subset/hard/avg_at_1")
+    code, output = run_in(nursery, "fit", *small(tiny_model), *sets, *best, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "\n  val/hard/avg_at_4 " in output
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    whole = [row for row in rows if "val/avg_at_4" in row]
+    assert [row["step"] for row in whole] == [0, 4]
+    assert [row["step"] for row in rows if "val_subset/hard/avg_at_1" in row] == [0, 2, 4], "one problem of each"
+    for row in whole:
+        assert row["val/avg_at_4"] == pytest.approx((2 * row["val/easy/avg_at_4"] + 3 * row["val/hard/avg_at_4"]) / 5)
+        assert {"val/easy/pass_at_2_low", "val/hard/maj_at_4_high"} <= row.keys()
+    assert "final/hard/avg_at_4" in rows[-1]
+    accuracy = json.loads((folder / "problems" / "step-000004.json").read_text())
+    assert sorted(name.partition("/")[0] for name in accuracy) == ["easy"] * 2 + ["hard"] * 3
+    checkpoint = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"))
+    code, output = run_in(nursery, "validate", *small(tiny_model), *sets, *checkpoint, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "\n  val/easy/avg_at_4 " in output
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -156,6 +183,21 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
                 *("--trainer.callbacks.init_args.monitor", "val/avg_at_4"),
             ],
             "expected val_subset/avg_at_4",
+        ),
+        (
+            [
+                *("--config", "lab.yaml", "--data.val", SETS),
+                *("--trainer.callbacks.init_args.monitor", "val/odd/avg_at_8"),
+            ],
+            "a checkpoint waits for val/odd/avg_at_8, but data.val has the sets easy, hard",
+        ),
+        (
+            ["--config", "lab.yaml", "--data.val", SETS.replace("hard", "so/hard")],
+            "data.val: a set's name becomes part of metrics: expected [A-Za-z0-9_.-]+, got 'so/hard'",
+        ),
+        (
+            ["--config", "lab.yaml", "--data.val", SETS.replace("size: 3", "siz: 3")],
+            "error: data.val (Chains): Option 'siz' is not accepted; did you mean 'size'?",
         ),
         (
             ["--config", "math.yaml", "--data.evaluation.while_training.samples", "5"],

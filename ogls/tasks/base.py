@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from ogls.records import Problem, Span, Verdict
 from ogls.system.seeds import derive
 
-
 _SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
-from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, evaluate, maj_at_k, pass_at_k
+from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, by_set, evaluate, maj_at_k, pass_at_k
 from ogls.system.statistics import mean_interval, paired_difference, share_interval
 
 SAMPLES = st.lists(st.sampled_from(["right", "a", "b", "c", None]), min_size=1, max_size=7)
@@ -199,6 +200,20 @@ def test_a_subset_is_evenly_spaced_and_the_same_in_groups_and_problems() -> None
     assert Subset(problems=9).of("abc") == Subset().of("abc") == ["a", "b", "c"]
     assert Subset(problems=1).of("abc") == ["a"]
     assert Subset(problems=2).of([]) == []
+
+
+def test_a_subset_has_as_many_problems_of_each_set() -> None:
+    names = ["a0", "a1", "a2", "a3", "b0", "b1"]
+    assert Subset(problems=2).of(names, lambda name: name[0]) == ["a0", "a2", "b0", "b1"]
+    groups = [group(name, "right", "x") for name in names]
+    groups = [replace(g, problem=replace(g.problem, set=g.problem.id[0])) for g in groups]
+    part = Evaluation(samples=2, while_training=Subset(problems=2)).by_name(groups, whole=True)["val_subset"]
+    assert [g.problem.id for g in part] == ["a0", "a2", "b0", "b1"]
+    assert {name: [g.problem.id for g in some] for name, some in by_set(part).items()} == {
+        "a": ["a0", "a2"],
+        "b": ["b0", "b1"],
+    }
+    assert by_set([group("a", "x")]) == {}
 
 
 def test_figures_of_other_problems_have_another_name() -> None:
