@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -131,6 +132,68 @@ def test_several_evaluation_sets(nursery: Nursery, tiny_model: Path, tmp_path: P
     code, output = run_in(nursery, "validate", *small(tiny_model), *sets, *checkpoint, cwd=tmp_path)
     assert code == 0, output[-3000:]
     assert "\n  val/easy/avg_at_4 " in output
+
+
+def files(folder: Path) -> set[str]:
+    """Names of what a run wrote, but for the output that the test keeps."""
+    return {path.name for path in folder.iterdir()} - {"output.txt"}
+
+
+def test_a_run_without_any_logger_and_one_that_goes_on_with_lightnings_own(
+    nursery: Nursery, tiny_model: Path, tmp_path: Path
+):
+    bare = (*small(tiny_model), "--trainer.max_epochs", "1", "--trainer.logger", "false")
+    code, output = run_in(nursery, "fit", *bare, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert files(tmp_path) == {"runs"}, "nothing is written into the working directory"
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert files(folder) == {"checkpoints", "best_adapter"}
+    assert f"Checkpoints: runs/{folder.name}/checkpoints" in output
+
+    code, output = run_in(nursery, "fit", *bare, "--ckpt_path", "last", cwd=tmp_path)
+    assert code == 2
+    assert "error: --ckpt_path last finds the runs of ogls.Tracker alone: name the file" in output
+    own = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--ckpt_path")
+    last = str(folder / "checkpoints" / "last.ckpt")
+    code, output = run_in(nursery, "fit", *small(tiny_model), *own, last, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    version = tmp_path / "logs" / "lightning_logs" / "version_0"
+    assert files(version) == {"checkpoints", "best_adapter", "metrics.csv", "hparams.yaml"}
+    with (version / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["train/loss"]) for row in rows) == 2, "steps 3 and 4"
+    assert sum(bool(row["val/avg_at_4"]) for row in rows) == 1
+    assert "method: OGLS_SD[max_peers=1, alpha=1" in (version / "hparams.yaml").read_text()
+
+
+def test_other_loggers_beside_the_tracker(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "two.yaml").write_text(
+        "trainer: {logger: [{class_path: CSVLogger, init_args: {save_dir: logs}}, "
+        "{class_path: ogls.Tracker, init_args: {system_metrics: false}}]}"
+    )
+    options = (*small(tiny_model), "--trainer.max_epochs", "1", "--config", "two.yaml")
+    code, output = run_in(nursery, "fit", *options, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {"checkpoints", "best_adapter", "metrics.jsonl", "config.yaml", "problems"} <= files(folder)
+    (table,) = (tmp_path / "logs").rglob("metrics.csv")
+    assert not list((tmp_path / "logs").rglob("*.ckpt"))
+    with table.open() as file:
+        theirs = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    ours = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert theirs == pytest.approx([row["train/loss"] for row in ours if "train/loss" in row])
+    code, output = run_in(nursery, "fit", *options, "--trainer.max_epochs", "2", "--ckpt_path", "last", cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name], "the same run goes on"
+
+
+def test_a_fast_dev_run_makes_a_step_and_writes_nothing(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    code, output = run_in(nursery, "fit", *small(tiny_model), "--trainer.fast_dev_run", "true", cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "step 1/1  loss" in output
+    assert "after step 1: val_subset/avg_at_4" in output or "after step 1: val/avg_at_4" in output
+    assert not [path for path in tmp_path.rglob("*.ckpt")]
+    assert files(tmp_path) <= {"mlflow.db"}
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def one_line(message: str) -> str:
     # Where a key takes one of several types, each says why it was none of them; a misspelt option says most.
     told = [reason for reason in told if _OPTION.match(reason)] or told
     said = "; ".join(dict.fromkeys(told)) or " ".join(message.split())
-    return f"{where}: {said}" if where else said
+    return f"{where.strip()}: {said}" if where else said
 
 
 def _expected(reason: str, given: str) -> str:

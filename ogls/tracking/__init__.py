@@ -10,6 +10,6 @@
 A tracking server that cannot be reached costs a run neither time nor numbers.
 """
 
-from ogls.tracking.tracker import Tracker
+from ogls.tracking.tracker import Tracker, tracker_of
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "tracker_of"]

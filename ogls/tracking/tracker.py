@@ -84,7 +84,7 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
-        self._stamp = f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
+        self._stamp = stamp()
         self.named = run_name is not None
         run_name = f"run-{self._stamp}" if run_name is None else run_name
         if not _SAFE_NAME.fullmatch(run_name):
@@ -131,15 +131,8 @@ class Tracker(Logger):
 
     @property
     def label(self) -> str:
-        """Returns the beginning of the run's name, made of method and seed: ``OPSD-selection-ErrorSpan-s0``.
-
-        The end of a long name becomes a digest, so that methods whose names begin alike stay apart.
-        """
-        method = self.method or "run"
-        plain = re.sub(r"[^A-Za-z0-9._]+", "-", method).strip("-.")
-        if len(plain) > _LABEL_LIMIT:
-            plain = f"{plain[: _LABEL_LIMIT - 7].strip('-')}-{sha256(method.encode()).hexdigest()[:6]}"
-        return f"{plain}-s{self.seed}"
+        """Returns the beginning of the run's name, made of method and seed."""
+        return label(self.method or "run", self.seed)
 
     # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
 
@@ -441,6 +434,27 @@ class Tracker(Logger):
         if self._outbox is None:
             self._outbox = Outbox(_tell_loss)
         return self._outbox
+
+
+def tracker_of(trainer: Any) -> Tracker | None:
+    """Returns the tracker among the loggers of a Trainer; None where only others log, or none does."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, Tracker)), None)
+
+
+def stamp() -> str:
+    """Returns the end of a new run's name: the time, and what no other run of this second has."""
+    return f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
+
+
+def label(method: str, seed: int) -> str:
+    """Returns the beginning of a run's name, made of method and seed: ``OPSD-selection-ErrorSpan-s0``.
+
+    The end of a long name becomes a digest, so that methods whose names begin alike stay apart.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", method).strip("-.")
+    if len(plain) > _LABEL_LIMIT:
+        plain = f"{plain[: _LABEL_LIMIT - 7].strip('-')}-{sha256(method.encode()).hexdigest()[:6]}"
+    return f"{plain}-s{seed}"
 
 
 def _tell_loss(reason: str) -> None:
