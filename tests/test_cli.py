@@ -191,9 +191,8 @@ def test_a_fast_dev_run_makes_a_step_and_writes_nothing(nursery: Nursery, tiny_m
     code, output = run_in(nursery, "fit", *small(tiny_model), "--trainer.fast_dev_run", "true", cwd=tmp_path)
     assert code == 0, output[-3000:]
     assert "step 1/1  loss" in output
-    assert "after step 1: val_subset/avg_at_4" in output or "after step 1: val/avg_at_4" in output
-    assert not [path for path in tmp_path.rglob("*.ckpt")]
-    assert files(tmp_path) <= {"mlflow.db"}
+    assert "after step 1: val/avg_at_4" in output
+    assert files(tmp_path) == set()
 
 
 @pytest.mark.parametrize(
