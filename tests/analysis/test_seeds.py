@@ -23,6 +23,11 @@ def test_components_by_hand() -> None:
     error, free = found.error  # (8 + 6) / 6; 14^2 / (8^2 / 2 + 6^2 / 1)
     assert (error, free) == pytest.approx((math.sqrt(14 / 6), 196 / 68))
     assert seeds.difference(table).mean == 3.0
+    # Means of seeds 1/2, 5/2, 5; of problems 2, 10/3; squares of what is left sum to 7/3.
+    found = seeds.Components.of(np.array([[0.0, 1.0], [1.0, 4.0], [5.0, 5.0]]))
+    assert (found.of_seeds, found.of_problems, found.of_rest) == pytest.approx((61 / 6, 8 / 3, 7 / 6))
+    both, spread = 35 / 3, (61 / 6) ** 2 / 2 + (8 / 3) ** 2 + (7 / 6) ** 2 / 2
+    assert found.error == pytest.approx((math.sqrt(both / 6), both**2 / spread))
 
 
 def test_where_seeds_alone_vary_it_is_the_t_test_over_seeds() -> None:
