@@ -13,8 +13,10 @@ Tables and figures call a recipe by the name that its method derives from its ch
 Where two recipes have the same name, the overlays that make the difference follow in parentheses. --names prints the
 names and runs nothing.
 
-Writes NAME.md and NAME.csv (mean ± half of the 95 % interval over seeds), NAME_paired.csv (differences to --against,
-paired by seed and by problem, see `compare.py`), and one NAME_MEASURE.png of curves for each measure.
+Writes NAME.md and NAME.csv (mean ± half of the 95 % interval over seeds; IQM is the interquartile mean over runs, and
+over evaluation sets where there are several), NAME_paired.csv (differences to --against, paired by seed, by problem and
+by both, with the number of seeds that a difference of --wanted needs: see `compare.py`), and one NAME_MEASURE.png of
+curves for each measure.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from compare import compare_pairs, last_rows, markdown
+from compare import compare_pairs, last_rows, markdown, scores_of
 from curves import draw, half_width
 from jsonargparse import ArgumentParser
 from mlflow import MlflowClient
 from runs import accuracy_by_problem, comparison, read
+from seeds import interquartile_mean
 
 from ogls.cli import build, find_configs
 from ogls.methods import Method
@@ -49,6 +52,7 @@ from ogls.methods import Method
 PROJECT = Path(__file__).resolve().parents[1]
 MEASURES = {"accuracy": "val/avg_at_{k}", "pass@{k}": "val/pass_at_{k}"}
 MEASURES |= {"length": "val/length_mean", "KL to base": "val/kl_to_base"}
+_OF_SET = "accuracy, "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,37 +204,49 @@ def histories(client: MlflowClient, runs: Mapping[str, str]) -> dict[str, pd.Dat
         raise ValueError(f"expected runs with the same number of samples a held-out problem, got {sorted(ks)}")
     (k,) = ks
     named = {measure.format(k=k): metric.format(k=k) for measure, metric in MEASURES.items()}
+    of_sets = re.compile(rf"val/(.+)/avg_at_{k}")
+    named |= {f"{_OF_SET}{found[1]}": name for name in sorted(logged) if (found := of_sets.fullmatch(name))}
     there = {measure: metric for measure, metric in named.items() if metric in logged}
     found = {measure: read(client, "", list(runs), "", metric) for measure, metric in there.items()}
     return {measure: history.assign(method=history["run"].map(runs)) for measure, history in found.items()}
 
 
+def sets_of(by_measure: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
+    """Returns the accuracies of each evaluation set, or those of all problems where there is one set alone."""
+    return [history for name, history in by_measure.items() if name.startswith(_OF_SET)] or [by_measure["accuracy"]]
+
+
 def tabulate(by_measure: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns one row per method, the most accurate first: seeds, steps, and of each measure mean and half interval."""
+    """Returns one row per method, the most accurate first: seeds, steps, and of each measure mean and half interval.
+
+    After the accuracy comes its interquartile mean over runs and sets.
+    """
     columns: dict[str, pd.Series] = {}
     for measure, history in by_measure.items():
         values = last_rows(history).groupby("method")["value"]
         if not columns:
             columns |= {"seeds": values.size(), "steps": last_rows(history).groupby("method")["step"].max()}
         columns |= {measure: values.mean(), f"{measure} ±": values.apply(lambda seeds: half_width(list(seeds)))}
+        if measure == "accuracy":
+            sets = sets_of(by_measure)
+            columns["IQM"] = pd.Series({name: interquartile_mean(scores_of(name, sets)) for name in values.groups})
     table = pd.DataFrame(columns).sort_values("accuracy", ascending=False)
     return table.reset_index(names="method")
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the table of `tabulate` for the eye: mean and interval in one cell."""
-    measures = [name.removesuffix(" ±") for name in table.columns if name.endswith(" ±")]
-    cells = {
-        name: [
-            f"{mean:.3f}" if pd.isna(half) else f"{mean:.3f} ± {half:.3f}"
-            for mean, half in zip(table[name], table[f"{name} ±"], strict=True)
+    cells = {}
+    for name in [name for name in table.columns if not name.endswith(" ±")]:
+        halves = table.get(f"{name} ±", pd.Series([float("nan")] * len(table)))
+        cells[name] = [
+            mean if not isinstance(mean, float) else f"{mean:.3f}" if pd.isna(half) else f"{mean:.3f} ± {half:.3f}"
+            for mean, half in zip(table[name], halves, strict=True)
         ]
-        for name in measures
-    }
-    return pd.concat([table[["method", "seeds", "steps"]], pd.DataFrame(cells)], axis=1)
+    return pd.DataFrame(cells)
 
 
-def write(client: MlflowClient, runs: Mapping[str, str], against: str | None, out: Path) -> str:
+def write(client: MlflowClient, runs: Mapping[str, str], against: str | None, out: Path, wanted: float) -> str:
     """Writes all files about some runs, and returns the text of NAME.md.
 
     Args:
@@ -238,6 +254,7 @@ def write(client: MlflowClient, runs: Mapping[str, str], against: str | None, ou
         runs: what tables and figures call the method of each run, by the run's id
         against: the method that all others are compared with, as it is called in `runs`; None compares every pair
         out: path of the files without their endings
+        wanted: true difference for which the number of seeds is told
     """
     by_measure = histories(client, runs)
     accuracy = by_measure["accuracy"]
@@ -245,7 +262,8 @@ def write(client: MlflowClient, runs: Mapping[str, str], against: str | None, ou
     problems = {
         run: accuracy_by_problem(client, run, int(step)) for run, step in zip(last["run"], last["step"], strict=True)
     }
-    table, pairs = tabulate(by_measure), compare_pairs(accuracy, problems, against)
+    pairs = compare_pairs(accuracy, problems, against, wanted, sets_of(by_measure))
+    table = tabulate(by_measure)
     text = markdown(shown(table)) + (f"\n{markdown(pairs)}" if len(pairs) else "")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -257,52 +275,73 @@ def write(client: MlflowClient, runs: Mapping[str, str], against: str | None, ou
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the options that say which runs of which recipes are wanted."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--config", default="lab.yaml", help="what all recipes share; default: %(default)s")
     parser.add_argument("--methods", nargs="+", required=True, metavar="RECIPE", help="overlays, several joined by +")
     parser.add_argument("--overlays", nargs="+", default=[], metavar="NAME", help="further ones, on top of each recipe")
     parser.add_argument("--names", action="store_true", help="print what each recipe is called, and run nothing")
     parser.add_argument("--seeds", type=int, default=5, help="0 to N - 1; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; default: %(default)s")
-    parser.add_argument(
-        "--against", metavar="RECIPE", help="one of --methods, for paired tests; default: opsd, else all pairs"
-    )
     parser.add_argument("--experiment", default="lab", help="in MLflow; default: %(default)s")
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "lab", metavar="NAME")
     parser.add_argument("--args", nargs=argparse.REMAINDER, default=[], help="the rest goes to every run")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def labelled(
+    wanted: Mapping[str, Recipe], options: argparse.Namespace, parser: argparse.ArgumentParser
+) -> dict[str, str]:
+    """Returns what each recipe is called, before hours of runs; with --names it prints that and returns nothing."""
     if options.seeds < 1 or options.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, got {options.seeds} and {options.jobs}")
-    wanted = recipes(options.config, options.methods, options.overlays, options.args)
-    against = "+".join(stack_of(options.against or "opsd"))
-    if options.against and against not in wanted:
-        parser.error(f"--against: expected one of {', '.join(wanted)}, got {options.against}")
-    try:  # before hours of runs
+    try:
         label = labels(wanted)
     except ValueError as error:
         parser.error(str(error))
     if options.names:
         width = max(map(len, wanted))
         print("\n".join(f"{key:{width}}  {recipe.name}" for key, recipe in wanted.items()))
-        return
+        return {}
+    return label
+
+
+def made_runs(wanted: Mapping[str, Recipe], options: argparse.Namespace) -> tuple[dict[str, dict[int, str]], int]:
+    """Makes the runs that are not there yet; returns their ids by recipe and seed, and how many failed."""
     client = MlflowClient(options.tracking_uri)
     there = {key: finished(client, options.experiment, recipe) for key, recipe in wanted.items()}
     # Seed by seed, so that a table of all recipes is there early.
     todo = [(wanted[key], seed) for seed in range(options.seeds) for key in wanted if seed not in there[key]]
     print(f"{len(todo)} runs to make, {len(wanted) * options.seeds - len(todo)} are there")
     failed = make_runs(todo, options.experiment, options.tracking_uri, options.jobs, Path("runs") / "logs")
-    runs = {
-        run: label[key]
-        for key, recipe in wanted.items()
-        for seed, run in finished(client, options.experiment, recipe).items()
-        if seed < options.seeds
-    }
-    if not runs:
+    there = {key: finished(client, options.experiment, recipe) for key, recipe in wanted.items()}
+    runs = {key: {s: run for s, run in found.items() if s < options.seeds} for key, found in there.items()}
+    if not any(runs.values()):
         sys.exit("no run finished")
+    return runs, failed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of_runs(__doc__)
+    parser.add_argument(
+        "--against", metavar="RECIPE", help="one of --methods, for paired tests; default: opsd, else all pairs"
+    )
+    parser.add_argument("--wanted", type=float, default=0.02, help="difference to find by seeds; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "lab", metavar="NAME")
+    options = parser.parse_args(arguments)
+    wanted = recipes(options.config, options.methods, options.overlays, options.args)
+    against = "+".join(stack_of(options.against or "opsd"))
+    if options.against and against not in wanted:
+        parser.error(f"--against: expected one of {', '.join(wanted)}, got {options.against}")
+    label = labelled(wanted, options, parser)
+    if not label:
+        return
+    found, failed = made_runs(wanted, options)
+    client = MlflowClient(options.tracking_uri)
+    runs = {run: label[key] for key, by_seed in found.items() for run in by_seed.values()}
     base = label.get(against)
-    print(write(client, runs, base if base in runs.values() else None, options.out))
+    print(write(client, runs, base if base in runs.values() else None, options.out, options.wanted))
     print(f"written: {options.out}.md, .csv, _paired.csv, and a figure of each measure")
     print(f"in MLflow: {comparison(client, options.tracking_uri, list(runs))}")
     if failed:

@@ -45,7 +45,7 @@ from ogls.system.exits import DiskFailed, RunEnded, unwritable
 from ogls.system.ranges import within
 from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
-from ogls.tracking import Tracker
+from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import given, parameters
 from ogls.training import SETTINGS, callbacks, check_settings, refused
 
@@ -162,15 +162,17 @@ class OglsCLI(LightningCLI):
             trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise refused(error, vars(self._get(self.config, "trainer"))) from error
-        if isinstance(trainer.logger, Tracker):  # it needs them to find a checkpoint of the same method
+        if self.subcommand is not None:
+            config = self.config[self.subcommand].clone()
+            if self.subcommand == "fit":  # a run that goes on is still the same
+                config.ckpt_path, config.allow_changes = None, False
+            text = self._parser(self.subcommand).dump(config, skip_none=False)
+            self._configuration = text, parameters(yaml.safe_load(text))
+        if tracker := tracker_of(trainer):  # it needs them to find a checkpoint of the same method
             arguments = sys.argv[1:] if self.arguments is None else self.arguments
-            trainer.logger.describe(self.model.method.name, self.datamodule.seed, given(arguments))
+            tracker.describe(self.model.method.name, self.datamodule.seed, given(arguments))
             if self.subcommand is not None:
-                config = self.config[self.subcommand].clone()
-                if self.subcommand == "fit":  # a run that goes on is still the same
-                    config.ckpt_path, config.allow_changes = None, False
-                text = self._parser(self.subcommand).dump(config, skip_none=False)
-                trainer.logger.configure(text, parameters(yaml.safe_load(text)))
+                tracker.configure(*self._configuration)
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, RunRecorder) and self.subcommand == "fit":
                 callback.allow_changes = bool(self._get(self.config, "allow_changes"))
@@ -181,14 +183,17 @@ class OglsCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Validates the student before the first step of a new run."""
-        tracker, anew = self.trainer.logger, False
-        if self.config.fit.ckpt_path == "last" and isinstance(tracker, Tracker):
+        tracker, anew = tracker_of(self.trainer), False
+        if self.config.fit.ckpt_path == "last" and tracker is not None:
             anew = self._begins_anew(tracker)
-        if self.config.fit.ckpt_path is None and isinstance(tracker, Tracker):
+        if self.config.fit.ckpt_path is None and tracker is not None:
             tracker.begin(anew)
+        for logger in self.trainer.loggers:
+            if logger is not tracker:
+                logger.log_hyperparams({**self._configuration[1], "method": self.model.method.name})
         if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
             self.datamodule.fit_follows = True
-            with tracker.kept_open() if isinstance(tracker, Tracker) else nullcontext():
+            with tracker.kept_open() if tracker is not None else nullcontext():
                 self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def _begins_anew(self, tracker: Tracker) -> bool:

@@ -27,7 +27,7 @@ from ogls.system.process_group import ProcessGroup
 from ogls.system.ranges import check
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics
-from ogls.tasks.base import ErrorLocator, Kept, ProblemSource, Verifier, drawn
+from ogls.tasks.base import ErrorLocator, Kept, ProblemSets, ProblemSource, Verifier, drawn
 from ogls.tasks.by_kind import ByKind
 from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
@@ -42,6 +42,17 @@ _CURES: dict[Need, str] = {
 def at_end(trainer: Trainer) -> bool:
     """Returns whether training ends with the epoch under way, or with a stop that was asked for."""
     return trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+
+
+def _joined(key: str, problems: ProblemSource | dict[str, ProblemSource]) -> ProblemSource:
+    if isinstance(problems, ProblemSource):
+        return problems
+    if not problems:
+        raise ValueError(f"data.{key} has no problems: it is an empty mapping")
+    try:
+        return ProblemSets(problems)
+    except ValueError as error:
+        raise ValueError(f"data.{key}: {error}") from error
 
 
 class _Sized:
@@ -64,8 +75,9 @@ class RolloutDataModule(LightningDataModule):
         policy: student, shared with the module that trains it
         method: choice of what is learned from the rollouts, shared with the module that trains
         train: problems to learn from
-        val: held-out problems for validation
-        test: problems for the commands `test` and `predict`; null takes `val`
+        val: held-out problems for validation; several sets by name, such as ``{math: ..., science: ...}``, are measured
+            together as ``val/*`` and each as ``val/math/*``
+        test: problems for the commands `test` and `predict`, or several sets of them; null takes `val`
         prompts: templates of what student, teacher and reflector read
         engine: engine that samples rollouts; null samples and validates nothing (likelihood of reference solutions).
             With several devices, each has an engine of its own, for its share of the prompts.
@@ -102,8 +114,8 @@ class RolloutDataModule(LightningDataModule):
         policy: Policy,
         method: Method,
         train: ProblemSource,
-        val: ProblemSource,
-        test: ProblemSource | None = None,
+        val: ProblemSource | dict[str, ProblemSource],
+        test: ProblemSource | dict[str, ProblemSource] | None = None,
         prompts: Prompts = Prompts(),
         engine: RolloutEngine | None = None,
         locator: ErrorLocator | None = None,
@@ -129,7 +141,9 @@ class RolloutDataModule(LightningDataModule):
         if one_step_off and engine is not None:
             engine = EngineProcess(engine)
         self.policy, self.method = policy, method
-        self.train_problems, self.val_problems, self.test_problems = train, val, test or val
+        val = _joined("val", val)
+        self.train_problems, self.val_problems = train, val
+        self.test_problems = val if test is None else _joined("test", test)
         self.prompts, self.engine, self.locator, self.verifier = prompts, engine, locator, verifier
         self.evaluation, self.problems_per_step, self.steps_per_epoch = evaluation, problems_per_step, steps_per_epoch
         self.mini_batches, self.updates_per_rollout, self.refill_draws = mini_batches, updates_per_rollout, refill_draws
@@ -237,7 +251,8 @@ class RolloutDataModule(LightningDataModule):
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
         for name, source in sources.items():
             if name not in self._checked:
-                setattr(self, f"{name}_problems", self._usable(name, source))
+                usable = {part: self._usable(f"{name}.{part}", some) for part, some in source.sets.items()}
+                setattr(self, f"{name}_problems", ProblemSets(usable) if usable else self._usable(name, source))
                 self._checked.add(name)
 
     def _check_end(self) -> None:
@@ -425,7 +440,7 @@ class RolloutDataModule(LightningDataModule):
         problems, samples = [p for p in source if not with_solution or p.solution is not None], self.evaluation.samples
         subset = self.evaluation.while_training
         if subset is not None and not self.validates_all:
-            problems, samples = subset.of(problems), self.evaluation.subset_samples
+            problems, samples = subset.of(problems, lambda p: p.set), self.evaluation.subset_samples
         if with_solution:
             prompts = [self.encoder.view(p, ATTEMPT, p.solution) for p in problems if p.solution is not None]
         else:

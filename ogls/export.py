@@ -22,7 +22,7 @@ from ogls.policy.policy import Policy
 from ogls.policy.pretrained import weights_sha256, write_model
 from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows, with_interval
 
-_ACCURACY = re.compile(r"val/(avg|pass|maj)_at_\d+")
+_ACCURACY = re.compile(r"val/([^/]+/)?(avg|pass|maj)_at_\d+")
 
 
 def export(

@@ -28,7 +28,7 @@ from ogls.policy.pretrained import tokenizer_sha256, weights_sha256
 from ogls.policy.sharding import on_first, whole
 from ogls.policy.teacher import Frozen, Teacher, Weights
 from ogls.records import Batch, Lesson, RolloutGroup
-from ogls.rollout.accuracy import evaluate, marker_ids
+from ogls.rollout.accuracy import by_set, evaluate, marker_ids
 from ogls.system.exits import RunEnded
 from ogls.system.memory.plan import CONTEXT
 from ogls.system.process_group import ProcessGroup, combined
@@ -333,7 +333,8 @@ class SelfDistillation(LightningModule):
 
     def validation_step(self, groups: list[RolloutGroup], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs the accuracy of held-out rollouts as ``val/...``, of the subset as ``val_subset/...``, and of those with
-        solutions as ``val_with_solution/...`` and ``val_subset_with_solution/...``.
+        solutions as ``val_with_solution/...`` and ``val_subset_with_solution/...``. Where there are several evaluation
+        sets, these are figures of all their problems, and each set has its own as ``val/SET/...``.
         """
         data: RolloutDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         for name, some in data.evaluation.by_name(groups, data.validates_all).items():
@@ -348,6 +349,8 @@ class SelfDistillation(LightningModule):
 
     def _log_evaluation(self, name: str, groups: Sequence[RolloutGroup]) -> None:
         values = evaluate(groups)
+        for part, some in by_set(groups).items():
+            values |= {f"{part}/{key}": value for key, value in evaluate(some).items()}
         if self.kl_to_base:
             values["kl_to_base"] = kl_to_base(self.policy, groups, 2 * self.tokens_per_micro_batch)
         values = {f"{name}/{key}": value for key, value in values.items()}

@@ -54,6 +54,7 @@ class Problem:
         solution: the reference solution s; None where there is none
         system: system message of this problem alone; None where it has none
         kind: name that picks the verifier, such as ``math`` or ``mcq``
+        set: name of the evaluation set that it belongs to, where there are several; otherwise empty
     """
 
     id: str
@@ -62,6 +63,12 @@ class Problem:
     solution: str | None = None
     system: str | None = None
     kind: str = "math"
+    set: str = ""
+
+    @property
+    def name(self) -> str:
+        """Returns the id, behind the name of its set where there are several, in which ids may be alike."""
+        return f"{self.set}/{self.id}" if self.set else self.id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -108,6 +109,94 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     record_property("tried", len(SECRETS))
 
 
+SETS = "{easy: {class_path: Chains, init_args: {size: 2, split: heldout}}, "
+SETS += "hard: {class_path: Chains, init_args: {size: 3, split: heldout, max_steps: 4}}}"
+
+
+def test_several_evaluation_sets(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    sets = ("--data.val", SETS, "--data.evaluation.while_training", "{problems: 1, samples: 1}")
+    best = ("--trainer.callbacks.init_args.monitor", "val_subset/hard/avg_at_1")
+    code, output = run_in(nursery, "fit", *small(tiny_model), *sets, *best, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "\n  val/hard/avg_at_4 " in output
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    whole = [row for row in rows if "val/avg_at_4" in row]
+    assert [row["step"] for row in whole] == [0, 4]
+    assert [row["step"] for row in rows if "val_subset/hard/avg_at_1" in row] == [0, 2, 4], "one problem of each"
+    for row in whole:
+        assert row["val/avg_at_4"] == pytest.approx((2 * row["val/easy/avg_at_4"] + 3 * row["val/hard/avg_at_4"]) / 5)
+        assert {"val/easy/pass_at_2_low", "val/hard/maj_at_4_high"} <= row.keys()
+    assert "final/hard/avg_at_4" in rows[-1]
+    accuracy = json.loads((folder / "problems" / "step-000004.json").read_text())
+    assert sorted(name.partition("/")[0] for name in accuracy) == ["easy"] * 2 + ["hard"] * 3
+    checkpoint = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"))
+    code, output = run_in(nursery, "validate", *small(tiny_model), *sets, *checkpoint, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "\n  val/easy/avg_at_4 " in output
+
+
+def files(folder: Path) -> set[str]:
+    """Names of what a run wrote, but for the output that the test keeps."""
+    return {path.name for path in folder.iterdir()} - {"output.txt"}
+
+
+def test_a_run_without_any_logger_and_one_that_goes_on_with_lightnings_own(
+    nursery: Nursery, tiny_model: Path, tmp_path: Path
+):
+    bare = (*small(tiny_model), "--trainer.max_epochs", "1", "--trainer.logger", "false")
+    code, output = run_in(nursery, "fit", *bare, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert files(tmp_path) == {"runs"}, "nothing is written into the working directory"
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert files(folder) == {"checkpoints", "best_adapter"}
+    assert f"Checkpoints: runs/{folder.name}/checkpoints" in output
+
+    code, output = run_in(nursery, "fit", *bare, "--ckpt_path", "last", cwd=tmp_path)
+    assert code == 2
+    assert "error: --ckpt_path last finds the runs of ogls.Tracker alone: name the file" in output
+    own = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--ckpt_path")
+    last = str(folder / "checkpoints" / "last.ckpt")
+    code, output = run_in(nursery, "fit", *small(tiny_model), *own, last, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    version = tmp_path / "logs" / "lightning_logs" / "version_0"
+    assert files(version) == {"checkpoints", "best_adapter", "metrics.csv", "hparams.yaml"}
+    with (version / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["train/loss"]) for row in rows) == 2, "steps 3 and 4"
+    assert sum(bool(row["val/avg_at_4"]) for row in rows) == 1
+    assert "method: OGLS_SD[max_peers=1, alpha=1" in (version / "hparams.yaml").read_text()
+
+
+def test_other_loggers_beside_the_tracker(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "two.yaml").write_text(
+        "trainer: {logger: [{class_path: CSVLogger, init_args: {save_dir: logs}}, "
+        "{class_path: ogls.Tracker, init_args: {system_metrics: false}}]}"
+    )
+    options = (*small(tiny_model), "--trainer.max_epochs", "1", "--config", "two.yaml")
+    code, output = run_in(nursery, "fit", *options, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {"checkpoints", "best_adapter", "metrics.jsonl", "config.yaml", "problems"} <= files(folder)
+    (table,) = (tmp_path / "logs").rglob("metrics.csv")
+    assert not list((tmp_path / "logs").rglob("*.ckpt"))
+    with table.open() as file:
+        theirs = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    ours = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert theirs == pytest.approx([row["train/loss"] for row in ours if "train/loss" in row])
+    code, output = run_in(nursery, "fit", *options, "--trainer.max_epochs", "2", "--ckpt_path", "last", cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name], "the same run goes on"
+
+
+def test_a_fast_dev_run_makes_a_step_and_writes_nothing(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    code, output = run_in(nursery, "fit", *small(tiny_model), "--trainer.fast_dev_run", "true", cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "step 1/1  loss" in output
+    assert "after step 1: val/avg_at_4" in output
+    assert files(tmp_path) == set()
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -158,6 +247,21 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
                 *("--trainer.callbacks.init_args.monitor", "val/avg_at_4"),
             ],
             "expected val_subset/avg_at_4",
+        ),
+        (
+            [
+                *("--config", "lab.yaml", "--data.val", SETS),
+                *("--trainer.callbacks.init_args.monitor", "val/odd/avg_at_8"),
+            ],
+            "a checkpoint waits for val/odd/avg_at_8, but data.val has the sets easy, hard",
+        ),
+        (
+            ["--config", "lab.yaml", "--data.val", SETS.replace("hard", "so/hard")],
+            "data.val: a set's name becomes part of metrics: expected [A-Za-z0-9_.-]+, got 'so/hard'",
+        ),
+        (
+            ["--config", "lab.yaml", "--data.val", SETS.replace("size: 3", "siz: 3")],
+            "error: data.val (Chains): Option 'siz' is not accepted; did you mean 'size'?",
         ),
         (
             ["--config", "math.yaml", "--data.evaluation.while_training.samples", "5"],

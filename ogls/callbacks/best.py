@@ -14,11 +14,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 
 from ogls.callbacks.checkpoint_io import SoundCheckpoints, newest_sound
-from ogls.tracking import Tracker
+from ogls.tracking import Tracker, tracker_of
+from ogls.tracking.tracker import label, stamp
 
 ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact
 CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+_MONITOR = re.compile(
+    r"(?P<split>val|val_subset)(?:_with_solution)?/(?:(?P<set>[^/]+)/)?(?:(?P<figure>avg|pass|maj)_at_(?P<k>\d+).*|[^/]+)"
+)
 
 
 def described(tracker: Tracker, trainer: Any) -> Tracker:
@@ -34,7 +40,8 @@ class BestCheckpoint(ModelCheckpoint):
     Where an adapter is trained, the best one is saved, too. `last.ckpt` is written before the first step, every
     `save_every` steps, after each validation and at the end; what had the name before stays as `previous.ckpt`. `fit
     --ckpt_path last` goes on with the newest run of the same method and seed, or with `run_name` where one is given,
-    from the sound checkpoint that is furthest on.
+    from the sound checkpoint that is furthest on. They lie in the tracker's folder of the run; without a tracker, where
+    Lightning puts them for another logger, and without any logger in a new folder of `runs`.
 
     Args:
         monitor: validation metric whose highest value is the best; null takes avg@k of the problems that every
@@ -64,22 +71,40 @@ class BestCheckpoint(ModelCheckpoint):
         data = cast(Any, trainer).datamodule
         name, samples = data.evaluation.watched
         self.monitor = self.monitor or f"{name}/avg_at_{samples}"
-        asked = re.fullmatch(r"(val|val_subset)(?:_with_solution)?/(?:(avg|pass|maj)_at_(\d+).*|.+)", self.monitor)
+        asked = _MONITOR.fullmatch(self.monitor)
         if asked and (data.fit_follows or stage == "fit"):
-            k = int(asked[3] or 1)
-            if asked[1] != name or k > samples or (asked[2] == "avg" and k != samples):
+            k, sets = int(asked["k"] or 1), list(data.val_problems.sets)
+            if asked["set"] and asked["set"] not in sets:
+                known = f"data.val has the sets {', '.join(sets)}" if sets else "data.val is a single set"
+                raise ValueError(f"a checkpoint waits for {self.monitor}, but {known}")
+            if asked["split"] != name or k > samples or (asked["figure"] == "avg" and k != samples):
                 raise ValueError(
                     f"a checkpoint waits for {self.monitor}, but every validation has {samples} samples as {name}/* "
                     f"(data.evaluation): expected {name}/avg_at_{samples}"
                 )
+        self.dirpath = self.dirpath or self._own_folder(trainer)
         super().setup(trainer, pl_module, stage)
 
-    def save_last_now(self, trainer: Trainer) -> Path:
-        """Writes `last.ckpt` and returns its path; the file that had this name stays as `previous.ckpt`."""
+    def _own_folder(self, trainer: Any) -> str | None:
+        """Returns the folder of checkpoints; None leaves it to Lightning, which asks the first of the other loggers."""
+        if trainer.fast_dev_run:  # nothing is written
+            return None
+        if tracker := tracker_of(trainer):
+            return str(tracker.run_folder / CHECKPOINTS)
+        if trainer.loggers:
+            return None
+        method, seed = trainer.lightning_module.method.name, trainer.datamodule.seed
+        return str(Path("runs") / f"{label(method, seed)}-{stamp()}" / CHECKPOINTS)
+
+    def save_last_now(self, trainer: Trainer) -> Path | None:
+        """Writes `last.ckpt` and returns its path; the file that had this name stays as `previous.ckpt`.
+
+        A `fast_dev_run` writes nothing, and None is returned.
+        """
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return None
         assert self.dirpath is not None
         path = Path(self.dirpath) / LAST
-        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            return path
         if trainer.is_global_zero and path.exists():
             previous = path.with_name(PREVIOUS)
             with suppress(OSError):  # a full disk, or a file system without links
@@ -87,8 +112,8 @@ class BestCheckpoint(ModelCheckpoint):
                 os.link(path, previous)
         trainer.save_checkpoint(path, weights_only=False)
         writer = trainer.strategy.checkpoint_io
-        if isinstance(writer, SoundCheckpoints) and writer.failed and isinstance(trainer.logger, Tracker):
-            trainer.logger.log_metrics({"train/checkpoints_failed": writer.failed}, trainer.global_step)
+        if isinstance(writer, SoundCheckpoints) and writer.failed and (tracker := tracker_of(trainer)):
+            tracker.log_metrics({"train/checkpoints_failed": writer.failed}, trainer.global_step)
         return path
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -100,7 +125,8 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves step 0. A run that goes on writes the best adapter anew: a kill may have come amid its files."""
         super().on_train_start(trainer, pl_module)
-        assert self.dirpath is not None
+        if self.dirpath is None:  # a fast_dev_run
+            return
         best, policy = Path(self.dirpath) / BEST, cast(Any, pl_module).policy
         if trainer.ckpt_path is not None and policy.lora is not None and trainer.strategy.broadcast(best.exists()):
             with suppress(ValueError):  # damaged, as the choice of the checkpoint has said
@@ -144,10 +170,12 @@ class BestCheckpoint(ModelCheckpoint):
             print(f"{self._adapter} keeps what it had: {error}", file=sys.stderr)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last step, and hands the best adapter to the tracker."""
-        self.save_last_now(trainer)
-        if isinstance(trainer.logger, Tracker) and self._adapter.exists():
-            trainer.logger.log_folder(self._adapter, ADAPTER)
+        """Saves the last step, and hands the best adapter to the tracker; without one it says where to look."""
+        last, tracker = self.save_last_now(trainer), tracker_of(trainer)
+        if tracker is not None and self._adapter.exists():
+            tracker.log_folder(self._adapter, ADAPTER)
+        if tracker is None and last is not None and trainer.is_global_zero:
+            print(f"Checkpoints: {last.parent}", flush=True)
 
     @property
     def _adapter(self) -> Path:
@@ -156,9 +184,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Returns the one checkpoint to go on from; Lightning takes the newest of those returned."""
-        if not isinstance(trainer.logger, Tracker):
-            return super()._find_last_checkpoints(trainer)
-        tracker = described(trainer.logger, trainer)
+        tracker = tracker_of(trainer)
+        if tracker is None:
+            raise ValueError("--ckpt_path last finds the runs of ogls.Tracker alone: name the file, .../last.ckpt")
+        tracker = described(tracker, trainer)
         run = newest_run(tracker)
         if run is None:
             wanted = tracker.run_folder if tracker.named else f"{tracker.folder / tracker.label}-*"

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ogls.tracking.files import SUBSET, WHOLE, with_interval
+from ogls.tracking.files import OF_SET, SUBSET, WHOLE, with_interval
 
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
@@ -61,6 +61,10 @@ class StepProgress(RichProgressBar):
             step = trainer.global_step if fits else cast(Any, pl_module).policy.version
             which = "" if fits or trainer.ckpt_path is None else f"{trainer.ckpt_path}, "
             self.print(f"{which}after step {step}: {accuracy} {with_interval(values, accuracy)}")
+            split = accuracy.partition("/")[0]
+            for name in values:
+                if OF_SET.fullmatch(name) and name.startswith(f"{split}/"):
+                    self.print(f"  {name} {with_interval(values, name)}")
         super().on_validation_end(trainer, pl_module)
         self._clock = time.monotonic()
 

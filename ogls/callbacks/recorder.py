@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
-from ogls.tracking import Tracker
+from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import differences
 from ogls.tracking.tracker import ROWS_LIMIT, problems_told
 
@@ -35,14 +35,14 @@ class RunRecorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tells the tracker the method and seed, and how many updates there were."""
-        if isinstance(trainer.logger, Tracker):
-            trainer.logger.updates = lambda: trainer.global_step
-            described(trainer.logger, trainer)
+        if tracker := tracker_of(trainer):
+            tracker.updates = lambda: trainer.global_step
+            described(tracker, trainer)
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-                trainer.logger.hold_folder()
+                tracker.hold_folder()
             if stage == "fit":
                 data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-                told = problems_told({"train": data.train_problems, "val": data.val_problems})
+                told = problems_told(_splits(data))
                 self._data = {f"problems of data.{name}": str(split["digest"]) for name, split in told.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,18 +56,19 @@ class RunRecorder(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continues the checkpoint's MLflow run, and its folder where the checkpoint lies in a run's folder."""
-        if trainer.state.fn != TrainerFn.FITTING or not isinstance(trainer.logger, Tracker):
+        tracker = tracker_of(trainer)
+        if trainer.state.fn != TrainerFn.FITTING or tracker is None:
             return
-        self._compare(trainer.logger, checkpoint)
+        self._compare(tracker, checkpoint)
         self._goes_on_at = checkpoint["global_step"]
         folder = Path(str(trainer.ckpt_path)).parent
         if folder.name != CHECKPOINTS:
-            trainer.logger.resume(checkpoint.get("mlflow_run_id"))
-            trainer.logger.hold_folder()
+            tracker.resume(checkpoint.get("mlflow_run_id"))
+            tracker.hold_folder()
             return
-        trainer.logger.resume(checkpoint.get("mlflow_run_id"), folder.parent)
-        trainer.logger.hold_folder()
-        trainer.logger.rewind(checkpoint["global_step"], checkpoint["row"])
+        tracker.resume(checkpoint.get("mlflow_run_id"), folder.parent)
+        tracker.hold_folder()
+        tracker.rewind(checkpoint["global_step"], checkpoint["row"])
         if isinstance(trainer.checkpoint_callback, BestCheckpoint):
             trainer.checkpoint_callback.dirpath = str(folder)
 
@@ -87,44 +88,44 @@ class RunRecorder(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds to the checkpoint which run it belongs to, and the metrics of its step."""
-        if isinstance(trainer.logger, Tracker):
-            checkpoint["mlflow_run_id"] = trainer.logger.run_id
-            checkpoint["seed"] = trainer.logger.seed
-            checkpoint["identity"] = json.dumps(self._identity(trainer.logger))
-            checkpoint["run"], checkpoint["config_sha256"] = trainer.logger.run_name, trainer.logger.config_sha256
+        if tracker := tracker_of(trainer):
+            checkpoint["mlflow_run_id"] = tracker.run_id
+            checkpoint["seed"] = tracker.seed
+            checkpoint["identity"] = json.dumps(self._identity(tracker))
+            checkpoint["run"], checkpoint["config_sha256"] = tracker.run_name, tracker.config_sha256
             # Lightning logs a step after its callbacks, and a kill may come between the two.
             checkpoint["row"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Claims the run's folder, and logs the problems."""
-        if isinstance(trainer.logger, Tracker):
+        if tracker := tracker_of(trainer):
             if trainer.ckpt_path is None:
-                trainer.logger.begin()
-            trainer.logger.hold_folder()  # not earlier: a checkpoint may say which it is
-            trainer.logger.log_config(self._goes_on_at)
+                tracker.begin()
+            tracker.hold_folder()  # not earlier: a checkpoint may say which it is
+            tracker.log_config(self._goes_on_at)
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            trainer.logger.log_data({"train": data.train_problems, "val": data.val_problems})
+            tracker.log_data(_splits(data))
             if trainer.ckpt_path is not None and self._rows:
-                self._log_validation(trainer.logger)
+                self._log_validation(tracker)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        if isinstance(trainer.logger, Tracker):
-            trainer.logger.log_phases(outputs["phases"])
+        if tracker := tracker_of(trainer):
+            tracker.log_phases(outputs["phases"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.time()
-        if isinstance(trainer.logger, Tracker):
-            trainer.logger.log_config(self._goes_on_at)
+        if tracker := tracker_of(trainer):
+            tracker.log_config(self._goes_on_at)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, Tracker):
-            trainer.logger.log_config()
+        if tracker := tracker_of(trainer):
+            tracker.log_config()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, Tracker):
+        if tracker := tracker_of(trainer):
             step = trainer.global_step
             whole = Phase(lane="training", name="validate", step=step, start=self._began, end=time.time())
-            trainer.logger.log_phases([whole])
+            tracker.log_phases([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows, self._accuracy, self._validated_at = [], {}, trainer.global_step
@@ -140,21 +141,27 @@ class RunRecorder(Callback):
     ) -> None:
         if dataloader_idx == 0:
             self._rows += [_row(group) for group in batch]
-            self._accuracy |= {group.problem.id: len(group.successes) / len(group.rollouts) for group in batch}
+            self._accuracy |= {group.problem.name: len(group.successes) / len(group.rollouts) for group in batch}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, Tracker) and not trainer.sanity_checking:
-            self._log_validation(trainer.logger)
+        if (tracker := tracker_of(trainer)) and not trainer.sanity_checking:
+            self._log_validation(tracker)
 
     def _log_validation(self, tracker: Tracker) -> None:
         tracker.log_completions(self._rows, self._validated_at)
         tracker.log_problems(self._accuracy, self._validated_at)
 
 
+def _splits(data: Any) -> dict[str, Any]:
+    """Returns what is trained and judged on, each set of several by itself."""
+    return {"train": data.train_problems} | data.val_problems.splits("val")
+
+
 def _row(group: RolloutGroup) -> dict[str, Any]:
     """Returns a row of the table of completions: a problem and its first rollout."""
     rollout = group.rollouts[0]
     return {
+        **({"set": group.problem.set} if group.problem.set else {}),
         "problem": group.problem.text,
         "completion": rollout.text,
         "correct": rollout.correct,

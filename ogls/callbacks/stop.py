@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from ogls.callbacks.best import BestCheckpoint
 from ogls.system.exits import EngineFailed
-from ogls.tracking import Tracker
+from ogls.tracking import tracker_of
 
 
 class GracefulStop(Callback):
@@ -95,14 +95,14 @@ class GracefulStop(Callback):
         if (self._received is not None or self._agreed) and isinstance(exception, SystemExit):
             exception.code = 128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0
             between_steps = True
-            if isinstance(trainer.logger, Tracker):
-                trainer.logger.end_as("KILLED")
+            if tracker := tracker_of(trainer):
+                tracker.end_as("KILLED")
         else:
             between_steps = isinstance(exception, EngineFailed) and trainer.state.stage == RunningStage.TRAINING
         checkpoint = trainer.checkpoint_callback
         if self._training and between_steps and isinstance(checkpoint, BestCheckpoint):
             saved = checkpoint.save_last_now(trainer)
-            if trainer.is_global_zero:
+            if saved is not None and trainer.is_global_zero:
                 print(f"Saved {saved}; to go on: fit ... --ckpt_path last", file=sys.stderr)
         self._training = False
 

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from ogls.records import Batch
 from ogls.system.exits import RunEnded
-from ogls.tracking import Tracker
+from ogls.tracking import tracker_of
 
 
 class StopWithoutSignal(Callback):
@@ -50,9 +50,10 @@ class StopWithoutSignal(Callback):
 
     def _write(self, trainer: Trainer, batch: Batch) -> str:
         """Writes the batch as JSON, and returns a hint where it is."""
-        if not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
+        tracker = tracker_of(trainer)
+        if tracker is None or not trainer.is_global_zero:
             return ""
-        file = trainer.logger.run_folder / f"skipped-step-{trainer.global_step:06d}.json"
+        file = tracker.run_folder / f"skipped-step-{trainer.global_step:06d}.json"
         try:
             file.write_text(json.dumps(asdict(batch)))
         except OSError as error:

@@ -1,16 +1,17 @@
 """Accuracies of several samples per problem are avg@k, pass@k and maj@k.
 
-The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for each problem. Its
-interval is Student's t interval of that mean at 95 %, cut to [0, 1], and holds for new problems of the same kind. Where
-all problems score alike, its width is 0 and says nothing.
+The unit is the problem. Every figure is a mean over problems of an estimate that is unbiased for each problem. Its 95 %
+interval holds for new problems of the same kind, near 0 and 1 too; where all problems score alike, it still has a width
+(`ogls.system.statistics.share_ends`, and docs/statistics.md).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import comb
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from ogls.records import RolloutGroup, Sampling
 from ogls.system.ranges import within
-from ogls.system.statistics import mean_interval
+from ogls.system.statistics import share_interval
 
 REFLECTION_MARKERS = ("wait", "hold on", "oops", "not quite", "let me rethink", "let me reconsider", "let me check")
 """A text with one of these words shows a sign of reflection (OGLS-SD, figure 5)."""
@@ -34,7 +35,8 @@ class Subset:
     """A subset is what a validation amid training samples: some of the problems, always the same, and less often.
 
     Args:
-        problems: number of held-out problems, evenly spaced among all; null takes all, as does a number above theirs
+        problems: number of held-out problems of each set, evenly spaced among all of it; null takes all, as does a
+            number above theirs
         samples: rollouts per problem; null takes as many as the whole validation
     """
 
@@ -45,10 +47,19 @@ class Subset:
         for name in ("problems", "samples"):
             within(f"evaluation.while_training.{name}", getattr(self, name), "[1, 1e9]")
 
-    def of(self, items: Sequence[T]) -> list[T]:
-        """Returns the items, one per held-out problem, that belong to the subset."""
-        count = min(self.problems or len(items), len(items))
-        return [items[i * len(items) // count] for i in range(count)]
+    def of(self, items: Sequence[T], set_of: Callable[[T], str] = lambda _: "") -> list[T]:
+        """Returns the items, one per held-out problem, that belong to the subset, in their order.
+
+        Args:
+            items: what there is one of per problem, set by set
+            set_of: function from an item to the name of its problem's set
+        """
+        chosen = []
+        for _, group in groupby(items, set_of):
+            some = list(group)
+            count = min(self.problems or len(some), len(some))
+            chosen += [some[i * len(some) // count] for i in range(count)]
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +114,8 @@ class Evaluation:
             return {VALIDATION: groups}
         if not whole:
             return {SUBSET: groups}
-        part = [replace(g, rollouts=g.rollouts[: self.subset_samples]) for g in self.while_training.of(groups)]
+        some = self.while_training.of(groups, lambda group: group.problem.set)
+        part = [replace(g, rollouts=g.rollouts[: self.subset_samples]) for g in some]
         return {VALIDATION: groups, SUBSET: part}
 
 
@@ -179,9 +191,15 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) ->
     return metrics
 
 
+def by_set(groups: Sequence[RolloutGroup]) -> dict[str, list[RolloutGroup]]:
+    """Returns the groups of each evaluation set by its name; none where there is a single one."""
+    names = dict.fromkeys(group.problem.set for group in groups if group.problem.set)
+    return {name: [group for group in groups if group.problem.set == name] for name in names}
+
+
 def accuracy_by_problem(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Returns the share of correct rollouts of each problem, by the problem's id."""
-    accuracy = {group.problem.id: len(group.successes) / len(group.rollouts) for group in groups}
+    """Returns the share of correct rollouts of each problem, by the problem's name."""
+    accuracy = {group.problem.name: len(group.successes) / len(group.rollouts) for group in groups}
     if len(accuracy) != len(groups):
         raise ValueError(f"expected one group per problem, got {len(groups)} groups of {len(accuracy)} problems")
     return accuracy
@@ -200,7 +218,7 @@ class _Tally:
 
 
 def _named(name: str, values: Sequence[float]) -> dict[str, float]:
-    mean, low, high = mean_interval(values, 0.0, 1.0)
+    mean, low, high = share_interval(values)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 _KEY = re.compile(r"Parser key \"([\w.]+)\":")
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
 _UNKNOWN = re.compile(r"(?:--|[Oo]ption '|[Kk]ey ')([\w.]+)")
+_OPTION = re.compile(r"Option '\w+' is not accepted")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
 _STRUCTURE = {"class_path", "init_args"}
 _TYPE = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?")
@@ -48,8 +49,10 @@ def one_line(message: str) -> str:
             reasons.append(_NO_CLASS.sub(r"there is no class '\1'", line))
     where = ".".join(path) + (f" ({owner})" if owner else "")
     told = [reason for reason in reasons if not _TYPE.fullmatch(reason)] or [_expected(r, given) for r in reasons[:1]]
+    # Where a key takes one of several types, each says why it was none of them; a misspelt option says most.
+    told = [reason for reason in told if _OPTION.match(reason)] or told
     said = "; ".join(dict.fromkeys(told)) or " ".join(message.split())
-    return f"{where}: {said}" if where else said
+    return f"{where.strip()}: {said}" if where else said
 
 
 def _expected(reason: str, given: str) -> str:
@@ -70,14 +73,14 @@ def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -
         keys: last parts of all known keys
         classes: names of all known classes
     """
-    if found := _NO_CLASS.search(message):
+    if (found := _NO_CLASS.search(message)) and not _OPTION.search(message):
         return _meant(found[1], classes)
     names = set(keys)
     for path in _CLASS.findall(message):
         module, _, name = path.rpartition(".")
         with suppress(ImportError, AttributeError):  # the class itself may be misspelt
             names |= set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    for key in _UNKNOWN.findall(message):
+    for key in sorted(_UNKNOWN.findall(message), key=lambda key: "." in key):
         for word in key.split("."):  # the parser names a key below the misspelt one
             if word not in names | _STRUCTURE and (meant := _meant(word, names)):
                 return meant

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ogls.records import Problem, Span, Verdict
 from ogls.system.seeds import derive
+
+_SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class ProblemSource(ABC):
@@ -36,6 +39,47 @@ class ProblemSource(ABC):
     def dropped(self) -> Mapping[str, int]:
         """Returns how many problems were left out, by reason."""
         return {}
+
+    @property
+    def sets(self) -> Mapping[str, ProblemSource]:
+        """Returns the sets that the source is made of, by name; none where it is a single one."""
+        return {}
+
+    def splits(self, name: str) -> dict[str, ProblemSource]:
+        """Returns what is to be told apart under the name of a split: ``val``, or ``val/math``, ``val/science``."""
+        return {f"{name}/{of_set}": source for of_set, source in self.sets.items()} or {name: self}
+
+
+class ProblemSets(ProblemSource):
+    """Problem sets are several sources, one after another, whose problems know the name of their set.
+
+    Args:
+        sets: sources by the names of their sets, which become part of the names of metrics
+
+    Raises:
+        ValueError: a name cannot be part of a metric's name.
+    """
+
+    def __init__(self, sets: Mapping[str, ProblemSource]) -> None:
+        for name in sets:
+            if not _SET_NAME.fullmatch(name):
+                raise ValueError(f"a set's name becomes part of metrics: expected {_SET_NAME.pattern}, got {name!r}")
+        self._sets = dict(sets)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sets.values()))
+
+    def __getitem__(self, index: int) -> Problem:
+        for name, source in self._sets.items():
+            if index < len(source):
+                return replace(source[index], set=name)
+            index -= len(source)
+        raise IndexError(index)
+
+    @property
+    def sets(self) -> Mapping[str, ProblemSource]:
+        """Returns the sets by name."""
+        return self._sets
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from ogls.records import Lane, Phase
 
 METRICS = "metrics.jsonl"  # one row per line: step, time, metrics
 TRACE = "trace.json"  # when each phase ran; https://ui.perfetto.dev and chrome://tracing show it, too
+PROBLEMS = "problems"  # a folder: by validation, the accuracy of each held-out problem
 CONFIG = "config.yaml"  # the resolved configuration
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
 # Names of the accuracy of all held-out problems, and of the subset that every validation samples.
 WHOLE, SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
+OF_SET = re.compile(r"val(?:_subset)?/[^/]+/avg_at_\d+")  # of each evaluation set, where there are several
 
 
 _LANES: tuple[Lane, ...] = get_args(Lane)

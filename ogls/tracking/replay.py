@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ogls.tracking.address import check_tracking_uri
-from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows
+from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, PROBLEMS, read_rows
 from ogls.tracking.mlflow_run import MLflowRun
 
 
@@ -37,6 +37,8 @@ def replay(folder: Path, tracking_uri: str) -> int:
     run.params(told["params"])
     if (folder / CONFIG).is_file():
         run.text((folder / CONFIG).read_text(), CONFIG)
+    for file in sorted((folder / PROBLEMS).glob("*.json")):
+        run.text(file.read_text(), f"{PROBLEMS}/{file.name}")
     added = run.add(known)
     finished = any(name.startswith("final/") for row in known for name in row)
     run.end("FINISHED" if finished else "KILLED", known[-1]["time"] if known else None)

@@ -29,6 +29,8 @@ from ogls.tracking.files import (
     CONFIG,
     DESCRIPTION,
     METRICS,
+    OF_SET,
+    PROBLEMS,
     SUBSET,
     TRACE,
     TRACE_HEAD,
@@ -82,7 +84,7 @@ class Tracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
-        self._stamp = f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
+        self._stamp = stamp()
         self.named = run_name is not None
         run_name = f"run-{self._stamp}" if run_name is None else run_name
         if not _SAFE_NAME.fullmatch(run_name):
@@ -129,15 +131,8 @@ class Tracker(Logger):
 
     @property
     def label(self) -> str:
-        """Returns the beginning of the run's name, made of method and seed: ``OPSD-selection-ErrorSpan-s0``.
-
-        The end of a long name becomes a digest, so that methods whose names begin alike stay apart.
-        """
-        method = self.method or "run"
-        plain = re.sub(r"[^A-Za-z0-9._]+", "-", method).strip("-.")
-        if len(plain) > _LABEL_LIMIT:
-            plain = f"{plain[: _LABEL_LIMIT - 7].strip('-')}-{sha256(method.encode()).hexdigest()[:6]}"
-        return f"{plain}-s{self.seed}"
+        """Returns the beginning of the run's name, made of method and seed."""
+        return label(self.method or "run", self.seed)
 
     # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
 
@@ -178,8 +173,8 @@ class Tracker(Logger):
         accuracies = [name for name in row if WHOLE.fullmatch(name)]
         if accuracies:
             self._first = self._first or dict(row)
-            subset = [name for name in row if SUBSET.fullmatch(name)]
-            self._box.put(lambda: self._run.show(view(accuracies + subset)))
+            others = [name for name in row if SUBSET.fullmatch(name) or OF_SET.fullmatch(name)]
+            self._box.put(lambda: self._run.show(view(accuracies + others)))
             self._describe()
 
     def _remember(self, row: Mapping[str, float]) -> None:
@@ -190,7 +185,7 @@ class Tracker(Logger):
 
     def _keep(self, name: str, text: str) -> None:
         try:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
+            (self.run_folder / name).parent.mkdir(parents=True, exist_ok=True)
             replace_text(self.run_folder / name, text)
         except OSError as error:
             self._box.lose(f"{name}: {error}")
@@ -280,7 +275,7 @@ class Tracker(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, row: Mapping[str, float]) -> None:
-        """Removes the rows of later steps from metrics.jsonl and trace.json, since these steps are made again.
+        """Removes later steps from metrics.jsonl, trace.json and problems/, since these steps are made again.
 
         MLflow gets what it lacks of the rows that stay: a kill may have come before they were sent.
 
@@ -300,6 +295,9 @@ class Tracker(Logger):
         if trace.exists():
             phases = read_trace(trace, keep_damaged=True)
             replace_text(trace, TRACE_HEAD + trace_lines(i for i in phases if i.step <= step))
+        for validation in (self.run_folder / PROBLEMS).glob("step-*.json"):
+            if int(validation.stem.removeprefix("step-")) > step:
+                validation.unlink()
         if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
             self._record({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
 
@@ -359,7 +357,7 @@ class Tracker(Logger):
         """Has the run's page in MLflow say what ran, by which command, and what it brought so far."""
         said = [f"**{self.method}**, seed {self.seed}", f"`{shlex.join(sys.argv)}`", f"Folder: `{self.run_folder}`"]
         for name in self._first:
-            if WHOLE.fullmatch(name):
+            if WHOLE.fullmatch(name) or (OF_SET.fullmatch(name) and name in self._latest):
                 before, now = (with_interval(row, name) for row in (self._first, self._latest))
                 said.insert(1, f"{name.removeprefix('val/')}: {before} before training, {now} at the last validation")
         text = "\n\n".join(said)
@@ -422,8 +420,9 @@ class Tracker(Logger):
     @rank_zero_only
     def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:
         """Logs the accuracy of every held-out problem by its id, which paired tests of two runs need."""
-        text = json.dumps(dict(accuracy))
-        self._box.put(lambda: self._run.text(text, f"problems/step-{step:06d}.json"))
+        name, text = f"{PROBLEMS}/step-{step:06d}.json", json.dumps(dict(accuracy))
+        self._keep(name, text)
+        self._box.put(lambda: self._run.text(text, name))
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:
@@ -435,6 +434,27 @@ class Tracker(Logger):
         if self._outbox is None:
             self._outbox = Outbox(_tell_loss)
         return self._outbox
+
+
+def tracker_of(trainer: Any) -> Tracker | None:
+    """Returns the tracker among the loggers of a Trainer; None where only others log, or none does."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, Tracker)), None)
+
+
+def stamp() -> str:
+    """Returns the end of a new run's name: the time, and what no other run of this second has."""
+    return f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
+
+
+def label(method: str, seed: int) -> str:
+    """Returns the beginning of a run's name, made of method and seed: ``OPSD-selection-ErrorSpan-s0``.
+
+    The end of a long name becomes a digest, so that methods whose names begin alike stay apart.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", method).strip("-.")
+    if len(plain) > _LABEL_LIMIT:
+        plain = f"{plain[: _LABEL_LIMIT - 7].strip('-')}-{sha256(method.encode()).hexdigest()[:6]}"
+    return f"{plain}-s{seed}"
 
 
 def _tell_loss(reason: str) -> None:

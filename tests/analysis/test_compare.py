@@ -8,8 +8,10 @@ from pathlib import Path
 
 import compare
 import curves
+import numpy as np
 import pytest
 import runs
+import seeds
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from scipy.stats import ttest_rel
@@ -95,6 +97,29 @@ def test_pairs_are_paired_by_seed_and_by_problem() -> None:
     by_problem = ttest_rel([2.5 / 3, 0.5, 0.25], [0.5, 0.25, 0.0])  # means over the common seeds 0, 1, 2
     assert row["difference, problems"] == pytest.approx((2.5 / 3 + 0.75 - 0.75) / 3)
     assert row["p, problems"] == pytest.approx(by_problem.pvalue)
+    # By seed and problem: rows 0.5, 0, 0; 0.5, 0.25, 0.5; 0, 0.5, 0.25.
+    both = seeds.difference(np.array([[0.5, 0, 0], [0.5, 0.25, 0.5], [0, 0.5, 0.25]]))
+    assert row["difference, both"] == both.mean == pytest.approx(2.5 / 9)
+    assert (row["± both"], row["p, both"], row["p, Holm"]) == (both.half, both.p_value, both.p_value)
+    # Over all runs, the odd one included: 0.5 is above 2, 0.7 and 0.6 above 3 of 4.
+    assert row["P(better)"] == pytest.approx((1.5 + 3 + 3) / 12)
+    assert row["seeds for 0.02"] == "more problems"
+
+
+def test_comparisons_of_one_table_are_corrected_for_their_number() -> None:
+    rng = np.random.default_rng(0)
+    values = {(m, s): v for m, v in (("a", 0.6), ("b", 0.5), ("c", 0.4)) for s in range(3)}
+    problems = {f"{m}{s}": {str(i): v + 0.2 * rng.normal() for i in range(20)} for (m, s), v in values.items()}
+    table = compare.compare_pairs(history(values), problems, wanted=0.1)
+    assert list(table["p, Holm"]) == seeds.holm(list(table["p, both"]))
+    assert (table["p, Holm"] > table["p, both"]).any()
+    assert all(3 <= needed <= 200 for needed in table["seeds for 0.1"])
+
+
+def test_improvement_is_averaged_over_evaluation_sets() -> None:
+    sums, words = ({("a", 0): 0.5, ("b", 0): 0.4}, {("a", 0): 0.5, ("b", 0): 0.5})
+    table = compare.compare_pairs(history(sums), {}, sets=[history(sums), history(words)])
+    assert table["P(better)"].tolist() == [0.75]
 
 
 def test_without_common_seeds_or_problems_nothing_is_claimed() -> None:
@@ -164,9 +189,11 @@ def test_files(client: MlflowClient, tmp_path: Path) -> None:
     out = tmp_path / "figures" / "methods"
     compare.main(["--tracking-uri", client.tracking_uri, "--out", str(out)])
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert lines[2] == f"| {STEERS} | 1 | 20 | 0.300 | 0.600 | - | 0.050 | 0.300 | - |"
+    assert lines[2] == f"| {STEERS} | 1 | 20 | 0.300 | 0.600 | 0.600 | - | 0.050 | 0.300 | - |"
     # One common seed: no test over seeds. Over problems 0.25, 0.5, 0: t = 0.25 / (0.25 / sqrt 3), 2 degrees of freedom.
-    assert lines[-1] == f"| {STEERS} | {READS} | 1 | 0.200 | - | - | 3 | 0.250 | 0.621 | 0.225 |"
+    # Over both at once: the difference alone. A run of the one is better than each run of the other.
+    both = "0.250 | - | - | - | 1.000 | - |"
+    assert lines[-1] == f"| {STEERS} | {READS} | 1 | 0.200 | - | - | 3 | 0.250 | 0.621 | 0.225 | {both}"
     assert out.with_suffix(".csv").read_text().startswith("method,runs,steps,before,after")
     assert (tmp_path / "figures" / "methods_paired.csv").read_text().startswith("method,against,seeds")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

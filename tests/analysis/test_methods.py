@@ -162,13 +162,19 @@ def test_a_command_whose_runs_are_there_makes_the_table_at_once(
     methods.main(["--methods", *ENDS, "--seeds", "3", "--tracking-uri", uri, "--out", str(out)])
     assert "0 runs to make, 6 are there" in capsys.readouterr().out
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert lines[0] == "| method | seeds | steps | accuracy | pass@8 | KL to base |"
+    assert lines[0] == "| method | seeds | steps | accuracy | IQM | pass@8 | KL to base |"
+    # A quarter of three runs is less than one, so that the interquartile mean is the mean.
     # s = 0.04 and 0.034641, t(0.975, 2) = 4.30265: half widths 0.0994 and 0.0861
-    assert lines[2] == f"| {STEERING} | 3 | 10 | 0.540 ± 0.086 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
-    assert lines[3] == f"| {READING} | 3 | 10 | 0.440 ± 0.099 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
+    assert lines[2] == f"| {STEERING} | 3 | 10 | 0.540 ± 0.086 | 0.540 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
+    assert lines[3] == f"| {READING} | 3 | 10 | 0.440 ± 0.099 | 0.440 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
     (paired,) = methods.pd.read_csv(out.with_name("lab_paired.csv")).to_dict("records")
     assert (paired["method"], paired["against"], paired["seeds"]) == (STEERING, READING, 3)
-    assert paired["difference, seeds"] == pytest.approx(0.1)
+    assert paired["difference, seeds"] == paired["difference, both"] == pytest.approx(0.1)
+    assert paired["p, both"] == pytest.approx(paired["p, seeds"]), "both problems differ alike"
+    assert paired["p, Holm"] == paired["p, both"], "there is one comparison"
+    assert paired["P(better)"] == 1.0
+    # The differences 0.10, 0.12 and 0.08 have a standard deviation of 0.02: that of a t-test for an effect of 1.
+    assert paired["seeds for 0.02"] == 10
     assert {file.name for file in out.parent.glob("*.png")} == {
         "lab_accuracy.png",
         "lab_pass_8.png",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
-from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, evaluate, maj_at_k, pass_at_k
-from ogls.system.statistics import mean_interval, paired_difference
+from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, by_set, evaluate, maj_at_k, pass_at_k
+from ogls.system.statistics import mean_interval, paired_difference, share_interval
 
 SAMPLES = st.lists(st.sampled_from(["right", "a", "b", "c", None]), min_size=1, max_size=7)
 
@@ -122,9 +123,32 @@ def test_interval_is_students(values: list[float]) -> None:
     spread = np.std(values, ddof=1) / np.sqrt(len(values))
     if spread > 1e-12:
         assert (low, high) == pytest.approx(stats.t.interval(0.95, len(values) - 1, mean, spread))
-    cut = mean_interval(values, 0.0, 1.0)
-    assert 0 <= cut.low <= cut.mean + 1e-12
-    assert cut.mean - 1e-12 <= cut.high <= 1
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_interval_of_right_and_wrong_is_clopper_and_pearsons(right: int, wrong: int) -> None:
+    if right + wrong > 1:
+        found = share_interval([1.0] * right + [0.0] * wrong)
+        exact = stats.binomtest(right, right + wrong).proportion_ci(0.95, method="exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_interval_of_a_share_holds_the_mean_and_has_a_width(values: list[float]) -> None:
+    mean, low, high = share_interval(values)
+    assert 0 <= low <= mean <= high <= 1
+    assert high - low > 0.02
+    mirrored = share_interval([1 - value for value in values])
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_the_interval_of_a_share_by_hand() -> None:
+    # All 30 right: the truth may be so low that this happens in 2.5 %, p^30 = 0.025.
+    assert share_interval([1.0] * 30) == pytest.approx((1.0, 0.025 ** (1 / 30), 1.0))
+    # Values 0.5 and 0.5 with a 0: m = 1/3, v = (1/6 - 1/9) / 4 = 1/72, so a + b = (2/9) 72 - 1 = 15.
+    assert share_interval([0.5, 0.5]).low == pytest.approx(stats.beta(5, 10).ppf(0.025))
+    with pytest.raises(ValueError, match="at least one value"):
+        share_interval([])
 
 
 def test_interval_of_one_problem_is_the_whole_range() -> None:
@@ -176,6 +200,20 @@ def test_a_subset_is_evenly_spaced_and_the_same_in_groups_and_problems() -> None
     assert Subset(problems=9).of("abc") == Subset().of("abc") == ["a", "b", "c"]
     assert Subset(problems=1).of("abc") == ["a"]
     assert Subset(problems=2).of([]) == []
+
+
+def test_a_subset_has_as_many_problems_of_each_set() -> None:
+    names = ["a0", "a1", "a2", "a3", "b0", "b1"]
+    assert Subset(problems=2).of(names, lambda name: name[0]) == ["a0", "a2", "b0", "b1"]
+    groups = [group(name, "right", "x") for name in names]
+    groups = [replace(g, problem=replace(g.problem, set=g.problem.id[0])) for g in groups]
+    part = Evaluation(samples=2, while_training=Subset(problems=2)).by_name(groups, whole=True)["val_subset"]
+    assert [g.problem.id for g in part] == ["a0", "a2", "b0", "b1"]
+    assert {name: [g.problem.id for g in some] for name, some in by_set(part).items()} == {
+        "a": ["a0", "a2"],
+        "b": ["b0", "b1"],
+    }
+    assert by_set([group("a", "x")]) == {}
 
 
 def test_figures_of_other_problems_have_another_name() -> None:

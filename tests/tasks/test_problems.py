@@ -9,9 +9,40 @@ from typing import Any
 import pytest
 
 from ogls.records import Problem
+from ogls.tasks.base import ProblemSets, ProblemSource
 from ogls.tasks.columns import Columns
 from ogls.tasks.reasoning_gym import EntryId, ReasoningGym
 from ogls.tasks.tables import HubProblems, JsonlProblems
+
+
+class Letters(ProblemSource):
+    """Problems a, b, c ..."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Problem:
+        if index >= self.length:
+            raise IndexError(index)
+        return Problem(id="abcdef"[index], text="?", answer="1")
+
+
+def test_sets_are_one_source_whose_problems_know_their_set() -> None:
+    sets = ProblemSets({"math": Letters(2), "science": Letters(3)})
+    assert [problem.name for problem in sets] == ["math/a", "math/b", "science/a", "science/b", "science/c"]
+    assert [problem.id for problem in sets] == ["a", "b", "a", "b", "c"], "verifiers may read them"
+    assert len(sets) == 5
+    with pytest.raises(IndexError):
+        sets[5]
+    assert list(sets.splits("val")) == ["val/math", "val/science"]
+    assert Letters(2).splits("val").keys() == {"val"}
+    assert Letters(2)[0].name == "a"
+    with pytest.raises(ValueError, match=r"a set's name becomes part of metrics: expected .*, got 'a/b'"):
+        ProblemSets({"a/b": Letters(1)})
+
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "problem": "What is 1+1?", "answer": "2", "solution": "1+1=2"},

@@ -98,7 +98,9 @@ def test_one_table_of_completions_each_validation(place: Path) -> None:
 
 def test_accuracy_of_every_problem_each_validation(place: Path) -> None:
     (run,) = runs(place, "finished")
-    assert artifact(run, f"problems/step-{STEPS:06d}.json") == {"p0": 1.0, "p1": 0.0, "p2": 1.0}
+    file = f"problems/step-{STEPS:06d}.json"
+    assert artifact(run, file) == {"p0": 1.0, "p1": 0.0, "p2": 1.0}
+    assert json.loads((place / "runs/finished" / file).read_text()) == artifact(run, file)
 
 
 def test_data_are_described(place: Path) -> None:
@@ -443,6 +445,7 @@ def test_a_run_whose_server_was_away_is_replayed(
     for step in range(1, 6):
         away.log_metrics({"train/loss": 1.0 / step, "train/accuracy": 0.5}, step)
     away.log_metrics({"val/avg_at_4": 0.25}, 5)
+    away.log_problems({"p0": 0.25}, 5)
     away.finalize("success")
     assert f"python -m ogls.tracking.replay {tmp_path / 'away'}" in capsys.readouterr().out
 
@@ -453,6 +456,7 @@ def test_a_run_whose_server_was_away_is_replayed(
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "1", "method": "tiny", "seed": "0"}
     assert run.data.tags["purpose"] == "test"
+    assert artifact(run, "problems/step-000005.json") == {"p0": 0.25}
     rows = read_rows(tmp_path / "away" / METRICS)
     times = [int(row["time"] * 1000) for row in rows]
     assert (run.info.start_time, run.info.end_time) == (times[0], times[-1])
@@ -467,7 +471,10 @@ def test_going_on_takes_back_the_rows_that_are_made_again(tmp_path: Path) -> Non
     rows = [{"step": step, "time": 0.0, "train/loss": float(step)} for step in (1, 2, 3, 4)]
     first.run_folder.mkdir()
     (first.run_folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in (0, 2, 4):
+        first.log_problems({"p": 0.5}, step)
     first.rewind(2, {"train/loss": 2.0})
+    assert sorted(file.name for file in first.run_folder.glob("problems/*")) == ["step-000000.json", "step-000002.json"]
     assert read_rows(first.run_folder / METRICS) == rows[:2]
     first.rewind(3, {"train/loss": 3.0, "val/avg_at_4": 1.0})  # a kill came before the row of step 3
     assert [(row["step"], row["train/loss"]) for row in read_rows(first.run_folder / METRICS)] == [
