@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import ogls.rollout.servers
 import ogls.rollout.transformers
 import ogls.rollout.vllm
 import ogls.tasks.chains
