@@ -46,6 +46,7 @@ _PLACES = {
     "ogls.loss.weighting": "TokenWeighting",
     "ogls.rollout.engine": "RolloutEngine",
     "ogls.rollout.transformers": "TransformersEngine",
+    "ogls.rollout.servers": "VllmServers",
     "ogls.rollout.vllm": "VllmEngine",
     "ogls.rollout.accuracy": "Evaluation Subset",
     "ogls.callbacks": "BestCheckpoint",

@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import ogls.rollout.servers
 import ogls.rollout.transformers
 import ogls.rollout.vllm
 import ogls.tasks.chains
@@ -238,12 +239,13 @@ def _complain(message: str) -> int:
     return 2
 
 
-def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
+def build(args: list[str] | None = None, run: bool = True, kind: type[OglsCLI] = OglsCLI) -> OglsCLI:
     """Parses arguments, makes all objects, and runs the subcommand.
 
     Args:
         args: arguments to parse; None takes those of the command line
         run: whether the subcommand is run; if not, there is none among the arguments
+        kind: class that makes the objects
     """
     sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # for classes of the user's own
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -252,7 +254,7 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
         sys.argv[1:] = find_configs(sys.argv[1:])
     first = (sys.argv[1:] if args is None else args)[:1]
     OglsCLI.asked = first[0] if run and first and first[0] in OglsCLI.subcommands() else None
-    return OglsCLI(
+    return kind(
         SelfDistillation,
         RolloutDataModule,
         args=None if args is None else find_configs(args),
@@ -274,11 +276,22 @@ def build(args: list[str] | None = None, run: bool = True) -> OglsCLI:
 def main() -> None:
     """Runs the command line, as ``experiments/run.py`` does, and ends with an exit code of `ogls.system.exits`."""
     exporting = sys.argv[1:2] == ["export"]
-    try:
+    with ended_well(exporting):
         if exporting:
             export.main(sys.argv[2:])
         else:
             build()
+
+
+@contextmanager
+def ended_well(exporting: bool = False) -> Iterator[None]:
+    """What ends a program for a reason that its user can mend becomes one line and an exit code.
+
+    Args:
+        exporting: whether a disk that fails is that of an export, and not of a run
+    """
+    try:
+        yield
     except RunEnded as ended:
         _complain(str(ended))
         sys.exit(ended.exit_code)

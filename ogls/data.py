@@ -23,6 +23,7 @@ from ogls.rollout.one_step_off import OneStepOff
 from ogls.rollout.process import EngineProcess
 from ogls.rollout.refill import Refilling
 from ogls.rollout.sampler import Sampler
+from ogls.rollout.together import Together
 from ogls.system.process_group import ProcessGroup
 from ogls.system.ranges import check
 from ogls.system.seeds import derive
@@ -138,7 +139,7 @@ class RolloutDataModule(LightningDataModule):
         predict_file: str = "rollouts.jsonl",
     ) -> None:
         super().__init__()
-        if one_step_off and engine is not None:
+        if one_step_off and engine is not None and not engine.remote:
             engine = EngineProcess(engine)
         self.policy, self.method = policy, method
         val = _joined("val", val)
@@ -241,6 +242,11 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
         if self.engine is not None and self.engine.takes_process and self.group.size > 1:
             self.engine = EngineProcess(self.engine)
+        if self.engine is not None and self.engine.remote and self.group.size > 1 and "start" in self.method.needs:
+            raise ValueError(
+                f"{type(self.engine).__name__} with several devices samples from one version at a time: set "
+                "method.reflector.weights to student"
+            )
         if self.problems_per_step < self.group.size:
             raise ValueError(f"data.problems_per_step is {self.problems_per_step} for {self.group.size} devices")
         self.encoder = PromptEncoder(self.prompts, self.policy.tokenizer)
@@ -363,7 +369,9 @@ class RolloutDataModule(LightningDataModule):
                 step=step,
                 seed_of=lambda purpose: derive(self.seed, purpose, step),
             )
-        measured = metrics.metrics() | batch.metrics
+            if sampler is not None:
+                sampler.settle()
+        measured = metrics.metrics() | batch.metrics | ({} if sampler is None else sampler.metrics)
         tokens = sum(len(rollout.completion.token_ids) for group in batch.groups for rollout in group.rollouts)
         if refilling is not None:
             measured |= {f"train/{name}": value for name, value in refilling.metrics.items()}
@@ -390,7 +398,10 @@ class RolloutDataModule(LightningDataModule):
         if self._sampler is None:
             if self.engine is None:
                 raise ValueError("sampling needs an engine: set data.engine")
-            self._sampler = Sampler(self.engine, self.policy, self.encoder, self.pool, self.longest_sequence)
+            engine = self.engine
+            if engine.remote and self.group.size > 1:
+                engine = Together(engine, self.group.rank)
+            self._sampler = Sampler(engine, self.policy, self.encoder, self.pool, self.longest_sequence)
         return self._sampler
 
     @property
@@ -453,6 +464,7 @@ class RolloutDataModule(LightningDataModule):
         sampler = self.sampler()
         sampler.hold()
         groups = sampler.rollouts(own, prompts, samples, self.evaluation.sampling, seed)
+        sampler.settle()
         yield self.group.joined(groups)
 
     def close(self) -> None:

@@ -233,6 +233,10 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
             "data.engine.kv_cache_dtype is fp8, but a cpu keeps no keys and values in it: set auto",
         ),
         (["--config", "math.yaml", "--policy.model", "no such model"], "unknown model 'no such model'"),
+        (
+            ["--config", "math.yaml", "--data.engine", "VllmServers", "--data.engine.urls", "[localhost:8001]"],
+            "data.engine.urls: expected addresses such as http://127.0.0.1:8001, got 'localhost:8001'",
+        ),
         (["--config", "math.yaml", "--policy.adapter", "nowhere"], "policy.adapter: no folder 'nowhere'"),
         (
             [

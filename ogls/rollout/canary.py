@@ -47,8 +47,8 @@ class Canary:
         self.max_gap = max_gap
         self._songs: list[_Song] = []  # the start, then the latest two
 
-    def check(self, engine: RolloutEngine, policy: Policy, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-        """Draws up to `max_tokens` tokens after each prompt, and compares them.
+    def check(self, engine: RolloutEngine, policy: Policy, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
+        """Draws up to `max_tokens` tokens after each prompt, and returns by how much their log-probs differ on average.
 
         Raises:
             RuntimeError: the engine differs too much from the policy, or fits older weights better.
@@ -58,14 +58,14 @@ class Canary:
         ids, theirs = [c.token_ids for c in drawn], [torch.tensor(c.logprobs) for c in drawn]
         now, version = logprobs(policy, prompts, ids), engine.version
         gap = float((torch.cat(theirs) - torch.cat(now)).abs().mean())
+        if not self._songs and version:  # before anything is refused: other processes may make the same passes
+            with policy.at_start():
+                self._songs.append(_Song(0, ids, logprobs(policy, prompts, ids)))
         if not gap <= self.max_gap:
             raise RuntimeError(
                 f"the engine does not sample from the policy: log-probs differ by {gap:.3f} on average, expected "
                 f"{self.max_gap} at most"
             )
-        if not self._songs and version:
-            with policy.at_start():
-                self._songs.append(_Song(0, ids, logprobs(policy, prompts, ids)))
         for song in self._songs:
             if song.version != version:
                 again = [_common(new, old) for new, old in zip(ids, song.ids, strict=True)]
@@ -82,6 +82,7 @@ class Canary:
         elif version != self._songs[0].version:
             others = [song for song in self._songs[1:] if song.version != version]
             self._songs = [self._songs[0], *others[-1:], _Song(version, ids, now)]
+        return gap
 
 
 def count_nearer(

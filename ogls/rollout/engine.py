@@ -9,7 +9,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,6 +40,9 @@ class RolloutEngine(ABC):
     takes_process: ClassVar[bool] = False
     """It takes torch.distributed and a GPU for itself: of several training processes, each gives it a process of its
     own. This is False for an engine that shares its process with the trainer, or is somewhere else."""
+
+    remote: ClassVar[bool] = False
+    """Sampling happens in processes of others: it needs none of its own, and one engine does for all that train."""
 
     adapter_rank: int | None = None
     """Rank of the policy's adapter, 0 where it has none: set before `start` by whoever knows the policy."""
@@ -82,6 +85,23 @@ class RolloutEngine(ABC):
     def asked_cache(self) -> int | None:
         """Returns the bytes for keys and values that the configuration asks for; None leaves them to a plan."""
         return None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Returns what a step should record of the engine, by the names of metrics."""
+        return {}
+
+    def each(self, check: Callable[[str, RolloutEngine], None]) -> None:
+        """Calls `check` with every sampler that can hold weights of its own, by its name, as an engine by itself.
+
+        Raises:
+            RuntimeError: `check` raises it of all of them. A sampler of several is left out instead.
+        """
+        check("", self)
+
+    def settled(self) -> bool:
+        """Returns whether all processes that train have what they need; until then, one answer is given to others."""
+        return True
 
     @property
     def version(self) -> int:

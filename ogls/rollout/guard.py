@@ -46,7 +46,9 @@ class EngineGuard:
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
         self.engine, self.patience, self.start_patience = engine, patience or PATIENCE, patience or START
         self._prompts: list[Sequence[int]] = []  # the canary's, always the same
-        self._canary = Canary(max_gap)
+        self.max_gap = max_gap
+        self._canaries: dict[str, Canary] = {}  # one per sampler that can hold weights of its own
+        self.gaps: dict[str, float] = {}  # what each of them found last
         self._loaded = self._checked = False
 
     def start(self, folder: Path, context_length: int) -> None:
@@ -94,6 +96,27 @@ class EngineGuard:
         except Exception as error:
             raise EngineFailed(f"the engine failed again after it was rebuilt: {_described(error)}") from error
 
+    def settle(self) -> None:
+        """Waits until all processes that train have what they need, and rebuilds with them an engine that fails.
+
+        Raises:
+            EngineFailed: the engine fails after it was rebuilt, too.
+        """
+        rebuilt = False
+        while True:
+            policy, version = self._policy, self.engine.version
+            try:
+                if self.engine.settled():
+                    return
+                rebuilt = False
+            except ValueError:
+                raise
+            except Exception as error:
+                if rebuilt:
+                    raise EngineFailed(f"the engine failed again after it was rebuilt: {_described(error)}") from error
+                self.rebuild(error, policy, version)
+                rebuilt = True
+
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
@@ -116,9 +139,14 @@ class EngineGuard:
 
     def _check(self) -> None:
         if self.engine.samples_policy:
+            self.gaps = {}
             with self._watched("comparing the engine with the policy"):
-                self._canary.check(self.engine, self._policy, self._prompts, self._tokens)
+                self.engine.each(self._listen)
         self._checked = True
+
+    def _listen(self, name: str, engine: RolloutEngine) -> None:
+        canary = self._canaries.setdefault(name, Canary(self.max_gap))
+        self.gaps[name] = canary.check(engine, self._policy, self._prompts, self._tokens)
 
     def rebuild(self, reason: Exception, policy: Policy, version: int) -> None:
         """Closes the engine, starts it anew, and gives it the present weights of `policy`, which are of `version`.

@@ -53,6 +53,16 @@ class Sampler:
         """Returns the engine's signs of life so far."""
         return self._guard.engine.beats
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Returns what a step records of the engine: with `engine/canary_gap`, what the latest canary found."""
+        gaps = self._guard.gaps.values()
+        return self._guard.engine.metrics | ({"engine/canary_gap": max(gaps)} if gaps else {})
+
+    def settle(self) -> None:
+        """Waits until all processes that train have what they need of a shared engine."""
+        self._guard.settle()
+
     def beside(self) -> Sampler:
         """Returns a copy for the background thread: an engine failure raises there instead of triggering a rebuild."""
         made = copy(self)

@@ -120,9 +120,7 @@ class VllmEngine(RolloutEngine):
         if self._serves_adapter(device is not None) and self.adapter_rank is not None:
             self._refuse_rank(self.adapter_rank)
         cache = self.asked_cache or self.cache_bytes or _CPU_CACHE
-        options: dict[str, Any] = {}
-        if self._serves_adapter(device is not None):
-            options |= {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1}
+        options = self._settings(folder, context_length, device is not None, self._serves_adapter(device is not None))
         if device is not None:
             free, total = device
             shapes = Shapes.of(json.loads((folder / "config.json").read_text()))
@@ -131,20 +129,34 @@ class VllmEngine(RolloutEngine):
                 cache = max(serving.cache(context_length), (free - serving.share(0)) // 2)
             # vLLM refuses to start unless as much is free, although it takes the bytes of the cache as they are.
             options["gpu_memory_utilization"] = min(1.0, serving.share(cache) / total)
-        return options | {
+        return options | {"kv_cache_memory_bytes": cache, "use_tqdm_on_load": False}
+
+    def served(self, folder: Path, context_length: int, gpu: bool) -> dict[str, Any]:
+        """Returns the arguments of a vLLM server that has its device to itself, see `options`.
+
+        It takes adapters if the policy has one, unless `sync` is ``merged``.
+        """
+        self.check_device("cuda" if gpu else "cpu")
+        adapter = self.sync != "merged" and bool(self.adapter_rank)
+        if adapter:
+            self._refuse_rank(self.adapter_rank or 0)
+        cache = self.asked_cache or (None if gpu else _CPU_CACHE)
+        return self._settings(folder, context_length, gpu, adapter) | {"kv_cache_memory_bytes": cache}
+
+    def _settings(self, folder: Path, context_length: int, gpu: bool, adapter: bool) -> dict[str, Any]:
+        loras = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if adapter else {}
+        return loras | {
             "model": str(folder),
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             "dtype": self.dtype,
             "max_model_len": context_length,
             "max_num_seqs": self.max_num_seqs,
-            "kv_cache_memory_bytes": cache,
             "kv_cache_dtype": self.kv_cache_dtype,
             "enable_prefix_caching": True,
-            "enforce_eager": self._eager(device is not None),
+            "enforce_eager": self._eager(gpu),
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
-            "use_tqdm_on_load": False,
             "seed": 0,
         }
 

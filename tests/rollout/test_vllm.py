@@ -131,7 +131,7 @@ def test_the_canary_tells_an_engine_with_other_weights(
     """First the weights are right, and the engine's prefix cache holds the canaries' prompts; then they change."""
     canaries = [[(7 * i + 11 * j) % 250 + 5 for j in range(200)] for i in range(4)]
     engine.load(policy, 0)
-    assert logprob_gap(engine, policy, canaries, 16) <= EngineGuard(engine)._canary.max_gap
+    assert logprob_gap(engine, policy, canaries, 16) <= EngineGuard(engine).max_gap
     shift(policy, 0.05)
     weights, reset = policy.merged_weights, engine._llm.reset_prefix_cache
     if sabotage in ("one perturbed", "one dropped"):
@@ -145,7 +145,7 @@ def test_the_canary_tells_an_engine_with_other_weights(
     gap = logprob_gap(engine, policy, canaries, 16)
     reset()
     record_property("figure", f"vLLM, {sabotage}: {gap:.4f}")
-    assert (gap <= EngineGuard(engine)._canary.max_gap) == (sabotage == "none")
+    assert (gap <= EngineGuard(engine).max_gap) == (sabotage == "none")
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=8, targets=("q_proj", "up_proj")), None], ids=["two targets", "full"])
