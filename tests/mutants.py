@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("ogls", "tests", "experiments", "analysis", "sweeps", "pyproject.toml", "README.md", "Makefile")
+COPIED = ("ogls", "tests", "experiments", "analysis", "sweeps", "docs", "pyproject.toml", "README.md", "Makefile")
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def test_presets_are_for_one_gpu(preset: str, size: str, tmp_path: Path, monkeyp
         plan = planned(cli.model, cli.datamodule, int(79.1 * GIB))
         assert plan.tokens >= 2048
         if (preset, size) == ADAPTERS[0]:
-            assert plan.table() in (ROOT / "README.md").read_text()
+            assert plan.table() in (ROOT / "docs" / "gpu.md").read_text()
         return
     assert planned(cli.model, cli.datamodule, int(139.8 * GIB)).tokens >= 8192
     said = re.search(r"needs (\d+) GiB", (ROOT / "experiments" / f"{preset}.yaml").read_text())

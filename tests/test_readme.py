@@ -1,4 +1,4 @@
-"""The README is kept true: its commands parse, its variant trains, its tree is the tree."""
+"""README and the pages in docs are kept true: commands parse, the variant trains, the tree is the tree."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from tests.faults.nursery import Nursery
 from tests.test_cli import run_in, small
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
+FILES = ROOT / "docs" / "files.md"
+PAGES = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+LINES = [
+    line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", PAGES, re.S) for line in block.splitlines()
 ]
-VARIANT = re.search(r"```python\n# (negative)\.py\n(.*?)```", README, re.S)
+COMMANDS = list(dict.fromkeys(line for line in LINES if not line.endswith("\\")))
+VARIANT = re.search(r"```python\n# (negative)\.py\n(.*?)```", PAGES, re.S)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,7 @@ def test_the_variant_of_ten_lines_trains(nursery: Nursery, tiny_model: Path, tmp
 
 
 def test_the_tree_is_what_the_files_say_of_themselves():
-    assert tree() in README, "python tests/test_readme.py writes it"
+    assert tree() in FILES.read_text(), "python tests/test_readme.py writes it"
 
 
 def test_the_package_gives_every_method_and_loads_none_of_it_at_once():
@@ -74,11 +76,11 @@ def test_the_package_gives_every_method_and_loads_none_of_it_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(methods.__all__) <= set(done.stdout.split())
     assert all(hasattr(ogls, name) for name in ogls.__all__)
-    assert all(f"`{name}`" in README for name in methods.__all__ if name != "Method")
+    assert all(f"`{name}`" in PAGES for name in methods.__all__ if name != "Method")
 
 
 def test_the_example_in_python_trains(tmp_path: Path):
-    found = re.search(r"```python\n# (train_lab)\.py\n(.*?)```", README, re.S)
+    found = re.search(r"```python\n# (train_lab)\.py\n(.*?)```", PAGES, re.S)
     assert found is not None
     (tmp_path / "train_lab.py").write_text(found[2])
     done = subprocess.run(
@@ -96,7 +98,7 @@ def test_the_example_in_python_trains(tmp_path: Path):
 
 
 def tree() -> str:
-    """README's tree: every file of the product, with the first line that it says of itself."""
+    """The tree: every file of the product, with the first line that it says of itself."""
     lines = []
     for folder in ("experiments", "sweeps", "analysis", "ogls"):
         lines += [f"├── {folder}/", *_below(ROOT / folder, "│   ")]
@@ -123,5 +125,5 @@ def _line(name: str, path: Path) -> str:
 
 if __name__ == "__main__":
     start, end = "├── experiments/\n", "└── tests/"
-    before, after = README.partition(start)[0], README.partition(end)[2]
-    (ROOT / "README.md").write_text(f"{before}{tree()}\n{end}{after}")
+    before, after = FILES.read_text().partition(start)[0], FILES.read_text().partition(end)[2]
+    FILES.write_text(f"{before}{tree()}\n{end}{after}")

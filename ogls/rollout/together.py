@@ -9,7 +9,6 @@ from contextlib import suppress
 from copy import copy
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -126,8 +125,7 @@ class Together(RolloutEngine):
                     for _ in policy.merged_weights():
                         pass
                 elif answer[0] == "adapter" and policy is not None:
-                    with TemporaryDirectory(prefix="ogls-adapter-") as folder:
-                        policy.save_adapter(folder)
+                    policy.save_adapter(None)
                 elif answer[0] == "each" and check is not None:
                     with suppress(Exception):  # the first process has the same one
                         self._checked(check, answer[1], self.engine)
