@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,15 +52,10 @@ def test_two_processes_share_servers_of_which_one_dies(nursery: Nursery, tiny_mo
     for size in (1, 2):
         folder = tmp_path / str(size)
         folder.mkdir()
-        devices = ("--trainer.strategy", "ddp", "--trainer.devices", "2") if size == 2 else ()
         with serving(tiny_model, size, MATH, context_length=256) as servers:
             if size == 2:
                 servers[1].dies_at = 14  # amid the rollouts of a step: 5 problems were validated before
-            port, processes = free_port(), []
-            for rank in range(size):
-                environment = json.dumps(ENVIRONMENT | (_launched(rank, size, port) if size > 1 else {}))
-                given = ("fit", *arguments(tiny_model, servers, folder), *devices)
-                processes.append(nursery.fork("run", folder, folder / f"output-{rank}.txt", environment, *given))
+            processes = started(nursery, folder, size, arguments(tiny_model, servers, folder))
             codes = [nursery.wait(process) for process in processes]
             said = "".join((folder / f"output-{rank}.txt").read_text() for rank in range(size))
             assert codes == [0] * size, said[-3000:]
@@ -70,6 +67,34 @@ def test_two_processes_share_servers_of_which_one_dies(nursery: Nursery, tiny_mo
         assert one["train/servers"] == 1.0
     assert made[2][-1]["train/servers"] == 1.0
     assert said.count("is left out until the next weights") == 1  # process 0 alone speaks with servers
+
+
+@pytest.mark.slow
+@pytest.mark.fault("kill -9 of the trainer")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_one_of_two_processes_is_killed_both_end(
+    killed: int, nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    with serving(tiny_model, 1, MATH, context_length=256) as servers:
+        processes = started(nursery, tmp_path, 2, arguments(tiny_model, servers, tmp_path))
+        while servers[0].drawn < 10:
+            time.sleep(0.02)
+        began = time.monotonic()
+        os.kill(processes[killed], 9)
+        assert nursery.wait(processes[1 - killed]) not in (0, -9)
+        assert time.monotonic() - began < 60
+        assert nursery.wait(processes[killed]) == -9
+
+
+def started(nursery: Nursery, folder: Path, size: int, given: Sequence[str]) -> list[int]:
+    """Process ids of a run of so many processes."""
+    port, devices = free_port(), ("--trainer.strategy", "ddp", "--trainer.devices", str(size))
+    processes = []
+    for rank in range(size):
+        environment = json.dumps(ENVIRONMENT | (_launched(rank, size, port) if size > 1 else {}))
+        command = ("fit", *given, *(devices if size > 1 else ()))
+        processes.append(nursery.fork("run", folder, folder / f"output-{rank}.txt", environment, *command))
+    return processes
 
 
 def free_port() -> int:
