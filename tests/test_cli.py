@@ -189,14 +189,6 @@ def test_other_loggers_beside_the_tracker(nursery: Nursery, tiny_model: Path, tm
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name], "the same run goes on"
 
 
-def test_a_fast_dev_run_makes_a_step_and_writes_nothing(nursery: Nursery, tiny_model: Path, tmp_path: Path):
-    code, output = run_in(nursery, "fit", *small(tiny_model), "--trainer.fast_dev_run", "true", cwd=tmp_path)
-    assert code == 0, output[-3000:]
-    assert "step 1/1  loss" in output
-    assert "after step 1: val/avg_at_4" in output
-    assert files(tmp_path) == set()
-
-
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
