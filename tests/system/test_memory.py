@@ -205,7 +205,9 @@ def test_shorter_texts_are_named_where_they_help() -> None:
 
 def test_an_engine_in_a_process_of_its_own_has_a_context_of_its_own() -> None:
     student, engine = training(qwen3("1.7B"), LORA), engine_for(LORA)
-    inside, beside = engine.serving(student.shapes), EngineProcess(engine).serving(student.shapes)
+    apart = EngineProcess(engine)
+    apart.adapter_rank = LORA.rank
+    inside, beside = engine.serving(student.shapes), apart.serving(student.shapes)
     fixed = Asked(tokens=8192, checkpointing=False, cache=8 * GIB)
     one, two = (plan(student, serving, RECIPE, fixed, H100) for serving in (inside, beside))
     assert two.total - one.total == CONTEXT
