@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from mlflow import MlflowClient
 from runs import accuracy_by_problem, comparison
 from seeds import FEWEST, Difference, difference, holm
 
-from ogls.system.statistics import mean_interval
+from ogls.system.statistics import mean_interval, share_interval
 
 Problems = Mapping[str, float]
 """The accuracy of each problem, by its name: SET/ID."""
@@ -72,6 +73,9 @@ def tabulate(cells: Mapping[tuple[str, str], tuple[Sequence[Problems], Sequence[
             if firsts[test].shape != last.shape:
                 raise ValueError(f"{method} on {train}: {test} has other problems before training than after")
             now, change = judged(last), judged(last - firsts[test])
+            if len(last) < FEWEST:  # the interval of one evaluation, by its longer side
+                mean, low, high = share_interval(last.mean(0).tolist())
+                now = replace(now, half=max(mean - low, high - mean))
             row = {"train": train, "method": method, "test": test, "seeds": len(last), "problems": last.shape[1]}
             row |= {"before": firsts[test].mean(), "after": now.mean, "after ±": now.half}
             rows.append(row | {"change": change.mean, "change ±": change.half, "p": change.p_value})

@@ -14,6 +14,8 @@ import seeds
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from ogls.system.statistics import share_interval
+
 BEFORE = {"sums/a": 0.2, "sums/b": 0.4, "words/a": 0.5, "words/b": 0.5}
 
 
@@ -42,6 +44,8 @@ def test_few_seeds_are_judged_over_problems_alone() -> None:
     # Changes of 0.2 and 0.4: t(0.975, 1) = 12.706, times 0.1414 / sqrt 2.
     assert row["change ±"] == pytest.approx(1.2706, abs=1e-3)
     assert math.isnan(row["p, Holm"])
+    _, low, high = share_interval([0.4, 0.8])
+    assert row["after ±"] == pytest.approx(max(high - 0.6, 0.6 - low))
     assert "*" not in matrix.matrices(table)
 
 
