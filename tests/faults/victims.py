@@ -208,6 +208,13 @@ def hold(folder: str) -> None:
     time.sleep(600)
 
 
+def load_sharded(*arguments: str) -> None:
+    """See `tests.sharding.loading`."""
+    from tests.sharding.loading import load
+
+    load(*arguments)
+
+
 def train_sharded(*arguments: str) -> None:
     """See `tests.sharding.ranks`."""
     from tests.sharding.ranks import train

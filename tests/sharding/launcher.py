@@ -15,8 +15,8 @@ from tests.faults.nursery import Nursery
 class Ranks:
     """Forks processes that train together, and reads what they leave."""
 
-    def __init__(self, nursery: Nursery, model: Path, place: Path) -> None:
-        self.nursery, self.model, self.place = nursery, model, place
+    def __init__(self, nursery: Nursery, model: Path, place: Path, function: str = "train_sharded") -> None:
+        self.nursery, self.model, self.place, self.function = nursery, model, place, function
 
     def run(self, folder: str, size: int, case: str, **settings: Any) -> Path:
         """Folder of what `size` processes leave, all of which end well."""
@@ -32,8 +32,7 @@ class Ranks:
             port = probe.getsockname()[1]
         given = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
         forked = [
-            self.nursery.fork("train_sharded", self.model, place, rank, size, port, case, *given)
-            for rank in range(size)
+            self.nursery.fork(self.function, self.model, place, rank, size, port, case, *given) for rank in range(size)
         ]
         return place, [self.nursery.wait(process) for process in forked]
 

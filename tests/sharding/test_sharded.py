@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_a_checkpoint_goes_from_one_process_to_two_to_four_and_back(case: str, r
     end = goes_on(ranks, begun[1], 1, case, steps=4)
     for before, after in ((1, 2), (1, 4), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4)):
         assert gap(goes_on(ranks, begun[before], after, case, steps=4), end) < 1e-6, (before, after)
+
+
+@pytest.mark.slow
+def test_processes_of_a_node_read_no_more_than_one_copy_of_the_weights(
+    nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Four processes hold one copy in fp32 together, and little more at any time; each whole copy would be one more."""
+    model = write_model(tmp_path / "wide", hidden_size=512, intermediate_size=4096, num_hidden_layers=12)
+    place = Ranks(nursery, tiny_model, tmp_path, "load_sharded").run("loaded", 4, str(model))
+    loaded = [json.loads((place / f"loaded-{rank}.json").read_text()) for rank in range(4)]
+    copy = sum(row["weights"] for row in loaded)
+    assert copy > 300e6
+    assert sum(row["most"] for row in loaded) < 1.25 * copy, loaded
+    assert sum(row["teacher"] for row in loaded) == pytest.approx(copy, rel=0.02)
 
 
 @pytest.mark.fault("out of memory")
