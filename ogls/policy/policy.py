@@ -271,6 +271,8 @@ class Policy(nn.Module):
         if isinstance(self, FSDPModule):
             self.unshard()
         weight, bias = self._head.weight, self._head.bias
+        if not self.train_embeddings:
+            return weight, bias
         return weight.to(_TORCH[self.dtype]), None if bias is None else bias.to(_TORCH[self.dtype])
 
     @property
