@@ -14,7 +14,7 @@ import pytest
 
 from ogls.callbacks.best import ADAPTER
 from ogls.tracking.files import CONFIG, DESCRIPTION
-from tests.faults.arena import AHEAD, TWO, Arena, Campaign, said, same
+from tests.faults.arena import AHEAD, PLAIN, TWO, Arena, Campaign, said, same
 from tests.faults.nursery import Nursery
 from tests.faults.test_resume import LAST, run_in
 
@@ -39,7 +39,7 @@ def arena(nursery: Nursery, tiny_model: Path, empty_database: Path, tmp_path_fac
         pytest.param(name, campaign, kills, id=f"{kills} x {name}", marks=[pytest.mark.fault(name), *marks])
         for name, (campaign, few, many) in CAMPAIGNS.items()
         for kills, marks in (
-            (few, [pytest.mark.timeout(900), *[pytest.mark.slow] * bool(campaign.arguments)]),  # of several processes
+            (few, [pytest.mark.timeout(900), *[pytest.mark.slow] * (campaign.arguments is not PLAIN)]),
             (many, [pytest.mark.torture, pytest.mark.timeout(7200)]),
         )
     ],
