@@ -109,6 +109,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     record_property("tried", len(SECRETS))
 
 
+FEW = ("--data.train.init_args.size", "32", "--data.val.init_args.size", "2")  # problems whose answers are verified
 SETS = "{easy: {class_path: Chains, init_args: {size: 2, split: heldout}}, "
 SETS += "hard: {class_path: Chains, init_args: {size: 3, split: heldout, max_steps: 4}}}"
 
@@ -219,7 +220,7 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
         (["--config", "math.yaml", "--config", "gsm8k.yaml"], "data/gsm8k/train.jsonl"),
         (
             [
-                *("--config", "math.yaml", "--data.val.init_args.size", "2", "--trainer.accelerator", "cpu"),
+                *("--config", "math.yaml", *FEW, "--trainer.accelerator", "cpu"),
                 *("--data.engine.kv_cache_dtype", "fp8"),
             ],
             "data.engine.kv_cache_dtype is fp8, but a cpu keeps no keys and values in it: set auto",
@@ -232,21 +233,21 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
         (["--config", "math.yaml", "--policy.adapter", "nowhere"], "policy.adapter: no folder 'nowhere'"),
         (
             [
-                *("--config", "math.yaml", "--data.val.init_args.size", "2"),
+                *("--config", "math.yaml", *FEW),
                 *("--trainer.callbacks.init_args.monitor", "val_subset/avg_at_9"),
             ],
             "a checkpoint waits for val_subset/avg_at_9, but every validation has 4 samples as val_subset/*",
         ),
         (
             [
-                *("--config", "math.yaml", "--data.val.init_args.size", "2"),
+                *("--config", "math.yaml", *FEW),
                 *("--trainer.callbacks.init_args.monitor", "val/avg_at_4"),
             ],
             "expected val_subset/avg_at_4",
         ),
         (
             [
-                *("--config", "lab.yaml", "--data.val", SETS),
+                *("--config", "lab.yaml", "--data.train.init_args.size", "32", "--data.val", SETS),
                 *("--trainer.callbacks.init_args.monitor", "val/odd/avg_at_8"),
             ],
             "a checkpoint waits for val/odd/avg_at_8, but data.val has the sets easy, hard",
