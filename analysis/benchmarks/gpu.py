@@ -30,6 +30,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,7 @@ def step(bench: Bench, folder: Path) -> None:
         tokens = sum(len(lesson.token_ids) for lesson in batch)
 
         def run(method: Method = method, batch: list = batch) -> None:
-            lent = {"teacher": policy.without_adapter}
+            lent = {"teacher": partial(method.teacher.applied_to, policy, {})}
             gradient(method, policy, lent, batch, weight_totals(method, batch), 8192, observe=lambda _: None)
             optimizer.step()
             optimizer.zero_grad()

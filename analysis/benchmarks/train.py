@@ -83,7 +83,8 @@ def record(policy: Policy, encoder: PromptEncoder, groups: int, group_size: int,
 
 def gradient(policy: Policy, method: Method, lessons: Sequence[Lesson]) -> float:
     """Returns the loss, and adds its gradient to the adapter: the product's own step."""
-    lent, totals = {"teacher": policy.without_adapter}, algorithm.weight_totals(method, lessons)
+    lent = {"teacher": functools.partial(method.teacher.applied_to, policy, {})}
+    totals = algorithm.weight_totals(method, lessons)
     return algorithm.gradient(method, policy, lent, lessons, totals, BUDGET, observe=lambda micro_batch: None)
 
 
