@@ -15,7 +15,6 @@ alone, and nothing is marked.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from compare import markdown
-from methods import histories, labelled, labels, made_runs, parser_of_runs, recipes, stack_of
+from methods import end, histories, labelled, labels, made_runs, parser_of_runs, recipes, stack_of
 from mlflow import MlflowClient
-from runs import accuracy_by_problem, comparison
+from runs import accuracy_by_problem
 from seeds import FEWEST, Difference, difference, holm
 
 from ogls.system.statistics import mean_interval, share_interval
@@ -132,9 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table.to_csv(options.out.with_suffix(".csv"), index=False)
     print(text)
     print(f"written: {options.out}.md, .csv")
-    print(f"in MLflow: {comparison(client, options.tracking_uri, list(every))}")
-    if failed:
-        sys.exit(f"{failed} runs failed; the same command makes them again")
+    end(client, options, list(every), failed)
 
 
 if __name__ == "__main__":

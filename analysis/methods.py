@@ -343,7 +343,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = label.get(against)
     print(write(client, runs, base if base in runs.values() else None, options.out, options.wanted))
     print(f"written: {options.out}.md, .csv, _paired.csv, and a figure of each measure")
-    print(f"in MLflow: {comparison(client, options.tracking_uri, list(runs))}")
+    end(client, options, list(runs), failed)
+
+
+def end(client: MlflowClient, options: argparse.Namespace, runs: Sequence[str], failed: int) -> None:
+    """Tells where MLflow compares the runs; if some failed, the program ends with what to do."""
+    print(f"in MLflow: {comparison(client, options.tracking_uri, runs)}")
     if failed:
         sys.exit(f"{failed} runs failed; the same command makes them again")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from ogls.policy.policy import Policy
 from ogls.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
+_NAMES = sorted({*methods.__all__} - {"Method"})
 _SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Example|Examples|Note):$")
 
 
@@ -29,9 +29,7 @@ def write(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
     pages = {"methods.md": "".join(_methods()), "keys.md": "".join(_keys()), "api.rst": "".join(_api())}
-    for name in sorted(methods.__all__):
-        if name != "Method":
-            pages[f"{name}.rst"] = "".join(_method(getattr(methods, name)))
+    pages |= {f"{name}.rst": "".join(_method(getattr(methods, name))) for name in _NAMES}
     for name, text in pages.items():
         (folder / name).write_text(text)
 
@@ -63,10 +61,9 @@ def _methods() -> Iterator[str]:
     yield "# Methods\n\nA method is a set of independent choices. A preset is a paper: a class whose defaults are what "
     yield "the paper chose. `--method OPSD` takes it whole, `--method.selection ErrorSpan` changes one choice of it, "
     yield "and the name of what runs says so: `OPSD[selection=ErrorSpan]`.\n\n| preset | what it is |\n|---|---|\n"
-    names = [name for name in sorted(methods.__all__) if name != "Method"]
-    for name in names:
+    for name in _NAMES:
         yield f"| [{name}]({name}.rst) | {_first_sentence(getattr(methods, name))} |\n"
-    yield "\n```{toctree}\n:hidden:\n" + "\n".join(names) + "\n```\n"
+    yield "\n```{toctree}\n:hidden:\n" + "\n".join(_NAMES) + "\n```\n"
 
 
 def _method(method: type[Method]) -> Iterator[str]:
@@ -131,17 +128,8 @@ def _api() -> Iterator[str]:
         names = ogls._PLACES[module].split()
         if module == "ogls.methods":
             names = ["Method"]
-        title = module
-        yield f"{title}\n{'-' * len(title)}\n\n{_first_line(module)}.\n\n"
+        yield f"{module}\n{'-' * len(module)}\n\n{_first_sentence(import_module(module))}.\n\n"
         for name in names:
             of = getattr(import_module(module), name)
             directive = "autoclass" if inspect.isclass(of) else "autofunction" if callable(of) else "autodata"
             yield f".. {directive}:: {module}.{name}\n\n"
-
-
-def _first_line(module: str) -> str:
-    return (
-        (ast.get_docstring(ast.parse(Path(str(import_module(module).__file__)).read_text())) or "")
-        .splitlines()[0]
-        .rstrip(".")
-    )

@@ -56,12 +56,12 @@ class StepProgress(RichProgressBar):
         # Of a whole validation its own figure, not that of its subset.
         accuracy = next((name for kind in (WHOLE, SUBSET) for name in values if kind.fullmatch(name)), None)
         if accuracy is not None and not trainer.sanity_checking and trainer.is_global_zero:
-            self._shown[accuracy.partition("/")[0]] = f"{values[accuracy]:.3f}"
+            split = accuracy.partition("/")[0]
+            self._shown[split] = f"{values[accuracy]:.3f}"
             fits = trainer.state.fn == TrainerFn.FITTING  # otherwise no step was made here
             step = trainer.global_step if fits else cast(Any, pl_module).policy.version
             which = "" if fits or trainer.ckpt_path is None else f"{trainer.ckpt_path}, "
             self.print(f"{which}after step {step}: {accuracy} {with_interval(values, accuracy)}")
-            split = accuracy.partition("/")[0]
             for name in values:
                 if OF_SET.fullmatch(name) and name.startswith(f"{split}/"):
                     self.print(f"  {name} {with_interval(values, name)}")

@@ -186,7 +186,7 @@ class TrustRegion(Frozen):
 
 
 @dataclass(frozen=True)
-class OtherModel(Teacher):
+class OtherModel(Live):
     """Another model teaches: a larger one, or one that has learned more (on-policy distillation).
 
     It has weights and an output head of its own, is not trained, and reads the same token ids as the student. So it
@@ -202,11 +202,3 @@ class OtherModel(Teacher):
 
     def other(self, student: Policy) -> Other:
         return Other(student, self.model, self.adapter)
-
-    def start(self, policy: Policy) -> Weights:
-        return {}
-
-    @contextmanager
-    def applied_to(self, policy: Policy, kept: Weights) -> Iterator[Policy]:
-        with torch.no_grad():
-            yield policy
