@@ -39,7 +39,7 @@ from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods import Method
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
-from ogls.policy.policy import Policy
+from ogls.policy.policy import Policy, quickest_dtype
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation, Subset
 from ogls.system.exits import DiskFailed, RunEnded, unwritable
@@ -250,6 +250,7 @@ def build(args: list[str] | None = None, run: bool = True, kind: type[OglsCLI] =
     sys.path += [str(Path.cwd()), str(PROJECT / "experiments")]  # for classes of the user's own
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     OmegaConf.clear_resolver("oc.env")  # the resolved configuration is written down
+    OmegaConf.register_resolver("quickest_dtype", quickest_dtype, replace=True)
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
     first = (sys.argv[1:] if args is None else args)[:1]

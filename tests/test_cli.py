@@ -342,6 +342,19 @@ def test_interpolation_follows_the_command_line(capfd: pytest.CaptureFixture[str
     assert "\n  seed: 5\n" in capfd.readouterr().out  # data.seed, which is ${seed_everything}
 
 
+@pytest.mark.parametrize(("quickest", "flags"), [("bfloat16", []), ("float32", []), ("bfloat16", ["float32"])])
+def test_the_default_run_computes_as_its_machine_does_best(
+    quickest: str, flags: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """The dump, which is recorded, has the dtype and not the question; the engine follows the policy."""
+    monkeypatch.setattr(cli, "quickest_dtype", lambda: quickest)
+    with pytest.raises(SystemExit):
+        build(["fit", "--config", "math.yaml", *(f"--policy.dtype={flag}" for flag in flags), "--print_config"])
+    shown = yaml.safe_load(capfd.readouterr().out)
+    expected = [*flags, quickest][0]
+    assert (shown["policy"]["dtype"], shown["data"]["engine"]["init_args"]["dtype"]) == (expected, expected)
+
+
 @pytest.mark.parametrize(("error", "code"), [(RunEnded, 1), (FolderInUse, 73), (DiskFailed, 74), (EngineFailed, 75)])
 def test_exit_codes(
     error: type[RunEnded], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
