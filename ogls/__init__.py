@@ -27,9 +27,12 @@ _PLACES = {
     "ogls.tasks.chains": "ChainErrors Chains TerseSolutions",
     "ogls.tasks.columns": "Columns",
     "ogls.tasks.tables": "HubProblems JsonlProblems",
-    "ogls.tasks.reasoning_gym": "ReasoningGym",
+    "ogls.tasks.reasoning_gym": "ReasoningGym ReasoningGymVerifier",
     "ogls.tasks.by_kind": "ByKind",
     "ogls.tasks.function": "FunctionVerifier",
+    "ogls.tasks.math": "MathVerifier",
+    "ogls.tasks.multiple_choice": "ChoiceVerifier",
+    "ogls.tasks.tool_use": "ToolUseVerifier",
     "ogls.lessons.prompts": "ATTEMPT IDEA Prompts Wording",
     "ogls.lessons.privilege": """
         LessonDraft PeerOutcomes Privilege PrivilegedText ProblemAlone ReferenceSolution SuccessfulPeer

@@ -34,6 +34,7 @@ from ogls.callbacks import RunRecorder
 from ogls.callbacks.best import CHECKPOINTS, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
+from ogls.help import list_classes
 from ogls.lessons.prompts import Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods import Method
@@ -253,6 +254,7 @@ def build(args: list[str] | None = None, run: bool = True, kind: type[OglsCLI] =
     OmegaConf.register_resolver("quickest_dtype", quickest_dtype, replace=True)
     if args is None:
         sys.argv[1:] = find_configs(sys.argv[1:])
+    list_classes(sys.argv[1:] if args is None else args)
     first = (sys.argv[1:] if args is None else args)[:1]
     OglsCLI.asked = first[0] if run and first and first[0] in OglsCLI.subcommands() else None
     return kind(

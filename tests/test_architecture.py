@@ -35,7 +35,8 @@ ROOMS = {
     "training": ["system", "callbacks", "sharded"],
     "export": ["policy", "tracking", "callbacks"],
     "serve": ["system", "rollout", "cli"],
-    "cli": [*STEP, "module", "data", "tracking", "callbacks", "training", "sharded", "export"],
+    "help": [""],
+    "cli": [*STEP, "module", "data", "tracking", "callbacks", "training", "sharded", "export", "help"],
     "": [],  # `import ogls` loads what it gives when it is asked for
 }
 LIBRARIES = {  # and the rooms that may use them
