@@ -10,9 +10,13 @@ import generated  # noqa: E402 - lies beside this file
 
 project = "ogls"
 copyright = "the authors of ogls"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 900  # seconds a cell
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "ogls"

@@ -1,7 +1,7 @@
 """On-policy self-distillation of language models: OGLS-SD, ROSD, OPSD, SDPO and their ablations over one trainer.
 
 Names are loaded when they are first used, so that ``import ogls`` takes no time. Start with `SelfDistillation`,
-`RolloutDataModule`, `Policy` and a method such as `OPSD`; `make_trainer` gives Lightning's Trainer.
+`RolloutDataModule`, `Policy` and a method such as `OPSD`; `make_trainer` gives Lightning's Trainer, `fit` trains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PLACES = {
     "ogls.methods": _METHODS,
     "ogls.module": "SelfDistillation",
     "ogls.data": "RolloutDataModule",
-    "ogls.training": "make_trainer",
+    "ogls.training": "fit make_trainer",
     "ogls.policy.policy": "Policy",
     "ogls.policy.lora": "Lora",
     "ogls.policy.teacher": "EMA Frozen Live OtherModel Teacher TrustRegion",

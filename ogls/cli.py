@@ -9,7 +9,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +49,7 @@ from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import given, parameters
-from ogls.training import SETTINGS, callbacks, check_settings, refused
+from ogls.training import SETTINGS, callbacks, check_settings, refused, validate_first
 
 PROJECT = Path(__file__).resolve().parents[1]
 _ABOUT = "On-policy self-distillation of language models: trains, evaluates and exports."
@@ -158,7 +158,9 @@ class OglsCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Returns the trainer, with sound checkpoints and a tracker that knows method and seed."""
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        settings = self._get(self.config_init, "trainer")
+        self.trainer_defaults["callbacks"] = callbacks(vars(settings))
+        plugins = settings.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         try:
             trainer = super().instantiate_trainer(plugins=[*plugins, SoundCheckpoints()], **kwargs)
@@ -193,10 +195,8 @@ class OglsCLI(LightningCLI):
         for logger in self.trainer.loggers:
             if logger is not tracker:
                 logger.log_hyperparams({**self._configuration[1], "method": self.model.method.name})
-        if self.config.fit.ckpt_path is None and self.datamodule.engine is not None:
-            self.datamodule.fit_follows = True
-            with tracker.kept_open() if tracker is not None else nullcontext():
-                self.trainer.validate(self.model, self.datamodule, verbose=False)
+        if self.config.fit.ckpt_path is None:
+            validate_first(self.trainer, self.model, self.datamodule)
 
     def _begins_anew(self, tracker: Tracker) -> bool:
         """A run that was killed before its first checkpoint has nothing to go on from but its folder."""
@@ -270,7 +270,6 @@ def build(args: list[str] | None = None, run: bool = True, kind: type[OglsCLI] =
         parser_kwargs={"description": _ABOUT, "parser_mode": _MODE, "allow_abbrev": False},  # half a name is a typo
         trainer_defaults={
             "logger": {"class_path": f"{Tracker.__module__}.{Tracker.__name__}"},
-            "callbacks": callbacks(),
             **SETTINGS,
         },
     )

@@ -19,7 +19,7 @@ _help_of_one = jsonargparse._actions._ActionHelpClassPath.print_help
 def list_classes(arguments: Sequence[str]) -> None:
     """Has the help that is asked for list the classes that a key takes: the public ones, and the user's own.
 
-    ``--help`` names them, ``--data.engine.help`` says what each is, and ``--data.engine.help VllmEngine`` what it takes.
+    ``--help`` names them, ``--data.engine.help`` says what each is, ``--data.engine.help VllmEngine`` what that takes.
 
     Args:
         arguments: words of the command line; without a help among them nothing is done, since it costs time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from lightning import Trainer
@@ -11,8 +12,11 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from ogls.callbacks import GracefulStop, RolloutWriter, RunRecorder, StepProgress, StopWithoutSignal
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.data import RolloutDataModule
+from ogls.module import SelfDistillation
 from ogls.sharded import Sharded
 from ogls.system.ranges import within
+from ogls.tracking import tracker_of
 
 StrategyRegistry.register("sharded", Sharded, description="FSDP2, with a checkpoint of one file", override=True)
 
@@ -38,9 +42,10 @@ _INSTEAD = {
 """Arguments of the Trainer that a run of rollouts has no use for, and the keys that do what they stand for."""
 
 
-def callbacks() -> list[Any]:
-    """Returns the callbacks that every run has."""
-    return [RunRecorder(), StepProgress(), GracefulStop(), StopWithoutSignal(), RolloutWriter()]
+def callbacks(settings: Mapping[str, Any]) -> list[Any]:
+    """Returns the callbacks that every run has; the progress unless the Trainer's `settings` switch it off."""
+    shown = [] if settings.get("enable_progress_bar") is False else [StepProgress()]
+    return [RunRecorder(), *shown, GracefulStop(), StopWithoutSignal(), RolloutWriter()]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -71,6 +76,31 @@ def make_trainer(**settings: Any) -> Trainer:
         settings: arguments of the Trainer; `callbacks` and `plugins` are added to those that every run has
     """
     check_settings(settings)
-    own = [*callbacks(), *settings.pop("callbacks", [])]
+    own = [*callbacks(settings), *settings.pop("callbacks", [])]
     plugins = [SoundCheckpoints(), *settings.pop("plugins", [])]
     return Trainer(**(SETTINGS | settings), callbacks=own, plugins=plugins)
+
+
+def fit(trainer: Trainer, model: SelfDistillation, data: RolloutDataModule) -> None:
+    """Trains a new run as the command line does: the student is validated before the first step, too.
+
+    Args:
+        trainer: Trainer of `make_trainer`, which has fitted nothing yet
+        model: student, method and optimiser
+        data: problems and engine
+    """
+    if tracker := tracker_of(trainer):
+        tracker.describe(model.method.name, data.seed)
+        tracker.begin()
+    validate_first(trainer, model, data)
+    trainer.fit(model, data)
+
+
+def validate_first(trainer: Trainer, model: SelfDistillation, data: RolloutDataModule) -> None:
+    """Validates the student before the first step of a new run, which stays open; a run without an engine cannot."""
+    if data.engine is None:
+        return
+    data.fit_follows = True
+    tracker = tracker_of(trainer)
+    with tracker.kept_open() if tracker is not None else nullcontext():
+        trainer.validate(model, data, verbose=False)

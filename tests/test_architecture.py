@@ -32,7 +32,7 @@ ROOMS = {
     "callbacks": ["records", "system", "tracking", "callbacks"],
     "sweep": ["records", "system", "tracking", "callbacks", "sweep"],
     "sharded": ["policy"],
-    "training": ["system", "callbacks", "sharded"],
+    "training": ["system", "data", "module", "tracking", "callbacks", "sharded"],
     "export": ["policy", "tracking", "callbacks"],
     "serve": ["system", "rollout", "cli"],
     "help": [""],
