@@ -1,6 +1,7 @@
-"""Trains, evaluates and exports.
+"""Trains, evaluates, tries prompts and exports.
 
 python experiments/run.py {fit,validate,test,predict} --config math.yaml [--config opsd.yaml] [--key value]
+python experiments/run.py generate PROMPT --config math.yaml [--ckpt_path FILE] [--n 4]
 python experiments/run.py export --ckpt_path runs/NAME/checkpoints/best.ckpt --to FOLDER
 """
 

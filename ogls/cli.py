@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +30,7 @@ import ogls.tasks.chains
 import ogls.tasks.function
 import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
-from ogls import export
+from ogls import export, generate
 from ogls.callbacks import RunRecorder
 from ogls.callbacks.best import CHECKPOINTS, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
@@ -52,7 +53,7 @@ from ogls.tracking.config import given, parameters
 from ogls.training import SETTINGS, callbacks, check_settings, refused, validate_first
 
 PROJECT = Path(__file__).resolve().parents[1]
-_ABOUT = "On-policy self-distillation of language models: trains, evaluates and exports."
+_ABOUT = "On-policy self-distillation of language models: trains, evaluates, tries prompts and exports."
 
 
 _PARTS = (
@@ -111,9 +112,11 @@ class OglsCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        about = "Writes a trained model as a folder for transformers, peft and vLLM."  # `main` runs it
-        subcommands: Any = parser._subcommands_action
+        subcommands: Any = parser._subcommands_action  # `main` runs these
+        about = "Writes a trained model as a folder for transformers, peft and vLLM."
         subcommands.add_subcommand("export", self.init_parser(), help=about)
+        about = "Prints completions of prompts, to try a model or a checkpoint."
+        subcommands.add_subcommand("generate", self.init_parser(), help=about)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Makes the parser of the subcommand that is asked for; the others, which take as long, are there by name."""
@@ -281,6 +284,8 @@ def main() -> None:
     with ended_well(exporting):
         if exporting:
             export.main(sys.argv[2:])
+        elif sys.argv[1:2] == ["generate"]:
+            generate.main(sys.argv[2:], partial(build, run=False))
         else:
             build()
 

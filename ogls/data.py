@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,6 +55,20 @@ def _joined(key: str, problems: ProblemSource | dict[str, ProblemSource]) -> Pro
         return ProblemSets(problems)
     except ValueError as error:
         raise ValueError(f"data.{key}: {error}") from error
+
+
+def _warn_of_shared(train: ProblemSource, val: ProblemSource) -> None:
+    """Says in one line of the terminal how many held-out problems are trained on, too."""
+    trained = {" ".join(problem.text.split()) for problem in train}
+    shared = [problem for problem in val if " ".join(problem.text.split()) in trained]
+    if shared:
+        example = f"such as {shared[0].name!r}, {shared[0].text[:80]!r}"
+        print(
+            f"warning: {len(shared)} of {len(val)} problems of data.val are in data.train, too, {example}: their "
+            "accuracy says little of new problems",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class _Sized:
@@ -260,6 +275,8 @@ class RolloutDataModule(LightningDataModule):
                 usable = {part: self._usable(f"{name}.{part}", some) for part, some in source.sets.items()}
                 setattr(self, f"{name}_problems", ProblemSets(usable) if usable else self._usable(name, source))
                 self._checked.add(name)
+                if name == "val" and "train" in self._checked and self.group.rank == 0:
+                    _warn_of_shared(self.train_problems, self.val_problems)
 
     def _check_end(self) -> None:
         """Refuses demonstrations whose end no engine stops at, since their student would learn to go on for ever."""

@@ -53,7 +53,9 @@ def export(
     if adapter and lora is None:
         raise ValueError("--adapter: this run trained all weights and has no adapter; leave the flag out")
     own = {"dtype": dtype, "gradient_checkpointing": False}
-    policy = Policy(**settings | own, lora=None if lora is None else Lora(**lora | {"targets": tuple(lora["targets"])}))
+    if lora is not None and not isinstance(lora["targets"], str):
+        lora["targets"] = tuple(lora["targets"])
+    policy = Policy(**settings | own, lora=None if lora is None else Lora(**lora))
     saved = SoundCheckpoints().load_checkpoint(checkpoint)
     wanted, there = saved["ogls"]["weights_sha256"], weights_sha256(policy.folder)
     if wanted != there:

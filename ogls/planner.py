@@ -67,7 +67,7 @@ def _training(module: SelfDistillation, shapes: Shapes) -> Training:
     return Training(
         shapes=shapes,
         rank=policy.adapter_rank,
-        targets=policy.lora.targets if policy.lora else (),
+        targets=policy.lora.among(shapes.projections) if policy.lora else (),
         dtype=policy.dtype,
         embeddings=policy.train_embeddings,
         kept_bytes=sum(teacher.kept_bytes(policy) for teacher in {type(t): t for t in teachers}.values()),

@@ -34,9 +34,10 @@ ROOMS = {
     "sharded": ["policy"],
     "training": ["system", "data", "module", "tracking", "callbacks", "sharded"],
     "export": ["policy", "tracking", "callbacks"],
+    "generate": ["records", "system", "lessons", "tracking", "callbacks"],
     "serve": ["system", "rollout", "cli"],
     "help": [""],
-    "cli": [*STEP, "module", "data", "tracking", "callbacks", "training", "sharded", "export", "help"],
+    "cli": [*STEP, "module", "data", "tracking", "callbacks", "training", "sharded", "export", "generate", "help"],
     "": [],  # `import ogls` loads what it gives when it is asked for
 }
 LIBRARIES = {  # and the rooms that may use them

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ogls
-from ogls import export, methods
+from ogls import export, generate, methods
 from ogls.cli import build
 from tests.faults.nursery import Nursery
 from tests.test_cli import run_in, small
@@ -42,6 +42,13 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     if subcommand == "export":
         export.parser().parse_args(arguments)
         return
+    if subcommand == "generate":
+        options, arguments = generate.parser().parse_known_args(arguments)
+        prompts, arguments = generate.divided(arguments)
+        assert prompts
+        if options.ckpt_path is not None and not arguments:
+            return
+        subcommand = "validate"
     with pytest.raises(SystemExit) as stopped:
         build([subcommand, *arguments, "--print_config"])
     assert stopped.value.code == 0

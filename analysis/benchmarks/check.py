@@ -137,7 +137,9 @@ def check(args: argparse.Namespace) -> int:
     data.setup("fit")
     module._kept = {"teacher": module.teacher.start(policy)}
     shapes = Shapes.of(policy.model.config.to_dict())
-    training = Training(shapes=shapes, rank=policy.adapter_rank, targets=policy.lora.targets, dtype=args.dtype)
+    training = Training(
+        shapes=shapes, rank=policy.adapter_rank, targets=policy.lora.among(shapes.projections), dtype=args.dtype
+    )
     bench = Bench(shapes, {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype], policy.adapter_rank)
     ratios: dict[str, list[float]] = {phase: [] for phase in PHASES}
     print(f"{'round':8}{'phase':12}{'predicted s':>13}{'measured s':>12}{'measured / predicted':>23}")

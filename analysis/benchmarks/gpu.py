@@ -263,7 +263,9 @@ def passes(bench: Bench, folder: Path) -> None:
 
         what = f"{'adapter' if lora else 'all weights'}, {'with' if checkpointing else 'without'} checkpointing"
         bench.measure(f"passes, {what}", {"teacher": teacher, "student": student}, tokens, rounds=3)
-        counted = Training(shapes=shapes, rank=lora.rank if lora else 0, targets=lora.targets if lora else ())
+        counted = Training(
+            shapes=shapes, rank=lora.rank if lora else 0, targets=lora.among(shapes.projections) if lora else ()
+        )
         bench.note(f"passes, {what}", planned_gib=counted.student(tokens, checkpointing) / GIB)
 
 

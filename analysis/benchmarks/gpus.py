@@ -151,7 +151,10 @@ def laid_out(
         shapes = Shapes.of(qwen3(size))
         serving = engine.serving(shapes)
         training = Training(
-            shapes=shapes, rank=module.policy.adapter_rank, targets=lora.targets if lora else (), dtype="bfloat16"
+            shapes=shapes,
+            rank=module.policy.adapter_rank,
+            targets=lora.among(shapes.projections) if lora else (),
+            dtype="bfloat16",
         )
         cache = plan.cache if not sharded else int(0.9 * MEMORY[machine]) - serving.share(0)
         setup = Setup(

@@ -315,7 +315,10 @@ def predicted(
         shapes = Shapes.of(qwen3(size))
         lora: Lora | None = policy.lora
         training = Training(
-            shapes=shapes, rank=policy.adapter_rank, targets=lora.targets if lora else (), dtype=policy.dtype
+            shapes=shapes,
+            rank=policy.adapter_rank,
+            targets=lora.among(shapes.projections) if lora else (),
+            dtype=policy.dtype,
         )
         serving = engine.serving(shapes) if engine is not None else None
         setup = Setup(

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ogls.records import RolloutGroup
 from ogls.tracking.files import OF_SET, SUBSET, WHOLE, with_interval
 
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
@@ -51,6 +53,21 @@ class StepProgress(RichProgressBar):
         if trainer.is_global_zero and not self.is_enabled:
             print("  ".join(f"{name} {value}" for name, value in self._shown.items()), flush=True)
 
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Sequence[RolloutGroup],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        show = cast(Any, trainer).datamodule.evaluation.show
+        if show and dataloader_idx == 0 and trainer.is_global_zero:
+            some = batch[:: max(1, len(batch) // show)][:show]
+            self.print("".join(map(shown, some)), end="")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # Of a whole validation its own figure, not that of its subset.
@@ -80,6 +97,16 @@ class StepProgress(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Returns what stands beside the bar; the phases would not fit into its line."""
         return {name: value for name, value in self._shown.items() if name != "seconds"}
+
+
+def shown(group: RolloutGroup) -> str:
+    """Returns a problem, its first rollout and the verdict as text."""
+    rollout, problem = group.rollouts[0], group.problem
+    status = "cut off" if rollout.truncated else rollout.verdict.status
+    verdict = "right" if rollout.correct else "wrong" if status == "graded" else f"wrong ({status})"
+    said = f"{verdict}: answer {rollout.verdict.answer}, expected {problem.answer}"
+    said += f"; {len(group.successes)} of {len(group.rollouts)} right"
+    return f"\n> {problem.name}: {problem.text}\n{rollout.text}\n--- {said}\n"
 
 
 def phases(values: dict[str, float]) -> str:

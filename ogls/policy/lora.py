@@ -8,11 +8,11 @@ back.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,8 @@ from torch.nn.functional import linear
 from ogls.policy.sharding import whole
 from ogls.system.ranges import POSITIVE, check
 
+ALL_LINEAR = "all-linear"
+"""These targets are every linear layer but the output head, as in peft."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _FROZEN = ("lm_head", "embed_tokens", "wte", "embed_out", "embed_in")
 _ADAPTER = "default"  # peft's own name of the only adapter
@@ -43,21 +45,28 @@ class Lora:
     Args:
         rank: number of rows of A and of columns of B
         alpha: numerator of the factor alpha / rank of the adapter's product
-        targets: last part of the names of the linear layers that get an adapter
+        targets: last part of the names of the linear layers that get an adapter; ``all-linear`` gives one to every
+            linear layer but the output head
     """
 
     rank: int = 16
     alpha: float = 32.0
-    targets: tuple[str, ...] = PROJECTIONS
+    targets: tuple[str, ...] | Literal["all-linear"] = PROJECTIONS
 
     def __post_init__(self) -> None:
         check(self, {"rank": "[1, 65536]", "alpha": POSITIVE}, "policy.lora")
         if not self.targets:
             raise ValueError("policy.lora.targets needs at least one name, got none")
+        if self.targets == ALL_LINEAR:
+            return
         if isinstance(self.targets, str):
-            raise ValueError(f"targets is a list of names, got the string {self.targets!r}")
+            raise ValueError(f"targets is a list of names or {ALL_LINEAR!r}, got the string {self.targets!r}")
         if frozen := sorted(set(self.targets) & set(_FROZEN)):
             raise ValueError(f"{frozen} cannot be adapted: student and teacher share embeddings and output head")
+
+    def among(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Returns the targets; where they are all linear layers, the `names` of those that a model has."""
+        return tuple(dict.fromkeys(names)) if isinstance(self.targets, str) else self.targets
 
 
 @cache
@@ -79,7 +88,7 @@ def _layer() -> type[nn.Module]:
     return FastLinear
 
 
-def add_adapter(model: nn.Module, lora: Lora) -> None:
+def add_adapter(model: Any, lora: Lora) -> None:
     """Freezes `model` and puts an adapter beside every linear layer that `lora.targets` names.
 
     The adapter is fp32 and at first has no effect, because B is 0.
@@ -90,13 +99,16 @@ def add_adapter(model: nn.Module, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
-    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    if missing := set(lora.targets) - names:  # peft complains only if no target matches
+    linear = {name.rpartition(".")[2]: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    head = model.get_output_embeddings()
+    names = {name for name, layer in linear.items() if layer is not head}
+    targets = lora.among(sorted(names))
+    if missing := set(targets) - names:  # peft complains only if no target matches
         raise ValueError(
             f"targets {sorted(missing)} match no layer of the model; its linear layers are {sorted(names)}"
         )
     alpha: Any = lora.alpha  # an int to peft's type, any number to its code
-    config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
+    config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=alpha, target_modules=list(targets))
     config._register_custom_module({nn.Linear: _layer()})
     inject_adapter_in_model(config, model, _ADAPTER)
     cast_adapter_dtype(model, _ADAPTER)

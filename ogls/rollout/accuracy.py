@@ -73,14 +73,18 @@ class Evaluation:
             shows whether the model uses what it reads
         while_training: subset that validations amid training sample, while those before and after it sample all; null
             samples all in each
+        show: number of problems, evenly spaced, that the terminal shows at each validation: the problem, its first
+            rollout and the verdict
     """
 
     samples: int = 4
     sampling: Sampling = Sampling(max_tokens=1024)
     with_solution: bool = False
     while_training: Subset | None = None
+    show: int = 0
 
     def __post_init__(self) -> None:
+        within("evaluation.show", self.show, "[0, 1e9]")
         if self.samples < 1:
             raise ValueError(f"evaluation.samples must be at least 1, got {self.samples}")
         if self.subset_samples > self.samples:

@@ -13,7 +13,13 @@ _NOT_PARAMETERS = ("trainer.logger", "trainer.callbacks", "config", "ckpt_path",
 _MAY_CHANGE = (  # while a run is interrupted: how long it goes on, and what it costs, not what it computes
     *("trainer.max_epochs", "trainer.max_time", "trainer.enable_progress_bar", "trainer.profiler"),
     *("trainer.default_root_dir", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("data.grading_workers", "data.predict_file", "policy.gradient_checkpointing", "model.tokens_per_micro_batch"),
+    *(
+        "data.grading_workers",
+        "data.predict_file",
+        "data.evaluation.show",
+        "policy.gradient_checkpointing",
+        "model.tokens_per_micro_batch",
+    ),
     *("data.engine.memory_gib", "data.engine.max_num_seqs", "data.engine.enforce_eager", "data.engine.batch_size"),
 )
 

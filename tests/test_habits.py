@@ -1,0 +1,170 @@
+"""What users bring from elsewhere: adapters by one word, prompts to try, a look at the text."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModelForCausalLM, LoraConfig, inject_adapter_in_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ogls.data import _warn_of_shared
+from ogls.generate import _read, divided
+from ogls.policy.lora import Lora
+from ogls.policy.policy import Policy
+from ogls.records import Problem
+from ogls.system.memory.shapes import Shapes
+from ogls.system.memory.training import Training
+from ogls.tasks.base import ProblemSource
+from tests.faults.nursery import Nursery
+from tests.test_cli import run_in, small
+
+CHAINS = "{class_path: Chains, init_args: {size: 20, split: train, parentheses: 0.7, seed: 0}}"
+GREEDY = ("--data.evaluation.sampling.temperature", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(nursery: Nursery, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of one run with an adapter beside all linear layers, validated on what it is trained on."""
+    place = tmp_path_factory.mktemp("run of habits")
+    options = ("--policy.lora.targets", "all-linear", "--data.val", CHAINS, "--data.evaluation.show", "2")
+    options += (
+        "--trainer.max_epochs",
+        "1",
+        "--data.evaluation.while_training",
+        "null",
+        "--model.learning_rate",
+        "0.01",
+    )
+    code, output = run_in(nursery, "fit", *small(tiny_model), *options, cwd=place)
+    assert code == 0, output[-3000:]
+    (folder,) = (place / "runs").iterdir()
+    return folder, output
+
+
+def test_all_linear_layers_but_the_head_have_an_adapter(trained: tuple[Path, str], tiny_model: Path):
+    own = Policy(str(tiny_model), lora=Lora(rank=2, targets="all-linear")).load()
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_model)
+    inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"), theirs)
+    names = {name for name, weight in theirs.named_parameters() if weight.requires_grad}
+    assert len(names) == 2 * 7 * 2  # A and B of seven layers in two blocks
+    assert own.trainable().keys() == names
+    shapes = Shapes.of(json.loads((tiny_model / "config.json").read_text()))
+    counted = Training(shapes=shapes, rank=2, targets=Lora(targets="all-linear").among(shapes.projections))
+    assert counted.trainable == sum(weight.numel() for weight in own.trainable().values())
+
+    folder, _ = trained
+    config = json.loads((folder / "best_adapter" / "adapter_config.json").read_text())
+    assert set(config["target_modules"]) == set(shapes.projections), "exported by name"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["policy"]["lora"]["targets"] == "all-linear"
+
+
+def test_another_word_than_all_linear_is_refused(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    code, output = run_in(nursery, "fit", *small(tiny_model), "--policy.lora.targets", "all_linear", cwd=tmp_path)
+    assert code == 2, output[-3000:]
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "policy.lora.targets" in line
+    assert "all-linear" in line
+
+
+def test_generate_prints_what_the_checkpoint_says(nursery: Nursery, tiny_model: Path, trained: tuple[Path, str]):
+    folder, _ = trained
+    place, prompts = folder.parents[1], ["What is 12 + 8 - 9?", "user system"]
+    checkpoint = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"))
+    code, output = run_in(nursery, "generate", prompts[0], *checkpoint, *GREEDY, prompts[1], "--n", "2", cwd=place)
+    assert code == 0, output[-3000:]
+    model = AutoPeftModelForCausalLM.from_pretrained(folder / "best_adapter", dtype=torch.float32)
+    said = [greedy(model, tiny_model, prompt) for prompt in prompts]
+    for prompt, text in zip(prompts, said, strict=True):
+        assert (
+            f"\n> {prompt}\n--- 1 of 2, 12 tokens, cut off\n{text}\n--- 2 of 2, 12 tokens, cut off\n{text}\n" in output
+        )
+
+    (place / "prompts.txt").write_text("\n".join(["", prompts[0], prompts[1], ""]))
+    bare = [word for word in small(tiny_model) if word != "fit"]
+    code, output = run_in(nursery, "generate", *bare, *GREEDY, "--file", "prompts.txt", cwd=place)
+    assert code == 0, output[-3000:]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    at_first = [greedy(base, tiny_model, prompt) for prompt in prompts]
+    assert at_first != said, "or the checkpoint may have been left out"
+    for prompt, text in zip(prompts, at_first, strict=True):
+        assert f"\n> {prompt}\n--- 1 of 1, 12 tokens, cut off\n{text}\n" in output
+    assert [path.name for path in (place / "runs").iterdir()] == [folder.name], "no run is made"
+
+
+def greedy(model, tokenizer_of: Path, prompt: str) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    chat = [{"role": "system", "content": ""}, {"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False, return_tensors="pt")
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--ckpt_path", "nowhere.ckpt", "x"], "error: --ckpt_path nowhere.ckpt: there is no "),
+        (["--file", "nowhere.txt", "--config", "lab.yaml"], "error: --file nowhere.txt: No such file"),
+        (["--file", "nowhere.txt", "x"], "error: --file nowhere.txt and the prompt 'x': give one of them"),
+        (["--n", "0", "x"], "error: --n must be at least 1, got 0"),
+    ],
+)
+def test_what_generate_refuses(words: list[str], complaint: str, nursery: Nursery, tmp_path: Path):
+    code, output = run_in(nursery, "generate", *words, cwd=tmp_path)
+    assert code == 2, output[-3000:]
+    assert complaint in output
+    assert output.count("error:") == 1
+
+
+def test_words_that_are_no_option_and_no_value_are_prompts():
+    words = ["--config", "lab.yaml", "first", "--data.seed=3", "second", "--data.max_tokens", "5", "-1 + 2"]
+    assert divided(words) == (
+        ["first", "second", "-1 + 2"],
+        ["--config", "lab.yaml", "--data.seed=3", "--data.max_tokens", "5"],
+    )
+
+
+def test_lines_of_the_input_are_prompts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\n two \n"))
+    assert list(_read(None)) == [["one", "two"]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(ValueError, match="there is no prompt"):
+        list(_read("-"))
+
+
+def test_completions_of_a_few_problems_are_shown(trained: tuple[Path, str]):
+    folder, output = trained
+    shown = [block.splitlines() for block in output.split("\n> ")[1:]]
+    assert len(shown) == 2 * 2, "at both validations"
+    first = json.loads((folder / "problems" / "step-000000.json").read_text())
+    ids = list(first)
+    assert [block[0].partition(": ")[0] for block in shown] == [ids[0], ids[10]] * 2, "evenly spaced"
+    for block in shown[:2]:
+        (verdict,) = [line for line in block if line.startswith("--- ")]
+        number = round(4 * first[block[0].partition(": ")[0]])
+        assert verdict.endswith(f"; {number} of 4 right")
+        assert verdict.startswith(("--- right: answer ", "--- wrong"))
+
+
+class Texts(ProblemSource):
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Problem:
+        return Problem(id=f"p{index}", text=self.texts[index], answer="1")
+
+
+def test_rows_that_train_and_val_share_are_counted(trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+    _, output = trained
+    assert output.count("warning: 20 of 20 problems of data.val are in data.train, too, such as 'chain-") == 1
+    _warn_of_shared(Texts("a b", "c"), Texts("a  b\n", "d", "C"))
+    assert "warning: 1 of 3 problems of data.val are in data.train, too, such as 'p0', " in capsys.readouterr().err
+    _warn_of_shared(Texts("a", "b"), Texts("c"))
+    assert capsys.readouterr().err == ""
