@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import optuna
 
+from ogls.sweep.budget import PRUNERS, Pruning
 from ogls.sweep.run_numbers import RunNumbers
 from ogls.tracking.address import check_tracking_uri
 
@@ -93,6 +94,8 @@ class Settings:
     n_trials: int | None
     jobs: int
     timeout: float | None
+    device_hours: float | None
+    pruner: Pruning | None
     seeds: int
     against: str | None
     grid: tuple[str, ...] | None
@@ -139,6 +142,8 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
     add("--n-trials", type=int, help="number of trials in the whole study, those already made included (default: 24)")
     add("--jobs", type=int, default=1, help="number of trials at a time on this machine (default: %(default)s)")
     add("--timeout", type=float, metavar="SECONDS", help="time after which the sweep stops as it does at Ctrl-C")
+    add("--device-hours", type=float, metavar="HOURS", help="budget of the whole study: time of all runs x devices")
+    add("--pruner", choices=PRUNERS, help="how trials are ended early (default: median, and none on a ladder)")
     add("--seeds", type=int, default=1, help="number of runs per trial, whose mean is its value (default: %(default)s)")
     add("--against", choices=AGAINST, help="second objective, which is minimised; nothing is pruned then")
     add("--grid", nargs="*", metavar="NAME=VALUE,...", help="ladder to try, and nothing else (default: the sweep's)")
@@ -150,6 +155,11 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
     for name in ("n_trials", "jobs", "seeds"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+    for name in ("timeout", "device_hours"):
+        if getattr(given, name) is not None and not getattr(given, name) > 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {getattr(given, name):g}")
+    if given.pruner is not None and given.against is not None:
+        parser.error(f"--pruner {given.pruner}: with --against nothing is pruned; leave one of them out")
     if not _NAME.fullmatch(given.study):
         parser.error(f"--study becomes a folder: expected {_NAME.pattern}, got {given.study!r}")
     try:
@@ -166,6 +176,8 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
         n_trials=given.n_trials,
         jobs=given.jobs,
         timeout=given.timeout,
+        device_hours=given.device_hours,
+        pruner=given.pruner,
         seeds=given.seeds,
         against=given.against,
         grid=None if given.grid is None else tuple(given.grid),

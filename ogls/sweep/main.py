@@ -15,10 +15,12 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from ogls.sweep import attempts
+from ogls.sweep import attempts, dashboard
+from ogls.sweep.budget import Cost, cost_of, pruner, spent_hours
 from ogls.sweep.definition import Point, Settings, Sweep, parse
 from ogls.sweep.record import StudyRecord
 from ogls.sweep.report import resolve, write_report
+from ogls.sweep.search_space import asked, check_space, keep_space
 from ogls.sweep.storage import open_storage
 from ogls.sweep.worker import Worker
 from ogls.tracking.address import masked
@@ -56,13 +58,18 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
     stopped = True
     try:
         worker.work(_wanted(settings, study))
-        stopped = worker.stopping.is_set()
+        stopped = worker.stopping.is_set() and not worker.budget.spent
     finally:
-        for file in write_report(sweep, settings, study):
+        files = write_report(sweep, settings, study)
+        for file in files:
             record.file(file)
+        dashboard.show_files(settings, study, files)
         others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         record.end(None if others else "KILLED" if stopped else "FINISHED")
         _conclude(settings, study)
+        if worker.budget.spent:
+            more = "a larger --device-hours goes on"
+            print(f"The budget of {settings.device_hours:g} device hours is spent ({spent_hours(study):.3g}): {more}")
     sys.exit(130 if stopped else 0)
 
 
@@ -83,29 +90,48 @@ def open_study(sweep: Sweep, settings: Settings, points: Sequence[Point] | None)
         "study_name": settings.study,
         # TPE is not seeded: workers that join with the same seed would try the same points.
         "sampler": optuna.samplers.TPESampler(),
-        # A ladder is to be seen whole, also where it fails.
-        "pruner": optuna.pruners.MedianPruner(n_startup_trials=5) if points is None else optuna.pruners.NopPruner(),
     }
     directions: list[StudyDirection | Literal["minimize", "maximize"]] = [StudyDirection.MAXIMIZE]
     if settings.against is not None:
         directions.append(StudyDirection.MINIMIZE)
     first = list(sweep.first if points is None else points)
-    known = settings.study in optuna.get_all_study_names(storage)
-    if not known:
-        asked = optuna.create_study(directions=directions)
-        if first:
-            asked.enqueue_trial(dict(first[0]))
-        resolve(settings, sweep.space(asked.ask()))
+    new = None
+    if settings.study not in optuna.get_all_study_names(storage):
+        trial, options = asked(sweep, first[0] if first else {})
+        new = trial, options, Cost.of(resolve(settings, options), settings.seeds)
+        _check_devices(settings, new[2])
     try:
         study, created = optuna.create_study(directions=directions, **common), True
+        if new is not None:
+            trial, options, cost = new
+            keep_space(study, trial, options)
+            cost.keep(study)
+        dashboard.note(study, _about(settings))
         study.set_user_attr(_IDENTITY, settings.identity)
     except DuplicatedStudyError:
         study, created = optuna.load_study(**common), False
         _check(study, settings, len(directions))
+        _check_devices(settings, cost_of(study))
+        check_space(sweep, study)
+    study.set_metric_names(["accuracy", *([settings.against] if settings.against else [])])
+    # A ladder is to be seen whole, also where it fails.
+    study.pruner = pruner(settings.pruner or ("median" if points is None else "none"), cost_of(study))
     if created or points is not None:
         for point in first:
             study.enqueue_trial(dict(point), skip_if_exists=True)
     return study, created
+
+
+def _check_devices(settings: Settings, cost: Cost) -> None:
+    if settings.device_hours is not None and cost.devices is None:
+        raise ValueError("--device-hours counts trainer.devices: give their number, such as -- --trainer.devices 1")
+
+
+def _about(settings: Settings) -> str:
+    """Returns the study's note in the dashboard."""
+    given = " ".join([*(f"--config {config}" for config in settings.configs), *settings.further])
+    seeds = f"{settings.seeds} seeds per trial" if settings.seeds > 1 else "one seed per trial"
+    return f"`fit {given}`\n\n{seeds}. Runs and report: `{settings.place}`; MLflow: `{masked(settings.tracking_uri)}`."
 
 
 def _check(study: Study, settings: Settings, objectives: int) -> None:
@@ -134,4 +160,6 @@ def _conclude(settings: Settings, study: Study) -> None:
         values = ", ".join(f"{value:.4f}" for value in trial.values)
         print(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
     files = f"{settings.place} has trials.csv, plots.html, curve.png and best.yaml"
-    print(f"{files}; {masked(settings.storage)} has the study", flush=True)
+    print(f"{files}; {masked(settings.storage)} has the study")
+    if shown := dashboard.command(settings):
+        print(f"To look at it: {shown}    (pip install optuna-dashboard)", flush=True)

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import optuna
 import pandas as pd
 from optuna import Study
+from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import (
     plot_intermediate_values,
@@ -19,6 +19,7 @@ from optuna.visualization import (
     plot_parallel_coordinate,
     plot_param_importances,
     plot_pareto_front,
+    plot_rank,
     plot_slice,
     plot_timeline,
 )
@@ -27,8 +28,10 @@ from ogls.sweep import attempts
 from ogls.sweep.curve import draw_curve
 from ogls.sweep.definition import Options, Settings, Sweep
 from ogls.sweep.process import arguments
+from ogls.sweep.search_space import asked
 from ogls.sweep.worker import SECONDS, VALUES, WHY
 
+_INTERACTING = 4  # most important parameters, of which each pair is plotted
 _PLOTS = (plot_optimization_history, plot_slice, plot_parallel_coordinate)
 
 
@@ -71,9 +74,7 @@ def best_trial(study: Study) -> FrozenTrial | None:
 
 def options_of(sweep: Sweep, trial: FrozenTrial) -> Options:
     """Returns the options of `run.py` for a trial that was made."""
-    asked = optuna.create_study()
-    asked.enqueue_trial(trial.params)
-    return sweep.space(asked.ask())
+    return asked(sweep, trial.params)[1]
 
 
 def resolve(settings: Settings, options: Options) -> str:
@@ -98,6 +99,9 @@ def page(study: Study, settings: Settings) -> str:
         figures.append(plot_intermediate_values(study))
         if len({trial.value for trial in complete}) > 1:  # else there is nothing to attribute
             figures.append(plot_param_importances(study, target_name="accuracy"))
+            names = list(get_param_importances(study))[:_INTERACTING]
+            if len(names) > 1:
+                figures.append(plot_rank(study, params=names, target_name="accuracy"))
     elif len(complete) > 1 and settings.against is not None:
         names = ["accuracy", settings.against]
         figures.append(plot_pareto_front(study, target_names=names))

@@ -15,11 +15,13 @@ import optuna
 from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
-from ogls.sweep import attempts
+from ogls.sweep import attempts, dashboard
+from ogls.sweep.budget import Budget
 from ogls.sweep.definition import AGAINST, Options, Settings, Sweep
 from ogls.sweep.process import Failed, Killed, Stopped, TrialRun
 from ogls.sweep.record import StudyRecord
 from ogls.sweep.run_numbers import RunNumbers
+from ogls.sweep.search_space import OPTIONS
 
 RUNS, VALUES, SECONDS, WHY = "runs", "values_by_seed", "seconds", "why"
 _OUTCOMES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
@@ -38,6 +40,7 @@ class Worker:
     def __init__(self, sweep: Sweep, settings: Settings, study: Study, record: StudyRecord) -> None:
         self.sweep, self.settings, self.study, self.record = sweep, settings, study, record
         self.stopping = threading.Event()
+        self.budget = Budget(study, settings.device_hours, settings.jobs, self.stopping)
         self._objectives: list[Callable[[RunNumbers], float]] = [sweep.objective]
         if settings.against is not None:
             self._objectives.append(AGAINST[settings.against])
@@ -49,6 +52,8 @@ class Worker:
             if timer is not None:
                 timer.daemon = True
                 timer.start()
+            self.budget.look()
+            self.budget.watch()
             while not self.stopping.is_set() and (left := n_trials - attempts.spent(self.study)) > 0:
                 self.study.optimize(
                     self._trial,
@@ -71,8 +76,11 @@ class Worker:
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         try:
             attempts.sign(trial)
-            runs = self._runs(attempts.original(frozen), self.sweep.space(trial))
+            options = self.sweep.space(trial)
+            runs = self._runs(attempts.original(frozen), options)
+            trial.set_user_attr(OPTIONS, dict(options))
             trial.set_user_attr(RUNS, [run.name for run in runs])
+            dashboard.note(trial, "\n\n".join(f"`{run.folder}`" for run in runs))
             if self.stopping.is_set():
                 raise Stopped
             print(f"trial {trial.number}: {_shown(trial.params)}", flush=True)

@@ -10,14 +10,17 @@ from types import ModuleType
 
 import methods
 import pytest
+import yaml
 from optuna.trial import FixedTrial
 
+from ogls.cli import build
 from ogls.lessons.privilege import PeerOutcomes
 from ogls.lessons.selection import UpToError
 from ogls.loss.divergence import JensenShannon
 from ogls.loss.objective import Distillation
 from ogls.loss.steering import OutcomeSteering
 from ogls.methods import OGLS_SD, OPSD
+from ogls.tasks.chains import Chains
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 SELECTED = {"selection": UpToError(), "temperature": 1.0}
@@ -56,6 +59,23 @@ def test_points_of_kl() -> None:
     skewed = Distillation(JensenShannon(0.25), temperature=2.0)
     # The preset's own objective has a one-sided clip: nothing of it is left.
     assert name_of(kl.space(FixedTrial(point)), *plain) == OPSD(objective=skewed, top_p=1.0, top_k=0, **SELECTED).name
+
+
+def test_points_of_data(capsys: pytest.CaptureFixture[str]) -> None:
+    data = sweep_file("data")
+    options = data.space(FixedTrial(data.LAB | {"max_steps": 5, "group_size": 16, "refill_draws": 1}))
+    words = [word for key, value in options.items() for word in (f"--{key}", json.dumps(value))]
+    with pytest.raises(SystemExit):
+        build(["fit", "--config", "lab.yaml", *words, "--print_config"])
+    given = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert given["train"]["init_args"] | {"max_steps": 5, "parentheses": 0.7} == given["train"]["init_args"]
+    for max_steps, parentheses in ((3, 0.0), (3, 1.0), (5, 1.0)):
+        assert len(Chains(**given["train"]["init_args"] | {"max_steps": max_steps, "parentheses": parentheses})) == 8192
+    assert given["val"]["init_args"]["max_steps"] == 3, "what is held out stays as it is"
+    assert (given["group_size"], given["problems_per_step"], given["refill_draws"]) == (16, 8, 1)
+    for point in ({"group_size": size} for size in (2, 4, 8)):
+        options = data.space(FixedTrial(data.LAB | point))
+        assert options["data.group_size"] * options["data.problems_per_step"] == 128
 
 
 def test_points_of_steer_alpha() -> None:

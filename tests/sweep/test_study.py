@@ -10,16 +10,21 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from optuna import Trial
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from ogls.sweep import RunNumbers, Sweep, main
+from ogls.sweep.budget import Cost, pruner, spent_hours
 
 STUB = Path(__file__).with_name("stub.py")
 
@@ -88,7 +93,9 @@ def parent() -> tuple[MlflowClient, str]:
     return client, run.info.run_id
 
 
-def test_a_study_from_its_first_point_to_its_report() -> None:
+def test_a_study_from_its_first_point_to_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[tuple[object, str]] = []
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", SimpleNamespace(save_note=lambda *note: notes.append(note)))
     of = only(*({"x": x, "does": "fine"} for x in (0.5, 0.0, 0.8, 0.9)))
     assert sweep("--n-trials", "4", "--seeds", "2", of=of) == 0
     assert [trial.params["x"] for trial in study().trials] == [0.5, 0.0, 0.8, 0.9]
@@ -102,6 +109,8 @@ def test_a_study_from_its_first_point_to_its_report() -> None:
     html = Path("runs/stub/plots.html").read_text()
     assert "Parallel Coordinate" in html
     assert "<script src" not in html, "the page needs no network"
+    assert "Hyperparameter Importances" in html
+    assert "Rank" in html, "how two parameters act together"
     assert set(steps().values()) == {1}
     client, run = parent()
     assert client.get_run(run).info.status == "FINISHED"
@@ -109,6 +118,25 @@ def test_a_study_from_its_first_point_to_its_report() -> None:
     history = client.get_metric_history(run, "trial/accuracy")
     assert {metric.step: metric.value for metric in history} == pytest.approx({0: 0.55, 1: 0.05, 2: 0.85, 3: 0.95})
     assert not list(Path("runs/stub").glob("*/checkpoints"))
+    assert study().metric_names == ["accuracy"]
+    assert sorted(dashboard_files()) == ["best.yaml", "curve.png", "plots.html", "trials.csv"]
+    (about, text), *of_trials = notes
+    assert isinstance(about, optuna.Study)
+    assert text.startswith("`fit --config lab.yaml`\n\n2 seeds per trial. Runs and report: `runs/stub`")
+    assert [text for _, text in of_trials] == [
+        f"`runs/stub/stub-{i:03d}-s0`\n\n`runs/stub/stub-{i:03d}-s1`" for i in range(4)
+    ]
+
+    Path("runs/stub/plots.html").unlink()
+    assert sweep("--n-trials", "4", "--seeds", "2", of=of) == 0, "nothing is left to do"
+    assert dashboard_files()["plots.html"] == Path("runs/stub/plots.html").read_bytes(), "the newest, and no second one"
+
+
+def dashboard_files() -> dict[str, bytes]:
+    """Contents of the study's artifacts by name, none of which may be there twice."""
+    found = get_all_artifact_meta(study())
+    assert len({meta.filename for meta in found}) == len(found)
+    return {meta.filename: Path("runs/dashboard", meta.artifact_id).read_bytes() for meta in found}
 
 
 @pytest.mark.fault("sweep: a trial fails, is killed, measures NaN", tried=5)
@@ -160,8 +188,92 @@ def test_a_hopeless_trial_is_pruned() -> None:
     assert states()[-1] == "COMPLETE", "on a ladder none is"
 
 
+def test_two_of_three_trials_end_at_their_first_validation() -> None:
+    points = [{"x": x, "does": "fine"} for x in (0.9, 0.5, 0.4)]
+    assert sweep("--n-trials", "3", "--pruner", "halving", "--", "--seconds", "0.2", of=only(*points)) == 0
+    assert states() == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert [steps()[f"stub-00{trial}-s0 4"] for trial in range(3)] == [1, 0, 0]
+
+
+CONFIGURATION = (
+    "trainer: {devices: 2, num_nodes: 2, max_epochs: 3, check_val_every_n_epoch: 1}\ndata: {steps_per_epoch: 10}"
+)
+
+
+def test_what_a_trial_costs_and_how_pruners_see_it() -> None:
+    cost = Cost.of(CONFIGURATION, seeds=2)
+    assert cost == Cost(devices=4, every=10, steps=60)
+    assert Cost.of("{x: 1}", seeds=2) == Cost(devices=1, every=1, steps="auto")
+    assert Cost.of("trainer: {devices: [0, 3, 5]}", seeds=1).devices == 3
+    assert Cost.of("trainer: {devices: auto}", seeds=1).devices is None
+    made = optuna.create_study(pruner=pruner("halving", cost), direction="maximize")
+    # Four values at step 10, of which a third may go on: one, the best.
+    for value, pruned in ((0.5, False), (0.4, True), (0.6, False), (0.55, True)):
+        trial = made.ask()
+        trial.report(value, 5)
+        assert not trial.should_prune(), "before the first validation"
+        trial.report(value, 10)
+        assert trial.should_prune() == pruned
+        made.tell(trial, value)
+    kinds = [type(pruner(name, cost)).__name__ for name in ("median", "halving", "hyperband", "none")]
+    assert kinds == ["MedianPruner", "SuccessiveHalvingPruner", "HyperbandPruner", "NopPruner"]
+
+
+def test_device_hours_are_counted_over_attempts_and_devices() -> None:
+    made = optuna.create_study()
+    Cost(devices=4).keep(made)
+    noon = datetime(2026, 1, 1, 12)
+    for minutes, state in ((30, TrialState.COMPLETE), (60, TrialState.FAIL), (6, TrialState.PRUNED)):
+        trial = optuna.trial.create_trial(state=state, value=1.0 if state == TrialState.COMPLETE else None)
+        trial.datetime_start, trial.datetime_complete = noon, noon + timedelta(minutes=minutes)
+        made.add_trial(trial)
+    made.enqueue_trial({})
+    assert spent_hours(made) == pytest.approx(4 * (0.5 + 1.0 + 0.1))
+
+
+def test_a_budget_ends_a_study_and_a_larger_one_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    points = [{"x": 0.1 * i, "does": "fine"} for i in range(1, 4)]
+    arguments = ("--n-trials", "3", "--", "--seconds", "0.4")  # 1.6 s a trial at the least
+    assert sweep("--device-hours", str(2 / 3600), *arguments, of=only(*points)) == 0
+    told = capsys.readouterr().out
+    assert "The budget of 0.000555556 device hours is spent (0.00" in told
+    assert "a larger --device-hours goes on" in told
+    assert TrialState.WAITING in {trial.state for trial in study().trials}
+    made = steps()
+    assert sweep("--device-hours", str(2 / 3600), *arguments, of=only(*points)) == 0
+    assert steps() == made, "spent is spent"
+    assert sweep("--device-hours", "1", *arguments, of=only(*points)) == 0
+    assert sorted(trial.params["x"] for trial in study().trials if trial.value) == pytest.approx([0.1, 0.2, 0.3])
+    assert set(steps().values()) == {1}
+
+
+def test_a_changed_search_space_may_not_join(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("--n-trials", "1") == 0
+
+    def refused(high: float = 1.0, kinds: Sequence[str] = DOES, **more: object) -> str:
+        def changed(trial: Trial) -> dict[str, object]:
+            return {"x": trial.suggest_float("x", 0.0, high), "does": trial.suggest_categorical("does", kinds), **more}
+
+        assert sweep("--n-trials", "2", of=Sweep(name="stub", space=changed, objective=objective)) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: the study 'stub' has another search space (")
+        assert said.count("\n") == 1
+        assert "Say --study NAME for a new study, or take the change of the space back" in said
+        return said
+
+    assert "(x: Float step" not in (said := refused(high=2.0))
+    assert "x: Float low=0.0 high=1.0 log=False there, Float low=0.0 high=2.0 log=False here" in said
+    assert "x: Float low=0.0 high=1.0 log=False there, Float low=0.0 high=0.25 log=False here" in refused(high=0.25)
+    assert "does: Categorical choices=" in refused(kinds=[*DOES, "other"])
+    assert "'fine' not in " in refused(kinds=["other"])
+    assert "--seconds: nothing there, 0.1 here" in refused(seconds=0.1)
+    assert states() == ["COMPLETE", "WAITING"], "and nothing has changed"
+    assert sweep("--n-trials", "2") == 0
+
+
 def test_two_objectives() -> None:
     assert sweep("--n-trials", "2", "--against", "length") == 0
+    assert study().metric_names == ["accuracy", "length"]
     assert [trial.values for trial in study().trials] == [pytest.approx([0.5, 5.0]), pytest.approx([0.0, 0.0])]
     assert "Pareto" in Path("runs/stub/plots.html").read_text()
 
@@ -215,6 +327,8 @@ def test_a_study_of_other_settings_is_not_gone_on_with(capsys: pytest.CaptureFix
     ("arguments", "complaint"),
     [
         (["--n-trials", "0"], "--n-trials must be at least 1, got 0"),
+        (["--device-hours", "0"], "--device-hours must be above 0, got 0"),
+        (["--pruner", "halving", "--against", "kl"], "--pruner halving: with --against nothing is pruned"),
         (["--storage", "sqlite:///mlflow.db"], "cannot share a file"),
         (["--storage", "grpc://nowhere"], "expected grpc://host:port"),
         (["--study", "../up"], "--study becomes a folder"),
