@@ -1,10 +1,5 @@
 SHELL := /bin/bash -o pipefail
-# make fit    train with experiments/math.yaml        make test   the tests      make slow   those that take longer
-# make lint   ruff and pyright                        make ui     MLflow's pages on 127.0.0.1
-# make faults what a run survives, as a table         make torture  the same after 200 kills      make audit  known holes
-# make docs   the site, docs/_build/html/index.html
-# make mutants  faults planted in the algorithm, one at a time: do the tests notice?
-# Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
+# `make help` lists the targets. Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
 
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -27,10 +22,10 @@ UV_SETTINGS = \
 .PHONY: help setup fit test slow faults torture mutants audit lint format ui docs requirements clean
 .DEFAULT_GOAL := setup
 
-help:
-	@sed -n '2,7s/^# //p' $(MAKEFILE_LIST)
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
-setup: $(STAMP)
+setup: $(STAMP)  ## set up .venv
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
@@ -41,57 +36,57 @@ $(STAMP): pyproject.toml $(PINS) | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(PINS) --editable '.[$(EXTRA),dev]'
 	@touch $@
 
-fit: $(STAMP)
+fit: $(STAMP)  ## train with CONFIG (math.yaml); ARGS are further options
 	$(BIN)/python experiments/run.py fit --config $(CONFIG) $(ARGS)
 
 # Two files at a time, one thread each: most of the tests would leave a second core idle. In their order, since those
 # with the fewest tests, which xdist would put last, are the longest.
-test: $(STAMP)
+test: $(STAMP)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not torture" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-slow: $(STAMP)
+slow: $(STAMP)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not torture" -n 2 --dist loadfile $(ARGS)
 
-faults: $(STAMP)
+faults: $(STAMP)  ## what a run survives, as a table
 	$(BIN)/python -m pytest -m "fault and not slow and not torture" $(ARGS)
 
-torture: $(STAMP)
+torture: $(STAMP)  ## the same after 200 kills
 	$(BIN)/python -m pytest -m "fault and torture" $(ARGS)
 
-mutants: $(STAMP)
+mutants: $(STAMP)  ## faults planted in the algorithm, one at a time: do the tests notice?
 	$(BIN)/python tests/mutants.py $(ARGS)
 
 # pip-audit brings its own environment. Strict: a pin that it could not look up is no pin without holes.
-audit: $(STAMP)
+audit: $(STAMP)  ## known holes of the pinned packages
 	@$(UV_SETTINGS); for pins in requirements.txt requirements-cuda.txt; do \
 		$(BIN)/uv tool run pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement $$pins || \
 		{ echo "$$pins: a known hole, or PyPI's advisories cannot be reached from here (then: 'not found on PyPI')" >&2; \
 		exit 1; }; \
 	done
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: $(STAMP)
+format: $(STAMP)  ## mend and format the code by ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ui: $(STAMP)
+ui: $(STAMP)  ## MLflow's pages on 127.0.0.1
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
 
-docs: $(STAMP)
+docs: $(STAMP)  ## the site, docs/_build/html/index.html
 	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build/html
 
 # Versions only: no hosts, no hashes, and no local versions such as +cpu, which other machines cannot resolve. For GPUs
 # from the index alone: a +cpu wheel of torch among this machine's own asks for none of what torch needs on a GPU.
-requirements: | $(BIN)/uv
+requirements: | $(BIN)/uv  ## pin the newest packages that fit
 	@$(UV_SETTINGS); \
 	pin() { $(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --no-header --no-annotate \
 		--extra $$1 --extra dev $$3 pyproject.toml | sed 's/+[a-z0-9.]*$$//' > $(VENV)/pins && mv $(VENV)/pins $$2; }; \
 	pin cpu requirements.txt; unset UV_FIND_LINKS; \
 	pin cuda requirements-cuda.txt "--python-platform x86_64-manylinux_2_28"
 
-clean:
+clean:  ## take away .venv and what is built
 	rm -rf $(VENV) docs/_build docs/_generated build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

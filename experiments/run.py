@@ -5,7 +5,14 @@ python experiments/run.py generate PROMPT --config math.yaml [--ckpt_path FILE] 
 python experiments/run.py export --ckpt_path runs/NAME/checkpoints/best.ckpt --to FOLDER
 """
 
-from ogls.system.startup import defer_torchmetrics
+import os
+import sys
+
+_STAGES, _QUIET = ("fit", "validate", "test", "predict"), {"-h", "--help", "--print_config"}
+if sys.argv[1:2] and sys.argv[1] in _STAGES and not _QUIET & {*sys.argv} and "LOCAL_RANK" not in os.environ:
+    print(f"{sys.argv[1]} in {os.getcwd()}: reading the configuration", file=sys.stderr, flush=True)
+
+from ogls.system.startup import defer_torchmetrics  # noqa: E402 - the line above comes before what takes seconds
 
 defer_torchmetrics()
 

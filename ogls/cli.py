@@ -32,8 +32,9 @@ import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
 from ogls import export, generate
 from ogls.callbacks import RunRecorder
-from ogls.callbacks.best import CHECKPOINTS, newest_run
+from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.callbacks.conclusion import improvement, next_commands
 from ogls.data import RolloutDataModule
 from ogls.help import list_classes
 from ogls.lessons.prompts import Prompts
@@ -45,6 +46,7 @@ from ogls.policy.policy import Policy, quickest_dtype
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation, Subset
 from ogls.system.exits import DiskFailed, RunEnded, unwritable
+from ogls.system.library_warnings import LibraryWarnings
 from ogls.system.ranges import within
 from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
@@ -109,6 +111,9 @@ class OglsCLI(LightningCLI):
 
     asked: str | None = None
     """Subcommand that the command line begins with; None where it begins otherwise."""
+
+    library_warnings: LibraryWarnings | None = None
+    """Warnings that were kept from the terminal, for the run's folder; None where they are shown."""
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -178,6 +183,8 @@ class OglsCLI(LightningCLI):
         if tracker := tracker_of(trainer):  # it needs them to find a checkpoint of the same method
             arguments = sys.argv[1:] if self.arguments is None else self.arguments
             tracker.describe(self.model.method.name, self.datamodule.seed, given(arguments))
+            if self.library_warnings is not None:
+                self.library_warnings.folder = lambda: tracker.run_folder
             if self.subcommand is not None:
                 tracker.configure(*self._configuration)
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
@@ -195,11 +202,31 @@ class OglsCLI(LightningCLI):
             anew = self._begins_anew(tracker)
         if self.config.fit.ckpt_path is None and tracker is not None:
             tracker.begin(anew)
+            if self.trainer.is_global_zero:
+                print(f"Run {tracker.run_name}; folder: {tracker.run_folder}; MLflow: {tracker.ui_command}", flush=True)
         for logger in self.trainer.loggers:
             if logger is not tracker:
                 logger.log_hyperparams({**self._configuration[1], "method": self.model.method.name})
         if self.config.fit.ckpt_path is None:
             validate_first(self.trainer, self.model, self.datamodule)
+
+    def after_fit(self) -> None:
+        """Says what the run has changed, and what to do next."""
+        tracker, kept = tracker_of(self.trainer), self.trainer.checkpoint_callback
+        if tracker is None or not self.trainer.is_global_zero or not isinstance(kept, BestCheckpoint):
+            return
+        if said := improvement(tracker.run_folder):
+            print(said)
+        if Path(kept.best_model_path).is_file():
+            told = next_commands(
+                sys.argv[0],
+                tracker.run_folder,
+                Path(kept.best_model_path),
+                tracker.experiment,
+                f"val/avg_at_{self.datamodule.evaluation.samples}",
+                tracker.tracking_uri,
+            )
+            print(f"Next:\n{told}", flush=True)
 
     def _begins_anew(self, tracker: Tracker) -> bool:
         """A run that was killed before its first checkpoint has nothing to go on from but its folder."""
@@ -281,7 +308,8 @@ def build(args: list[str] | None = None, run: bool = True, kind: type[OglsCLI] =
 def main() -> None:
     """Runs the command line, as ``experiments/run.py`` does, and ends with an exit code of `ogls.system.exits`."""
     exporting = sys.argv[1:2] == ["export"]
-    with ended_well(exporting):
+    with ended_well(exporting), LibraryWarnings() as kept:
+        OglsCLI.library_warnings = kept
         if exporting:
             export.main(sys.argv[2:])
         elif sys.argv[1:2] == ["generate"]:

@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
+import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM, LoraConfig, inject_adapter_in_model
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ogls.callbacks import conclusion
 from ogls.data import _warn_of_shared
 from ogls.generate import _read, divided
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
 from ogls.records import Problem
+from ogls.system.library_warnings import LibraryWarnings
 from ogls.system.memory.shapes import Shapes
 from ogls.system.memory.training import Training
 from ogls.tasks.base import ProblemSource
 from tests.faults.nursery import Nursery
 from tests.test_cli import run_in, small
 
+ROOT = Path(__file__).resolve().parents[1]
 CHAINS = "{class_path: Chains, init_args: {size: 20, split: train, parentheses: 0.7, seed: 0}}"
+NOISY = """
+import warnings
+from lightning import Callback
+
+class Noisy(Callback):
+    def __init__(self):
+        warnings.warn("too early to have a folder")
+
+    def on_train_start(self, *_):
+        for _ in range(2):
+            warnings.warn("careless")
+"""
 GREEDY = ("--data.evaluation.sampling.temperature", "0")
 
 
@@ -40,9 +60,11 @@ def trained(nursery: Nursery, tiny_model: Path, tmp_path_factory: pytest.TempPat
         "--model.learning_rate",
         "0.01",
     )
+    (place / "noisy.py").write_text(NOISY)
+    options += ("--trainer.callbacks+", "noisy.Noisy", "--trainer.logger.init_args.folder", "my runs")
     code, output = run_in(nursery, "fit", *small(tiny_model), *options, cwd=place)
     assert code == 0, output[-3000:]
-    (folder,) = (place / "runs").iterdir()
+    (folder,) = (place / "my runs").iterdir()
     return folder, output
 
 
@@ -93,7 +115,7 @@ def test_generate_prints_what_the_checkpoint_says(nursery: Nursery, tiny_model: 
     assert at_first != said, "or the checkpoint may have been left out"
     for prompt, text in zip(prompts, at_first, strict=True):
         assert f"\n> {prompt}\n--- 1 of 1, 12 tokens, cut off\n{text}\n" in output
-    assert [path.name for path in (place / "runs").iterdir()] == [folder.name], "no run is made"
+    assert [path.name for path in (place / "my runs").iterdir()] == [folder.name], "no run is made"
 
 
 def greedy(model, tokenizer_of: Path, prompt: str) -> str:
@@ -168,3 +190,88 @@ def test_rows_that_train_and_val_share_are_counted(trained: tuple[Path, str], ca
     assert "warning: 1 of 3 problems of data.val are in data.train, too, such as 'p0', " in capsys.readouterr().err
     _warn_of_shared(Texts("a", "b"), Texts("c"))
     assert capsys.readouterr().err == ""
+
+
+def test_the_first_lines_say_what_begins_and_where(trained: tuple[Path, str]):
+    folder, output = trained
+    place, lines = folder.parents[1], output.splitlines()
+    assert lines[0] == f"fit in {place}: reading the configuration"
+    (begun,) = [number for number, line in enumerate(lines) if line.startswith(f"Run {folder.name}; ")]
+    assert f"; folder: my runs/{folder.name}; MLflow: " in lines[begun]
+    assert shlex.split(lines[begun])[-3:] == [f"sqlite:///{place}/mlflow.db", "--host", "127.0.0.1"]
+    assert begun < min(number for number, line in enumerate(lines) if "after step 0" in line)
+    steps = [line for line in lines if "  left 0:" in line]
+    assert ["step 1/2" in steps[0], "step 2/2" in steps[1]] == [True, True], "the time left, from the first step on"
+
+
+def test_warnings_of_libraries_are_in_a_file_of_the_run(trained: tuple[Path, str]):
+    folder, output = trained
+    kept = (folder / "warnings.log").read_text()
+    assert "UserWarning: too early to have a folder" in kept
+    assert kept.count("UserWarning: careless") == 1, "once per place, as Python counts"
+    count = kept.count("Warning: ")
+    assert f"{count} warnings of libraries: see my runs/{folder.name}/warnings.log" in output
+    assert "careless" not in output
+
+
+def test_warnings_without_a_run_are_shown(capsys: pytest.CaptureFixture[str]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with LibraryWarnings():
+            warnings.warn_explicit("of a library", UserWarning, "/elsewhere/library.py", 3)
+            assert capsys.readouterr().err == ""
+        assert "/elsewhere/library.py:3: UserWarning: of a library" in capsys.readouterr().err
+        with LibraryWarnings(), pytest.warns(UserWarning, match="of our own"):  # which shows nothing, and sees all
+            warnings.warn_explicit("of our own", UserWarning, str(Path(conclusion.__file__)), 3)
+
+
+def test_the_last_lines_say_what_has_changed_and_what_to_do_next(nursery: Nursery, trained: tuple[Path, str]):
+    folder, output = trained
+    before, after = (json.loads((folder / "problems" / f"step-00000{step}.json").read_text()) for step in (0, 2))
+    changes = [after[name] - before[name] for name in before]
+    low, high = stats.ttest_1samp(changes, 0).confidence_interval() if any(changes) else (0.0, 0.0)
+    lines = output.splitlines()
+    begun = lines.index("Next:")
+    word = "Improved" if low > 0 else "Worse" if high < 0 else "No clear change"
+    first, last = (sum(some.values()) / 20 for some in (before, after))
+    assert lines[begun - 1] == (
+        f"{word}: {last - first:+.3f} [{low:+.3f}, {high:+.3f}] on 20 held-out problems, {first:.3f} before and "
+        f"{last:.3f} after step 2"
+    )
+    words = [shlex.split(command) for command in lines[begun + 1 : begun + 4]]
+    assert all(program == "python" and Path(script).is_file() for program, script, *_ in words)
+    assert words[2][2:] == ["--experiment", "ogls", "--metric", "val/avg_at_4"]
+    code, told = run_in(nursery, *words[0][2:], cwd=folder.parents[1])
+    assert code == 0, told[-3000:]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (trained_to,) = [row["val/avg_at_4"] for row in rows if row["step"] == 2 and "val/avg_at_4" in row]
+    assert f"best.ckpt, after step 2: val/avg_at_4 {trained_to:.3f} [" in told
+    code, told = run_in(nursery, *words[1][2:], cwd=folder.parents[1])
+    assert code == 0, told[-3000:]
+    assert (folder / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("after", "word"),
+    [
+        ({"a": 1.0, "b": 0.5, "c": 0.75}, "Improved: +0.500 [+0.500, +0.500]"),
+        ({"a": 0.0, "b": 0.0, "c": 0.0}, "No clear change: -0.250 [-0.871, +0.371]"),  # 0.25 -+ 4.303 * 0.25 / sqrt(3)
+    ],
+)
+def test_a_change_by_hand(after: dict[str, float], word: str, tmp_path: Path):
+    (tmp_path / "problems").mkdir()
+    for step, values in ((0, {"a": 0.5, "b": 0.0, "c": 0.25}), (5, {"a": 0.0}), (10, after)):  # 5 has a subset alone
+        (tmp_path / "problems" / f"step-{step:06d}.json").write_text(json.dumps(values))
+        if step < 10:
+            assert conclusion.improvement(tmp_path) is None
+    said = conclusion.improvement(tmp_path)
+    assert said is not None
+    assert said.startswith(f"{word} on 3 held-out problems, 0.250 before and ")
+    assert said.endswith(" after step 10")
+
+
+def test_make_help_lists_every_target():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert {line.split()[1] for line in listed} == {*targets.split()}
+    assert all(len(line.split()) > 3 for line in listed), "and say what it does"

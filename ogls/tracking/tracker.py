@@ -94,7 +94,7 @@ class Tracker(Logger):
             tracking_uri = f"sqlite:///{Path(tracking_uri.removeprefix('sqlite:///')).resolve()}"
         self.method: str | None = None
         self.seed, self.run_name = 0, run_name
-        self.folder, self.tracking_uri = Path(folder), tracking_uri
+        self.folder, self.tracking_uri, self.experiment = Path(folder), tracking_uri, experiment
         tags = {**(tags or {}), FOLDER: run_name}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
@@ -229,7 +229,8 @@ class Tracker(Logger):
         print(f"\nRun {self.run_name} {state}; every metric is in {self.run_folder / METRICS}")
         if box.lost:
             print(f"MLflow at {self.tracking_uri} lacks {box.lost} of its entries. {box.error}")
-            print(f"To add them: python -m ogls.tracking.replay {self.run_folder} {self.tracking_uri}")
+            words = ["python", "-m", "ogls.tracking.replay", str(self.run_folder), self.tracking_uri]
+            print(f"To add them: {shlex.join(words)}")
         print(f"MLflow: {self.ui_command}")
         if self.run_id is not None and self._run.experiment_id is not None:
             experiment = self._run.experiment_id
@@ -255,7 +256,7 @@ class Tracker(Logger):
             return self.tracking_uri
         beside = Path(sys.executable).parent / "mlflow"
         program = str(beside) if beside.exists() and not shutil.which("mlflow") else "mlflow"
-        return f"{program} ui --backend-store-uri {self.tracking_uri} --host 127.0.0.1"
+        return shlex.join([program, "ui", "--backend-store-uri", self.tracking_uri, "--host", "127.0.0.1"])
 
     def resume(self, run_id: str | None, run_folder: Path | None = None) -> None:
         """Continues an earlier run. This comes before anything is logged.
