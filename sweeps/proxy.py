@@ -11,7 +11,7 @@ import argparse
 
 from optuna.storages import run_grpc_proxy_server
 
-from ogls.sweep.attempts import died
+from ogls.sweep.attempts import requeue_killed
 from ogls.sweep.storage import open_storage
 
 if __name__ == "__main__":
@@ -21,7 +21,7 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=13000, help="default: %(default)s")
     given = parser.parse_args()
     try:
-        storage = open_storage(given.storage, died)
+        storage = open_storage(given.storage, requeue_killed)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"--storage grpc://{given.host}:{given.port}", flush=True)

@@ -47,6 +47,11 @@ def name_of(options: Mapping[str, object], *overlays: str) -> str:
     return methods.Recipe(config="lab.yaml", overlays=overlays, arguments=tuple(words)).name
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in SWEEPS.glob("*.py")))
+def test_every_file_loads(name: str) -> None:
+    assert sweep_file(name).__doc__
+
+
 def test_points_of_kl() -> None:
     kl = sweep_file("kl")
     options = kl.space(FixedTrial(kl.PAPER))
