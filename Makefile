@@ -1,5 +1,6 @@
 SHELL := /bin/bash -o pipefail
-# `make help` lists the targets. Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an NVIDIA GPU; CONFIG and ARGS go to `fit`.
+# `make help` lists the targets. Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an
+# NVIDIA GPU; CONFIG and ARGS go to `fit`.
 
 PYTHON ?= python3
 EXTRA ?= cpu
