@@ -57,6 +57,7 @@ def test_each_class_with_its_sentence(
     }
     first, *lines, last = said(f"fit {asked}", monkeypatch, capsys)
     shown = dict(line.split(maxsplit=1) for line in lines)
+    shown = {name: sentence for name, sentence in shown.items() if "." not in name}  # others are of other tests
     assert len(wanted) >= 1
     assert shown == wanted
     assert first == f"{asked.split()[-1].removeprefix('--').removesuffix('.help')} takes one of:"
