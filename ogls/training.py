@@ -10,7 +10,15 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 
-from ogls.callbacks import GracefulStop, RolloutWriter, RunRecorder, StepProgress, StopWithoutSignal
+from ogls.callbacks import (
+    GracefulStop,
+    RolloutTraces,
+    RolloutWriter,
+    RunExhibits,
+    RunRecorder,
+    StepProgress,
+    StopWithoutSignal,
+)
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.data import RolloutDataModule
 from ogls.module import SelfDistillation
@@ -45,7 +53,8 @@ _INSTEAD = {
 def callbacks(settings: Mapping[str, Any]) -> list[Any]:
     """Returns the callbacks that every run has; the progress unless the Trainer's `settings` switch it off."""
     shown = [] if settings.get("enable_progress_bar") is False else [StepProgress()]
-    return [RunRecorder(), *shown, GracefulStop(), StopWithoutSignal(), RolloutWriter()]
+    recording = [RunRecorder(), RunExhibits(), RolloutTraces()]
+    return [*recording, *shown, GracefulStop(), StopWithoutSignal(), RolloutWriter()]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

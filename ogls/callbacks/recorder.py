@@ -15,7 +15,8 @@ from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import differences
-from ogls.tracking.tracker import ROWS_LIMIT, problems_told
+from ogls.tracking.data_told import problems_told
+from ogls.tracking.tracker import ROWS_LIMIT
 
 
 class RunRecorder(Callback):

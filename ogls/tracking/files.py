@@ -17,6 +17,9 @@ METRICS = "metrics.jsonl"  # one row per line: step, time, metrics
 TRACE = "trace.json"  # when each phase ran; https://ui.perfetto.dev and chrome://tracing show it, too
 PROBLEMS = "problems"  # a folder: by validation, the accuracy of each held-out problem
 CONFIG = "config.yaml"  # the resolved configuration
+ROLLOUTS = "rollouts.jsonl"  # one sampled rollout per line, with what was said of it and learned from it
+PROMPTS = "prompts.json"  # the prompts' templates by name
+BEST = "best.json"  # step and metrics of the best validation
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
 # Names of the accuracy of all held-out problems, and of the subset that every validation samples.
 WHOLE, SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")

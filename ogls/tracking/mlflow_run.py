@@ -69,7 +69,7 @@ class MLflowRun:
         from mlflow import MlflowClient
         from mlflow.tracking.context.registry import resolve_tags
 
-        with self._alone():
+        with self.alone():
             client = MlflowClient(self.uri)
             self.experiment_id = experiment_id = self._experiment_id(client)
         if self.resumed and self.run_id is None:
@@ -91,7 +91,7 @@ class MLflowRun:
             self._monitor.start()
         return client, self.run_id
 
-    def _alone(self) -> AbstractContextManager[object]:
+    def alone(self) -> AbstractContextManager[object]:
         """Returns a lock on a local database: two runs that make the same one at once would break each other's work."""
         if not self.uri.startswith("sqlite:///"):
             return nullcontext()

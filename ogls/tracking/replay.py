@@ -2,7 +2,8 @@
 
     python -m ogls.tracking.replay runs/NAME [sqlite:///mlflow.db]
 
-What MLflow has already is not added again, so a run may be replayed any number of times.
+What MLflow has already is not added again, so a run may be replayed any number of times. With it come its traces, its
+prompts and its best model.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import sys
 from pathlib import Path
 
+from ogls.tracking import best, prompts, traces
 from ogls.tracking.address import check_tracking_uri
-from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, PROBLEMS, read_rows
+from ogls.tracking.files import BEST, CONFIG, DESCRIPTION, METRICS, PROBLEMS, PROMPTS, ROLLOUTS, read_rows
 from ogls.tracking.mlflow_run import MLflowRun
 
 
@@ -40,6 +42,13 @@ def replay(folder: Path, tracking_uri: str) -> int:
     for file in sorted((folder / PROBLEMS).glob("*.json")):
         run.text(file.read_text(), f"{PROBLEMS}/{file.name}")
     added = run.add(known)
+    if (folder / ROLLOUTS).is_file():
+        traces.write(run, read_rows(folder / ROLLOUTS))
+    if (folder / PROMPTS).is_file():
+        prompts.write(run, json.loads((folder / PROMPTS).read_text()))
+    if (folder / BEST).is_file():
+        found = json.loads((folder / BEST).read_text())
+        best.write(run, found, told["params"], found["register"])
     finished = any(name.startswith("final/") for row in known for name in row)
     run.end("FINISHED" if finished else "KILLED", known[-1]["time"] if known else None)
     return added

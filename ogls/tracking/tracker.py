@@ -11,10 +11,8 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Literal
 
 from filelock import FileLock
@@ -22,15 +20,19 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from ogls.records import Phase
+from ogls.system.ranges import within
 from ogls.system.run_lock import lock_folder
 from ogls.tasks.base import ProblemSource
 from ogls.tracking.address import check_tracking_uri
+from ogls.tracking.data_told import problems_told
 from ogls.tracking.files import (
+    BEST,
     CONFIG,
     DESCRIPTION,
     METRICS,
     OF_SET,
     PROBLEMS,
+    ROLLOUTS,
     SUBSET,
     TRACE,
     TRACE_HEAD,
@@ -43,18 +45,16 @@ from ogls.tracking.files import (
     write_rows,
 )
 from ogls.tracking.mlflow_run import FOLDER, MLflowRun
+from ogls.tracking.names import label, stamp, title
 from ogls.tracking.outbox import Outbox
 from ogls.tracking.pages import address, page_of_run, page_of_runs, view
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
 ROWS_LIMIT = 100  # rows per table of completions
-_TITLE_LIMIT = 120  # largest number of characters of a run's name in MLflow
-_LABEL_LIMIT = 40  # largest number of characters of the method in a folder's name
-_DESCRIBED = 5  # problems shown per split
 _OF_A_STEP = ("train/", "time/", "speed/")
-_DIGESTED = 100  # problems hashed per split: procedural ones may have very many
 
 
 class Tracker(Logger):
@@ -68,9 +68,12 @@ class Tracker(Logger):
         tags: further tags of the run in MLflow
         parent_run_id: id of the MLflow run below which this one is shown
         system_metrics: whether processor, memory, disk, network and GPU are measured every 10 s
+        traces: number of rollouts per epoch, and per validation, that MLflow shows as traces; 0 shows none
+        register: name in MLflow's registry under which the best model becomes a version; null registers none
 
     Raises:
-        ValueError: the name cannot be a folder's, or the store is no address or holds a password.
+        ValueError: the name cannot be a folder's, the store is no address or holds a password, or a number is out of
+            its range.
     """
 
     def __init__(
@@ -82,8 +85,14 @@ class Tracker(Logger):
         tags: dict[str, str] | None = None,
         parent_run_id: str | None = None,
         system_metrics: bool = True,
+        traces: int = 8,
+        register: str | None = None,
     ) -> None:
         super().__init__()
+        within("trainer.logger.init_args.traces", traces, "[0, 1000]")
+        if register is not None and not _MODEL_NAME.fullmatch(register):
+            raise ValueError(f"register names a model in MLflow: expected {_MODEL_NAME.pattern}, got {register!r}")
+        self.traces, self.register = traces, register
         self._stamp = stamp()
         self.named = run_name is not None
         run_name = f"run-{self._stamp}" if run_name is None else run_name
@@ -112,9 +121,6 @@ class Tracker(Logger):
     def describe(self, method: str, seed: int, given: Mapping[str, str] | None = None) -> None:
         """Says what is run. This comes before anything is logged, and names a run that has no name yet.
 
-        In MLflow it is named by the method's class, seed and what was `given`, such as ``OPSD s3 learning_rate=0.001``.
-        A method that is not as published is ``OPSD[...]`` there; its whole name is the parameter `method`.
-
         Args:
             method: name of the method
             seed: seed of the run
@@ -125,9 +131,7 @@ class Tracker(Logger):
         if not self.named:
             self.run_name = f"{self.label}-{self._stamp}"
             self._run.tags[FOLDER] = self.run_name
-            kind, changed, _ = method.partition("[")
-            said = [f"{key.rpartition('.')[2]}={value}" for key, value in (given or {}).items()]
-            self._run.name = " ".join([f"{kind}[...]" if changed else kind, f"s{seed}", *said])[:_TITLE_LIMIT]
+            self._run.name = title(method, seed, given or {})
 
     @property
     def label(self) -> str:
@@ -166,9 +170,9 @@ class Tracker(Logger):
         self._record(row, self.updates() if self.updates else step or 0)
 
     def _record(self, row: Mapping[str, float], at: int) -> None:
-        seconds = time.time()
+        seconds = round(time.time(), 3)
         self._remember(row)
-        self._append(METRICS, json.dumps({"step": at, "time": round(seconds, 3), **row}) + "\n")
+        self.append(METRICS, json.dumps({"step": at, "time": seconds, **row}) + "\n")
         self._box.put(lambda: self._run.metrics(row, at, seconds))
         accuracies = [name for name in row if WHOLE.fullmatch(name)]
         if accuracies:
@@ -183,14 +187,16 @@ class Tracker(Logger):
             self._latest = {}
         self._latest |= {name: value for name, value in row.items() if name.startswith("val/")}
 
-    def _keep(self, name: str, text: str) -> None:
+    def keep(self, name: str, text: str) -> None:
+        """Replaces a file in the run's folder."""
         try:
             (self.run_folder / name).parent.mkdir(parents=True, exist_ok=True)
             replace_text(self.run_folder / name, text)
         except OSError as error:
             self._box.lose(f"{name}: {error}")
 
-    def _append(self, name: str, text: str, head: str = "") -> None:
+    def append(self, name: str, text: str, head: str = "") -> None:
+        """Adds lines to a file in the run's folder, which begins with `head`."""
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
             with (self.run_folder / name).open("ab", buffering=0) as file:
@@ -323,7 +329,7 @@ class Tracker(Logger):
             return
         self._begun = True
         if anew:
-            for name in (METRICS, TRACE):
+            for name in (METRICS, TRACE, ROLLOUTS, BEST):
                 (self.run_folder / name).unlink(missing_ok=True)
         elif (self.run_folder / METRICS).exists():
             assert self._lock is not None
@@ -390,11 +396,11 @@ class Tracker(Logger):
         goes_on = bool(step) and first.is_file()
         kept = first.read_text() if goes_on else text
         if not goes_on:
-            self._keep(CONFIG, text)
-            self._keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
+            self.keep(CONFIG, text)
+            self.keep(DESCRIPTION, json.dumps({**self._run.identity, "params": values}, indent=1, default=str))
         elif kept != text:
             changed = f"config-step{step}.yaml"
-            self._keep(changed, text)
+            self.keep(changed, text)
             self._box.put(lambda: self._run.text(text, changed))
         self.log_hyperparams(values)  # MLflow may lack them, and the first configuration, after a kill
         self._box.put(lambda: self._run.text(kept, CONFIG))
@@ -416,19 +422,24 @@ class Tracker(Logger):
     @rank_zero_only
     def log_phases(self, phases: Sequence[Phase]) -> None:
         """Adds phases to the timeline in the run's folder; MLflow does not get them."""
-        self._append(TRACE, trace_lines(phases), TRACE_HEAD)
+        self.append(TRACE, trace_lines(phases), TRACE_HEAD)
 
     @rank_zero_only
     def log_problems(self, accuracy: Mapping[str, float], step: int) -> None:
         """Logs the accuracy of every held-out problem by its id, which paired tests of two runs need."""
         name, text = f"{PROBLEMS}/step-{step:06d}.json", json.dumps(dict(accuracy))
-        self._keep(name, text)
+        self.keep(name, text)
         self._box.put(lambda: self._run.text(text, name))
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:
         """Logs the files of a folder as artifacts."""
         self._box.put(lambda: self._run.folder(folder, name))
+
+    @rank_zero_only
+    def tell(self, call: Callable[[MLflowRun], object]) -> None:
+        """Has the outbox make a call with the run in MLflow."""
+        self._box.put(lambda: call(self._run))
 
     @property
     def _box(self) -> Outbox:
@@ -442,37 +453,5 @@ def tracker_of(trainer: Any) -> Tracker | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, Tracker)), None)
 
 
-def stamp() -> str:
-    """Returns the end of a new run's name: the time, and what no other run of this second has."""
-    return f"{datetime.now():%y%m%d-%H%M%S}-{token_hex(2)}"
-
-
-def label(method: str, seed: int) -> str:
-    """Returns the beginning of a run's name, made of method and seed: ``OPSD-selection-ErrorSpan-s0``.
-
-    The end of a long name becomes a digest, so that methods whose names begin alike stay apart.
-    """
-    plain = re.sub(r"[^A-Za-z0-9._]+", "-", method).strip("-.")
-    if len(plain) > _LABEL_LIMIT:
-        plain = f"{plain[: _LABEL_LIMIT - 7].strip('-')}-{sha256(method.encode()).hexdigest()[:6]}"
-    return f"{plain}-s{seed}"
-
-
 def _tell_loss(reason: str) -> None:
     print(f"Not recorded: {reason}. The run goes on; its end tells what is missing.", file=sys.stderr, flush=True)
-
-
-def problems_told(splits: Mapping[str, ProblemSource]) -> dict[str, dict[str, Any]]:
-    """Returns what is trained and judged on: how many problems, how many left out, the first few, a digest."""
-    described = {}
-    for name, problems in splits.items():
-        head = [problems[i] for i in range(min(_DIGESTED, len(problems)))]
-        lines = "\n".join(f"{p.id}\t{p.text}\t{p.answer}" for p in head)
-        described[name] = {
-            "problems": len(problems),
-            "source": problems.origin,
-            "dropped": dict(problems.dropped),
-            "digest": sha256(lines.encode("utf-8", "replace")).hexdigest()[:12],
-            "first": [{"id": p.id, "text": p.text, "answer": p.answer} for p in head[:_DESCRIBED]],
-        }
-    return described
