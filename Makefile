@@ -74,8 +74,8 @@ format: $(STAMP)  ## mend and format the code by ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ui: $(STAMP)  ## MLflow's pages on 127.0.0.1
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
+ui: $(STAMP)  ## MLflow's pages on 127.0.0.1, with the addresses of runs and charts
+	$(BIN)/python -m ogls.tracking.ui $(ARGS)
 
 docs: $(STAMP)  ## the site, docs/_build/html/index.html
 	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build/html

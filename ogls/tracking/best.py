@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 _STEP = "step"  # tag
+_VERSIONS = "mlflow.modelVersions"  # tag by which a model's page links to the registry
 _LIMIT = 250  # characters of a parameter
 _ADAPTER = "best_adapter"
 
@@ -65,7 +66,7 @@ def write(run: MLflowRun, best: Mapping[str, Any], params: Mapping[str, Any], re
             run.experiment_id,
             "".join("_" if sign in "/:.%\"'" else sign for sign in name),
             source_run_id=run_id,
-            tags={_STEP: str(best["step"]), "monitor": best["monitor"], "checkpoint": best["checkpoint"]},
+            tags={_STEP: str(best["step"]), "monitor": best["monitor"], "mlflow.note.content": _readme(run_id, best)},
             params={name: str(value)[:_LIMIT] for name, value in params.items()},
         )
         at = int(best["time"] * 1000)  # the same as the run's own: there it is no second value
@@ -115,16 +116,15 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, 
     place = f"{client.get_run(run_id).info.artifact_uri}/{_ADAPTER}" if best["adapter"] else model.artifact_location
     told = f"{best['monitor']} {best['metrics'][best['monitor']]:.3f} after step {best['step']}"
     tags = {_STEP: str(best["step"])}
-    client.create_model_version(name, place, run_id, tags=tags, description=told, model_id=model.model_id)
+    made = client.create_model_version(name, place, run_id, tags=tags, description=told, model_id=model.model_id)
+    client.set_logged_model_tags(model.model_id, {_VERSIONS: json.dumps([{"name": name, "version": made.version}])})
 
 
 def _readme(run_id: str, best: Mapping[str, Any]) -> str:
     """Returns where the weights are, and how they become a model for other programs."""
     where = f"- adapter: artifact `{_ADAPTER}` of run `{run_id}`\n" if best["adapter"] else ""
-    metrics = json.dumps(best["metrics"], indent=1)
     return (
-        f"# Best of its run by {best['monitor']}, after step {best['step']}\n\n{where}"
-        f"- checkpoint: `{best['checkpoint']}`\n\n```sh\n"
-        f"python experiments/run.py export --ckpt_path {best['checkpoint']} --to FOLDER\n```\n\n"
-        f"```json\n{metrics}\n```\n"
+        f"Best of its run by {best['monitor']}, {best['metrics'][best['monitor']]:.3f} after step {best['step']}.\n\n"
+        f"{where}- checkpoint: `{best['checkpoint']}`\n\n```sh\n"
+        f"python experiments/run.py export --ckpt_path {best['checkpoint']} --to FOLDER\n```\n"
     )

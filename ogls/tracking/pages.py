@@ -17,8 +17,13 @@ def address(tracking_uri: str, page: str) -> str:
 
 
 def page_of_run(experiment_id: str, run_id: str) -> str:
-    """Returns the page of one run."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}"
+    """Returns the page of one run, with its description, parameters, metrics and traces."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def page_of_traces(experiment_id: str, run_id: str) -> str:
+    """Returns the page of a run's traces, those of each problem together."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/traces?workflowType=machine_learning"
 
 
 def page_of_runs(experiment_id: str) -> str:

@@ -64,7 +64,7 @@ def told(
     rollout, problem = group.rollouts[place], group.problem
     error = _error(rollout, locator, group)
     spans = [
-        _span("generate", phases, {"prompt": decode(group.prompt_ids)}, _generated(rollout)),
+        _span("generate", phases, _asked(group, decode), _generated(rollout)),
         _span("grade", phases, {"answer": rollout.verdict.answer, "expected": problem.answer}, _graded(rollout)),
     ]
     if rollout.reflection is not None:
@@ -95,6 +95,10 @@ def _error(rollout: Rollout, locator: ErrorLocator | None, group: RolloutGroup) 
     if rollout.reflection is not None:
         return rollout.reflection.span
     return None if locator is None else locator.locate(group.problem, rollout.text)
+
+
+def _asked(group: RolloutGroup, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+    return {"prompt": decode(group.prompt_ids), "tokens": len(group.prompt_ids)}
 
 
 def _generated(rollout: Rollout) -> dict[str, Any]:

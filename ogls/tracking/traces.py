@@ -75,7 +75,11 @@ def _info(row: Mapping[str, Any], run: MLflowRun, trace_id: str, metadata: Mappi
         request_preview=row["question"][:_PREVIEW],
         response_preview=row["text"][:_PREVIEW],
         client_request_id=trace_id,
-        trace_metadata={**metadata, "mlflow.trace.session": f"{run.tags[FOLDER]}/{row['problem']}"[:250]},
+        trace_metadata={
+            **metadata,
+            "mlflow.trace.session": f"{row['problem']} in {run.tags[FOLDER]}"[:250],
+            "mlflow.trace.tokenUsage": json.dumps(_tokens(row["spans"][0])),
+        },
         tags={"mlflow.traceName": f"{row['split']} {row['step']}", "run": run.name, **own},
         assessments=_assessments(row, trace_id, end),
     )
@@ -118,6 +122,7 @@ def _spans(row: Mapping[str, Any], number: int, trace_id: str) -> list[Span]:
             "mlflow.spanType": _KINDS.get(span["name"], "CHAIN"),
             "mlflow.spanInputs": span["inputs"],
             "mlflow.spanOutputs": span["outputs"],
+            **({"mlflow.chat.tokenUsage": _tokens(span)} if span["name"] == "generate" else {}),
         }
         made.append(
             Span(
@@ -134,6 +139,12 @@ def _spans(row: Mapping[str, Any], number: int, trace_id: str) -> list[Span]:
             )
         )
     return made
+
+
+def _tokens(span: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the numbers of tokens of a generation, as MLflow calls them."""
+    read, wrote = span["inputs"]["tokens"], span["outputs"]["tokens"]
+    return {"input_tokens": read, "output_tokens": wrote, "total_tokens": read + wrote}
 
 
 def _times(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -47,7 +47,7 @@ from ogls.tracking.files import (
 from ogls.tracking.mlflow_run import FOLDER, MLflowRun
 from ogls.tracking.names import label, stamp, title
 from ogls.tracking.outbox import Outbox
-from ogls.tracking.pages import address, page_of_run, page_of_runs, view
+from ogls.tracking.pages import address, page_of_run, page_of_runs, page_of_traces, view
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}")
@@ -241,6 +241,8 @@ class Tracker(Logger):
         if self.run_id is not None and self._run.experiment_id is not None:
             experiment = self._run.experiment_id
             print(f"This run: {address(self.tracking_uri, page_of_run(experiment, self.run_id))}")
+            if self.traces:
+                print(f"What it wrote: {address(self.tracking_uri, page_of_traces(experiment, self.run_id))}")
             print(f"All runs: {address(self.tracking_uri, page_of_runs(experiment))}", flush=True)
 
     # ---- the project's own ----

@@ -387,7 +387,7 @@ def test_long_names_that_begin_alike_are_told_apart() -> None:
 
 def test_addresses_are_those_of_the_server_or_of_the_one_that_is_to_be_started() -> None:
     assert pages.address("sqlite:///mlflow.db", pages.page_of_run("2", "abc")) == (
-        "http://127.0.0.1:5000/#/experiments/2/runs/abc"
+        "http://127.0.0.1:5000/#/experiments/2/runs/abc?workflowType=machine_learning"
     )
     assert pages.address("http://tracker:80/", pages.page_of_comparison(["2", "2"], ["a", "b"])) == (
         "http://tracker:80/#/compare-runs?runs=[%22a%22,%22b%22]&experiments=[%222%22]"
