@@ -32,9 +32,7 @@ def addresses(tracking_uri: str, port: int) -> dict[str, str]:
 
     client, latest = MlflowClient(tracking_uri), {}
     for experiment in client.search_experiments():
-        for run in client.search_runs(
-            [experiment.experiment_id], max_results=1, order_by=["attributes.start_time DESC"]
-        ):
+        for run in client.search_runs([experiment.experiment_id], max_results=1, order_by=["start_time DESC"]):
             latest[experiment.name] = run.info.start_time, page_of_runs(experiment.experiment_id)
     if not latest:
         raise ValueError(f"{file} has no runs yet")
@@ -44,10 +42,8 @@ def addresses(tracking_uri: str, port: int) -> dict[str, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "tracking_uri", nargs="?", default="sqlite:///mlflow.db", help="database (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=5000, help="port on this machine (default: %(default)s)")
+    parser.add_argument("tracking_uri", nargs="?", default="sqlite:///mlflow.db", help="database (%(default)s)")
+    parser.add_argument("--port", type=int, default=5000, help="port on this machine (%(default)s)")
     given = parser.parse_args()
     try:
         for name, address in addresses(given.tracking_uri, given.port).items():

@@ -1,0 +1,136 @@
+"""Pictures of MLflow's pages for docs/tracking.md, of runs that this script makes first: five minutes of two cores.
+
+python analysis/screenshots.py --folder FOLDER     # a second call takes the runs that are there, and new pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from browser import Browser
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from ogls.tracking.pages import page_of_comparison, page_of_run, page_of_runs, page_of_traces
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = "sqlite:///mlflow.db"
+PORT = 5055
+SHORT = """\
+trainer: {max_epochs: 3}
+data:
+  steps_per_epoch: 4
+  problems_per_step: 16
+  val: {class_path: Chains, init_args: {size: 48, split: heldout, parentheses: 0.7, seed: 0}}
+  evaluation: {samples: 4}
+"""
+WORDS = (  # what MLflow shows a new visitor: said to have been seen
+    ("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"),
+    ("mlflow.assistant.panelOpen_v1", "false"),
+    ("mlflow.detectIssues.guidanceShown_v1", "true"),
+)
+HIDE = "document.querySelectorAll('[data-component-id*=\"assistant\"]').forEach(e => e.style.visibility = 'hidden')"
+
+
+def make_runs(folder: Path) -> None:
+    """Makes two methods with two seeds each, and a sweep of four trials, unless the folder has them."""
+    (folder / "short.yaml").write_text(SHORT)
+    fit = [sys.executable, str(ROOT / "experiments" / "run.py"), "fit", "--config", "lab.yaml"]
+    for method in ("ogls_sd", "opsd"):
+        named = [] if method == "ogls_sd" else ["--config", "opsd.yaml", "--config", "up_to_error.yaml"]
+        for seed in ("0", "1"):
+            name = f"{method}-{seed}"
+            if not (folder / "runs" / name / "best.json").exists():
+                print(f"making {name}", flush=True)
+                own = ["--seed_everything", seed, "--trainer.logger.init_args.register", "lab-student"]
+                own += ["--trainer.logger.init_args.run_name", name]
+                _do([*fit, *named, "--config", "short.yaml", *own], folder)
+    if not (folder / "runs" / "alpha" / "best.yaml").exists():
+        print("making the sweep", flush=True)
+        sweep = [sys.executable, str(ROOT / "sweeps" / "steer_alpha.py"), "--study", "alpha", "--n-trials", "4"]
+        _do([*sweep, "--", "--config", "short.yaml"], folder)
+
+
+def _do(command: list[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """Serves the folder's database, and gives the address."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", STORE, "--workers", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(PORT)], cwd=folder, **quiet)
+    place = f"http://127.0.0.1:{PORT}/"
+    try:
+        while process.poll() is None:
+            with suppress(OSError):
+                urllib.request.urlopen(f"{place}health").close()
+                break
+            time.sleep(0.5)
+        yield place
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def take(client: MlflowClient, place: str, to: Path) -> None:
+    """Takes all pictures."""
+    (lab,) = client.search_experiments(filter_string="name = 'lab'")
+    number = lab.experiment_id
+    runs = client.search_runs([number], "attributes.status = 'FINISHED'")
+    plain = [run for run in runs if "mlflow.parentRunId" not in run.data.tags and "seed" in run.data.tags]
+    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    traced = plain[-1]
+    (model,) = client.search_logged_models([number], f"source_run_id = '{traced.info.run_id}'")
+    pages = {
+        "list": page_of_runs(number).replace("compareRunsMode=CHART", "compareRunsMode=TABLE"),
+        "charts": page_of_runs(number),
+        "run": page_of_run(number, traced.info.run_id),
+        "compare": page_of_comparison([number], [run.info.run_id for run in plain]),
+        "sweep": page_of_comparison([number], [run.info.run_id for run in trials]),
+        "traces": page_of_traces(number, traced.info.run_id),
+        "trace": f"#/experiments/{number}/traces?selectedEvaluationId={_taught(client, number, traced)}",
+        "model": f"#/experiments/{number}/models/{model.model_id}?workflowType=machine_learning",
+        "prompt": f"#/experiments/{number}/prompts/ogls.view.attempt",
+        "registry": "#/models/lab-student?workflowType=machine_learning",
+    }
+    with Browser(1500, 900) as browser:
+        browser.open(place)
+        for key, value in WORDS:
+            browser.run(f"localStorage.setItem('{key}', '{value}')")
+        for name, page in pages.items():
+            browser.open(place + page)
+            if name == "trace":
+                browser.click("teach")
+            browser.run(HIDE)
+            browser.picture(to / f"mlflow_{name}.png")
+            print(to / f"mlflow_{name}.png", flush=True)
+
+
+def _taught(client: MlflowClient, number: str, run: Run) -> str:
+    """Returns the id of a trace in which the teacher read something."""
+    asked = f"request_metadata.`mlflow.sourceRun` = '{run.info.run_id}'"
+    traces = client.search_traces(locations=[number], filter_string=asked, max_results=200)
+    return next(trace.info.trace_id for trace in traces if any(span.name == "teach" for span in trace.data.spans))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the runs, which are made where missing")
+    parser.add_argument("--to", type=Path, default=ROOT / "docs" / "pictures", help="default: %(default)s")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    given.to.mkdir(parents=True, exist_ok=True)
+    make_runs(given.folder)
+    os.chdir(given.folder)
+    with server(given.folder) as place:
+        take(MlflowClient(STORE), place, given.to)
