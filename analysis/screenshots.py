@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
 from browser import Browser
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -24,14 +25,7 @@ from ogls.tracking.pages import page_of_comparison, page_of_run, page_of_runs, p
 ROOT = Path(__file__).resolve().parents[1]
 STORE = "sqlite:///mlflow.db"
 PORT = 5055
-SHORT = """\
-trainer: {max_epochs: 3}
-data:
-  steps_per_epoch: 4
-  problems_per_step: 16
-  val: {class_path: Chains, init_args: {size: 48, split: heldout, parentheses: 0.7, seed: 0}}
-  evaluation: {samples: 4}
-"""
+SHORT = {"steps_per_epoch": 4, "problems_per_step": 16, "evaluation": {"samples": 4, "sampling": {"max_tokens": 48}}}
 WORDS = (  # what MLflow shows a new visitor: said to have been seen
     ("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"),
     ("mlflow.assistant.panelOpen_v1", "false"),
@@ -41,26 +35,23 @@ HIDE = "document.querySelectorAll('[data-component-id*=\"assistant\"]').forEach(
 
 
 def make_runs(folder: Path) -> None:
-    """Makes two methods with two seeds each, and a sweep of four trials, unless the folder has them."""
-    (folder / "short.yaml").write_text(SHORT)
-    fit = [sys.executable, str(ROOT / "experiments" / "run.py"), "fit", "--config", "lab.yaml"]
-    for method in ("ogls_sd", "opsd"):
-        named = [] if method == "ogls_sd" else ["--config", "opsd.yaml", "--config", "up_to_error.yaml"]
+    """Makes two methods with two seeds each, and a sweep of four trials, on a lab of few steps."""
+    lab = yaml.safe_load((ROOT / "experiments" / "lab.yaml").read_text())
+    lab["trainer"]["max_epochs"], lab["data"]["val"]["init_args"]["size"] = 3, 48
+    lab["data"] |= SHORT
+    (folder / "short.yaml").write_text(yaml.safe_dump(lab))
+    run = str(ROOT / "experiments" / "run.py")
+    for method in ([], ["--config", "opsd.yaml"]):
         for seed in ("0", "1"):
-            name = f"{method}-{seed}"
-            if not (folder / "runs" / name / "best.json").exists():
-                print(f"making {name}", flush=True)
-                own = ["--seed_everything", seed, "--trainer.logger.init_args.register", "lab-student"]
-                own += ["--trainer.logger.init_args.run_name", name]
-                _do([*fit, *named, "--config", "short.yaml", *own], folder)
-    if not (folder / "runs" / "alpha" / "best.yaml").exists():
-        print("making the sweep", flush=True)
-        sweep = [sys.executable, str(ROOT / "sweeps" / "steer_alpha.py"), "--study", "alpha", "--n-trials", "4"]
-        _do([*sweep, "--", "--config", "short.yaml"], folder)
+            own = ["--seed_everything", seed, "--trainer.logger.init_args.register", "lab-student"]
+            _do([run, "fit", "--config", "short.yaml", *method, *own], folder)
+    sweep = str(ROOT / "sweeps" / "steer_alpha.py")
+    _do([sweep, "--study", "alpha", "--n-trials", "4", "--config", str(folder / "short.yaml")], folder)
 
 
 def _do(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    print(*command, flush=True)
+    subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
 
 
 @contextmanager
@@ -128,9 +119,11 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, required=True, help="folder of the runs, which are made where missing")
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "pictures", help="default: %(default)s")
     given = parser.parse_args()
+    given.folder, given.to = given.folder.resolve(), given.to.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
     given.to.mkdir(parents=True, exist_ok=True)
-    make_runs(given.folder)
-    os.chdir(given.folder)
+    if not (given.folder / "mlflow.db").exists():
+        make_runs(given.folder)
+    os.chdir(given.folder)  # where the database is
     with server(given.folder) as place:
         take(MlflowClient(STORE), place, given.to)
