@@ -7,15 +7,18 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from ogls import cli
 from ogls.cli import build, find_configs, main
 from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse, RunEnded
+from ogls.tracking.files import read_rows
 from tests.faults.nursery import Nursery
 
 RUN = Path(__file__).resolve().parents[1] / "experiments" / "run.py"
@@ -94,6 +97,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert steps == [1, 2, 3, 4]
     assert all("train/engine_logprob_gap" in row for row in rows if "train/loss" in row)
     assert max(row["train/engine_logprob_gap"] for row in rows if "train/loss" in row) < 1e-4
+    _shown_in_mlflow(tmp_path, folder)
 
     best, last = (str(folder / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt"))
     code, third = run_in(nursery, "predict", *small(tiny_model), "--ckpt_path", best, cwd=tmp_path)
@@ -107,6 +111,25 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert f"{last}, after step 4: val/avg_at_4" in fourth.replace("\n", "")
     assert leaks(tmp_path, first.stdout, first.stderr, second, third, fourth) == []
     record_property("tried", len(SECRETS))
+
+
+def _shown_in_mlflow(place: Path, folder: Path) -> None:
+    """Two epochs in two processes: no trace twice, one best model, the templates that were used."""
+    kept = read_rows(folder / "rollouts.jsonl")
+    taken = Counter((row["split"], row["step"]) for row in kept)
+    assert {step: taken["val", step] for step in (0, 2, 4)} == {0: 5, 2: 5, 4: 5}, "all five problems"
+    assert taken["train", 1] + taken["train", 2] == taken["train", 3] + taken["train", 4] == 8
+    assert len({row["key"] for row in kept}) == len(kept) == 31
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    traces = client.search_traces(locations=["1"], max_results=100)
+    assert sorted(trace.info.response_preview or "" for trace in traces) == sorted(row["text"] for row in kept)
+    assert {span.name for trace in traces for span in trace.data.spans} >= {"rollout", "generate", "grade"}
+    (model,) = client.search_logged_models(["1"])
+    best = json.loads((folder / "best.json").read_text())
+    assert (model.source_run_id, model.tags["step"]) == (run.info.run_id, str(best["step"]))
+    names = [prompt["name"] for prompt in json.loads(run.data.tags["mlflow.linkedPrompts"])]
+    assert names == [f"ogls.{name}" for name in json.loads((folder / "prompts.json").read_text())]
 
 
 FEW = ("--data.train.init_args.size", "32", "--data.val.init_args.size", "2")  # problems whose answers are verified
