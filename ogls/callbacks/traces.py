@@ -26,6 +26,10 @@ class RolloutTraces(Callback):
     def __init__(self) -> None:
         self._keys: set[str] = set()
         self._began = 0.0
+        self._goes_on_at = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._goes_on_at = checkpoint["global_step"]  # which the trainer does not know until training starts
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes back what a run that goes on makes again, and hands MLflow what it lacks of the rest."""
@@ -33,7 +37,7 @@ class RolloutTraces(Callback):
             return
         file = tracker.run_folder / ROLLOUTS
         rows = read_rows(file, keep_damaged=True) if file.is_file() else []
-        kept = [row for row in rows if row["step"] <= trainer.global_step]
+        kept = [row for row in rows if row["step"] <= self._goes_on_at]
         self._keys = {row["key"] for row in kept}
         if kept != rows:
             write_rows(file, kept)

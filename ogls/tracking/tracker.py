@@ -369,8 +369,13 @@ class Tracker(Logger):
             if WHOLE.fullmatch(name) or (OF_SET.fullmatch(name) and name in self._latest):
                 before, now = (with_interval(row, name) for row in (self._first, self._latest))
                 said.insert(1, f"{name.removeprefix('val/')}: {before} before training, {now} at the last validation")
-        text = "\n\n".join(said)
-        self._box.put(lambda: self._run.describe(text))
+        self._box.put(lambda: self._run.describe("\n\n".join([*said, *self._links()])))
+
+    def _links(self) -> list[str]:
+        """Returns links to the run's own pages, in Markdown, for a run that is in MLflow."""
+        if not self.traces or self.run_id is None or self._run.experiment_id is None:
+            return []
+        return [f"[What it wrote]({page_of_traces(self._run.experiment_id, self.run_id)})"]
 
     @property
     def configuration(self) -> dict[str, str]:
