@@ -44,8 +44,7 @@ class Browser:
         self._folder = tempfile.mkdtemp()
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
         options += [f"--user-data-dir={self._folder}", f"--window-size={width},{height}", "about:blank"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen([program, *options], **quiet)
+        self._process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._socket = connect(self._address(), max_size=None)
         self._number = 0
 

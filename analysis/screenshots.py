@@ -58,8 +58,8 @@ def _do(command: list[str], folder: Path) -> None:
 def server(folder: Path) -> Iterator[str]:
     """Serves the folder's database, and gives the address."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", STORE, "--workers", "1"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(PORT)], cwd=folder, **quiet)
+    command += ["--host", "127.0.0.1", "--port", str(PORT)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     place = f"http://127.0.0.1:{PORT}/"
     try:
         while process.poll() is None:

@@ -63,6 +63,7 @@ def _found(client: MlflowClient, experiment_id: str, trace_id: str) -> Trace | N
 def _info(row: Mapping[str, Any], run: MLflowRun, trace_id: str, metadata: Mapping[str, str]) -> TraceInfo:
     from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
+    assert run.experiment_id is not None
     start, end = _times(row)
     own = {name: str(row[name]) for name in ("step", "split", "problem", "group", "policy_version")}
     own |= {name: run.tags[name] for name in ("method", "seed") if name in run.tags}

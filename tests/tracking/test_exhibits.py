@@ -71,8 +71,10 @@ def test_the_best_model_has_its_metrics_and_data_and_is_registered_once(store: s
     assert history == [(0, 0.9), (4, 0.5)], "the run has no value twice"
     (version,) = client.search_model_versions("name = 'student'")
     assert version.source == f"{client.get_run(run_id).info.artifact_uri}/best_adapter"
-    assert "0.500 after step 4" in version.description
-    (output,) = client.get_run(run_id).outputs.model_outputs
+    assert version.description == "val/avg_at_4 0.500 after step 4"
+    outputs = client.get_run(run_id).outputs
+    assert outputs is not None
+    (output,) = outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 4)
 
 
@@ -111,7 +113,7 @@ def test_equal_templates_make_no_new_version(store: str) -> None:
     for run, text in zip(runs, texts, strict=True):
         prompts.write(run, {"student": text})
     client = MlflowClient(store)
-    found = [client.get_prompt_version("ogls.student", str(version)) for version in (1, 2)]
+    found: list[Any] = [client.get_prompt_version("ogls.student", str(version)) for version in (1, 2)]
     assert [version.template for version in found] == ["{{problem}} \\boxed{}", "{{problem}}!"]
     assert found[0].variables == {"problem"}
     linked = [client.get_run(run.open()[1]).data.tags["mlflow.linkedPrompts"] for run in runs]

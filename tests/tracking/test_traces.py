@@ -187,7 +187,8 @@ def test_a_trace_is_what_was_kept(store: str) -> None:
         assert (span.inputs, span.outputs) == (kept["inputs"], kept["outputs"])
         assert (span.start_time_ns, span.end_time_ns) == (1e9 * kept["start"], 1e9 * kept["end"])
     assert (trace.data.spans[0].inputs, trace.data.spans[0].outputs) == ({"question": "What is 1+1?"}, "1+1=3")
-    said = {a.name: a.feedback.value if a.feedback else a.expectation.value for a in trace.info.assessments}
+    assessments: list[Any] = trace.info.assessments
+    said = {a.name: (a.feedback or a.expectation).value for a in assessments}
     assert said == {"correct": False, "reward": 0.0, "advantage": -0.5, "error_at": 0.8, "answer": "2"}
     assert {"step": "5", "split": "train", "problem": "sum", "group": "1 of 2 right", "method": "OPSD"}.items() <= (
         trace.info.tags.items()
