@@ -20,12 +20,13 @@ from browser import Browser
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ogls.cli import build
 from ogls.tracking.pages import page_of_comparison, page_of_run, page_of_runs, page_of_traces
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = "sqlite:///mlflow.db"
 PORT = 5055
-SHORT = {"steps_per_epoch": 4, "problems_per_step": 16, "evaluation": {"samples": 4, "sampling": {"max_tokens": 48}}}
+SHORT = {"steps_per_epoch": 2, "problems_per_step": 8, "evaluation": {"samples": 4, "sampling": {"max_tokens": 48}}}
 WORDS = (  # what MLflow shows a new visitor: said to have been seen
     ("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"),
     ("mlflow.assistant.panelOpen_v1", "false"),
@@ -34,32 +35,28 @@ WORDS = (  # what MLflow shows a new visitor: said to have been seen
 HIDE = "document.querySelectorAll('[data-component-id*=\"assistant\"]').forEach(e => e.style.visibility = 'hidden')"
 
 
-def make_runs(folder: Path) -> None:
-    """Makes two methods with two seeds each, and a sweep of four trials, on a lab of few steps."""
+def make_runs(sweeps: bool) -> None:
+    """Makes two methods with two seeds each, and a sweep of three trials, on a lab of few steps."""
     lab = yaml.safe_load((ROOT / "experiments" / "lab.yaml").read_text())
-    lab["trainer"]["max_epochs"], lab["data"]["val"]["init_args"]["size"] = 3, 48
+    lab["trainer"]["max_epochs"], lab["data"]["val"]["init_args"]["size"] = 3, 24
     lab["data"] |= SHORT
-    (folder / "short.yaml").write_text(yaml.safe_dump(lab))
-    run = str(ROOT / "experiments" / "run.py")
+    Path("short.yaml").write_text(yaml.safe_dump(lab))
     for method in ([], ["--config", "opsd.yaml"]):
         for seed in ("0", "1"):
             own = ["--seed_everything", seed, "--trainer.logger.init_args.register", "lab-student"]
-            _do([run, "fit", "--config", "short.yaml", *method, *own], folder)
-    sweep = str(ROOT / "sweeps" / "steer_alpha.py")
-    _do([sweep, "--study", "alpha", "--n-trials", "4", "--config", str(folder / "short.yaml")], folder)
-
-
-def _do(command: list[str], folder: Path) -> None:
-    print(*command, flush=True)
-    subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+            sys.argv = ["experiments/run.py", "fit", "--config", "short.yaml", *method, *own]
+            build()
+    if sweeps:
+        sweep = [sys.executable, str(ROOT / "sweeps" / "steer_alpha.py"), "--study", "alpha", "--n-trials", "3"]
+        subprocess.run([*sweep, "--config", str(Path("short.yaml").resolve())], check=True)
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Serves the folder's database, and gives the address."""
+def server() -> Iterator[str]:
+    """Serves the database, and gives the address."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", STORE, "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(PORT)]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     place = f"http://127.0.0.1:{PORT}/"
     try:
         while process.poll() is None:
@@ -87,13 +84,14 @@ def take(client: MlflowClient, place: str, to: Path) -> None:
         "charts": page_of_runs(number),
         "run": page_of_run(number, traced.info.run_id),
         "compare": page_of_comparison([number], [run.info.run_id for run in plain]),
-        "sweep": page_of_comparison([number], [run.info.run_id for run in trials]),
         "traces": page_of_traces(number, traced.info.run_id),
         "trace": f"#/experiments/{number}/traces?selectedEvaluationId={_taught(client, number, traced)}",
         "model": f"#/experiments/{number}/models/{model.model_id}?workflowType=machine_learning",
         "prompt": f"#/experiments/{number}/prompts/ogls.view.attempt",
         "registry": "#/models/lab-student?workflowType=machine_learning",
     }
+    if trials:
+        pages["sweep"] = page_of_comparison([number], [run.info.run_id for run in trials])
     with Browser(1500, 900) as browser:
         browser.open(place)
         for key, value in WORDS:
@@ -118,12 +116,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder of the runs, which are made where missing")
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "pictures", help="default: %(default)s")
+    parser.add_argument("--sweep", action=argparse.BooleanOptionalAction, default=True, help="a sweep, too")
     given = parser.parse_args()
     given.folder, given.to = given.folder.resolve(), given.to.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
     given.to.mkdir(parents=True, exist_ok=True)
-    if not (given.folder / "mlflow.db").exists():
-        make_runs(given.folder)
-    os.chdir(given.folder)  # where the database is
-    with server(given.folder) as place:
+    os.chdir(given.folder)
+    if not Path("mlflow.db").exists():
+        make_runs(given.sweep)
+    with server() as place:
         take(MlflowClient(STORE), place, given.to)
