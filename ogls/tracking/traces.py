@@ -14,7 +14,7 @@ from ogls.tracking.mlflow_run import FOLDER, MLflowRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Assessment, Span, Trace, TraceInfo
+    from mlflow.entities import Assessment, Span, TraceInfo
 
 _KINDS = {"generate": "LLM", "grade": "EVALUATOR", "reflect": "LLM", "teach": "TASK"}
 _DIGEST = "ogls.digest"
@@ -35,15 +35,14 @@ def write(run: MLflowRun, rows: Sequence[Mapping[str, Any]]) -> int:
     for row in rows:
         number = int(sha256(f"{run_id}/{row['key']}".encode()).hexdigest()[:32], 16)
         trace_id, digest = f"tr-{number:032x}", _digest(row)
-        spans = _spans(row, number, trace_id)
         found = _found(client, experiment_id, trace_id) if run.resumed else None
         if found is not None:
-            if found.info.trace_metadata.get(_DIGEST) == digest and len(found.data.spans) == len(spans):
+            if found.trace_metadata.get(_DIGEST) == digest:
                 continue
             client.delete_traces(experiment_id, trace_ids=[trace_id])
         whose = {"mlflow.sourceRun": run_id, _DIGEST: digest}
-        tracing.start_trace(_info(row, run, trace_id, whose))
-        tracing.log_spans(experiment_id, spans)
+        tracing.log_spans(experiment_id, _spans(row, number, trace_id))
+        tracing.start_trace(_info(row, run, trace_id, whose))  # last: its digest says that the trace is whole
         written += 1
     return written
 
@@ -54,10 +53,11 @@ def _digest(row: Mapping[str, Any]) -> str:
     return sha256(json.dumps({**row, "spans": spans}).encode()).hexdigest()[:16]
 
 
-def _found(client: MlflowClient, experiment_id: str, trace_id: str) -> Trace | None:
-    """Returns a trace of the store; None where it has none of this id."""
-    wanted = f"trace.client_request_id = '{trace_id}'"
-    return next(iter(client.search_traces(locations=[experiment_id], filter_string=wanted, max_results=1)), None)
+def _found(client: MlflowClient, experiment_id: str, trace_id: str) -> TraceInfo | None:
+    """Returns what the store says of a trace; None where it has none of this id."""
+    wanted = f"trace.request_id = '{trace_id}'"
+    found = client.search_traces(locations=[experiment_id], filter_string=wanted, max_results=1, include_spans=False)
+    return found[0].info if found else None
 
 
 def _info(row: Mapping[str, Any], run: MLflowRun, trace_id: str, metadata: Mapping[str, str]) -> TraceInfo:
