@@ -58,10 +58,13 @@ class Browser:
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def open(self, address: str) -> None:
-        """Opens a page, and waits until it rests."""
+    def open(self, address: str, shows: str = "") -> None:
+        """Opens a page, and waits until it shows a text and rests."""
         self._call("Page.navigate", url="about:blank")
         self._call("Page.navigate", url=address)
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline and not self.run(f"document.body.innerText.includes({json.dumps(shows)})"):
+            time.sleep(0.25)
         self.rest()
 
     def run(self, script: str) -> Any:

@@ -36,7 +36,7 @@ HIDE = "document.querySelectorAll('[data-component-id*=\"assistant\"]').forEach(
 
 
 def make_runs(sweeps: bool) -> None:
-    """Makes two methods with two seeds each, and a sweep of three trials, on a lab of few steps."""
+    """Makes two methods with two seeds each, on a lab of few steps, and on request a sweep of three trials."""
     lab = yaml.safe_load((ROOT / "experiments" / "lab.yaml").read_text())
     lab["trainer"]["max_epochs"], lab["data"]["val"]["init_args"]["size"] = 3, 24
     lab["data"] |= SHORT
@@ -88,7 +88,6 @@ def take(client: MlflowClient, place: str, to: Path) -> None:
         "trace": f"#/experiments/{number}/traces?selectedEvaluationId={_taught(client, number, traced)}",
         "model": f"#/experiments/{number}/models/{model.model_id}?workflowType=machine_learning",
         "prompt": f"#/experiments/{number}/prompts/ogls.view.attempt",
-        "registry": "#/models/lab-student?workflowType=machine_learning",
     }
     if trials:
         pages["sweep"] = page_of_comparison([number], [run.info.run_id for run in trials])
@@ -97,7 +96,7 @@ def take(client: MlflowClient, place: str, to: Path) -> None:
         for key, value in WORDS:
             browser.run(f"localStorage.setItem('{key}', '{value}')")
         for name, page in pages.items():
-            browser.open(place + page)
+            browser.open(place + page, "Run Name" if name == "list" else "")
             if name == "trace":
                 browser.click("teach")
             browser.run(HIDE)
