@@ -1,4 +1,4 @@
-"""The best model of a run is a logged model in MLflow, with the validation that chose it and the data of both splits.
+"""The best model of a run is a logged model in MLflow, with the validation that chose it and the problems of that.
 
 Its weights are where the run has them and are uploaded no second time: the adapter is the run's artifact
 `best_adapter`, which is also what a registered version holds; all weights stay in `checkpoints/best.ckpt`.
