@@ -11,8 +11,9 @@ from typing import Any
 
 _METHODS = """
     BudgetedOGLS_SD GRPO GRPO_OGLS_SD GRPOWithKL HighEntropyOPSD Method OGLS_SD OGLS_SD_v2 OnPolicyDistillation OPSD
-    OPSD_ECTR PositiveMeanTeacher PositiveOnlySteering RLCSD ROSD ROSDExact ROSDIdeaOnly ROSDPlaceOnly ROSDRandomPlace
-    ROSDShifted ROSDShuffled ROSDWithoutReflector SampledTokenOPSD SDPO SDZero SFT SRPO SSOPD TIP U_OPSD
+    OPSD_ECTR PositiveMeanTeacher PositiveOnlySteering RLCSD ROSD ROSDExact ROSDIdeaOnly ROSDPlaceOnly
+    ROSDRandomPlace ROSDShifted ROSDShuffled ROSDWithoutReflector SampledTokenOPSD SDPO SDPOWithFeedback SDZero SFT
+    SRPO SSOPD TIP U_OPSD
 """
 _PLACES = {
     "ogls.methods": _METHODS,
@@ -33,10 +34,11 @@ _PLACES = {
     "ogls.tasks.math": "MathVerifier",
     "ogls.tasks.multiple_choice": "ChoiceVerifier",
     "ogls.tasks.tool_use": "ToolUseVerifier",
-    "ogls.lessons.prompts": "ATTEMPT IDEA Prompts Wording",
+    "ogls.lessons.prompts": "ATTEMPT FEEDBACK IDEA Prompts Wording",
     "ogls.lessons.privilege": """
         LessonDraft PeerOutcomes Privilege PrivilegedText ProblemAlone ReferenceSolution SuccessfulPeer
     """,
+    "ogls.lessons.feedback": "Feedback",
     "ogls.lessons.selection": "AllTokens ErrorSpan FirstTokens FromError LastTokens TokenSelection UpToError",
     "ogls.lessons.advantage": "Advantage GroupRelative",
     "ogls.lessons.reflection.model": "ModelReflector",

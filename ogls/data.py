@@ -11,7 +11,7 @@ from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from ogls.algorithm import Sizes, collect
-from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
+from ogls.lessons.prompts import ATTEMPT, FEEDBACK, IDEA, PromptEncoder, Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods.base import Method
 from ogls.policy.policy import Policy
@@ -220,7 +220,7 @@ class RolloutDataModule(LightningDataModule):
         for need, cure in _CURES.items():
             if need in self.method.needs and not given[need]:
                 raise ValueError(f"{self.method.name} {cure.format(group_size=self.sizes.group_size)}")
-        known = {ATTEMPT.name, IDEA.name, *(wording.name for wording in self.method.privilege.views.values())}
+        known = {wording.name for wording in (ATTEMPT, FEEDBACK, IDEA, *self.method.privilege.views.values())}
         if unknown := sorted(self.prompts.views.keys() - known):
             raise ValueError(
                 f"data.prompts.views: no view is worded by {unknown[0]!r}, expected one of {sorted(known)}"

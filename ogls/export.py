@@ -9,8 +9,6 @@ The folder has weights, tokenizer, chat template, generation config, and a READM
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +18,8 @@ from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.policy.lora import Lora, join_adapters
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import weights_sha256, write_model
-from ogls.tracking.files import CONFIG, DESCRIPTION, METRICS, read_rows, with_interval
-
-_ACCURACY = re.compile(r"val/([^/]+/)?(avg|pass|maj)_at_\d+")
+from ogls.tracking.card import card
+from ogls.tracking.files import CONFIG
 
 
 def export(
@@ -69,26 +66,11 @@ def export(
         policy.tokenizer.save_pretrained(to)
     else:
         write_model(policy.folder, to, dict(policy.merged_weights()), dtype)
-    (to / "README.md").write_text(_card(run, checkpoint, saved, policy, adapter))
-
-
-def _card(run: Path, checkpoint: Path, saved: dict[str, Any], policy: Policy, adapter: bool) -> str:
-    """Returns what the folder says of itself: method, base, and accuracy before and after."""
-    told = json.loads((run / DESCRIPTION).read_text())["params"] if (run / DESCRIPTION).is_file() else {}
-    rows = [row for row in read_rows(run / METRICS) if any(map(_ACCURACY.fullmatch, row))]
-    rows = [row for row in rows if row["step"] <= saved["global_step"]]
-    step = saved["ogls"]["policy_version"]
-    what = "Adapter" if adapter else "Model"
-    lines = [f"# {run.name}, step {step}", ""]
-    lines += [f"{what} trained by `{saved['ogls']['method']}`, seed {told.get('seed', 'unknown')}; {checkpoint.name}."]
-    lines += ["", f"Base: `{policy.name}`" + (f", with the adapter `{policy.adapter}`" if policy.adapter else ""), ""]
-    if rows:
-        before, after = rows[0], rows[-1]
-        lines += [f"| held-out problems | step {before['step']} | step {after['step']} |", "|---|---:|---:|"]
-        for name in (name for name in after if _ACCURACY.fullmatch(name)):
-            cells = (with_interval(row, name) if name in row else "" for row in (before, after))
-            lines.append(f"| {name.removeprefix('val/')} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    fits = f"Base: `{policy.name}`"
+    if policy.adapter:
+        holds = "this adapter, for the base as it is, is the sum of both" if adapter else "both are in these weights"
+        fits += f". Training began with the adapter `{policy.adapter}`; {holds}."
+    (to / "README.md").write_text(card(run, checkpoint, saved, "Adapter" if adapter else "Model", fits))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -94,11 +94,14 @@ class Verdict:
         correct: whether the answer is right
         status: ``graded``, or why there was nothing to grade
         answer: the answer found in the text; None where none was found
+        feedback: what the author of the text may read about it, without the gold answer; two verdicts that differ in
+            nothing else are equal
     """
 
     correct: bool
     status: Literal["graded", "unparsable", "timeout", "crash"]
     answer: str | None = None
+    feedback: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,12 +121,21 @@ class Reflection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A rollout is a completion with its text and its verdict."""
+    """A rollout is a completion with its text and its verdict.
+
+    Args:
+        completion: what the engine sampled
+        text: text of the sampled ids
+        verdict: what the verifier said about the text
+        reflection: what the reflector said about it; None where none was asked for or obtained
+        unclosed: whether the text ends within a thought, that is before the ``</think>`` of a ``<think>``
+    """
 
     completion: Completion
     text: str
     verdict: Verdict
     reflection: Reflection | None = None
+    unclosed: bool = False
 
     @property
     def truncated(self) -> bool:
@@ -134,6 +146,11 @@ class Rollout:
     def correct(self) -> bool:
         """Returns whether the rollout is right; one that is cut off is wrong by definition."""
         return self.verdict.correct and not self.truncated
+
+    @property
+    def feedback(self) -> str:
+        """Returns the verdict's feedback; of a rollout that is cut off it says that alone."""
+        return "It was cut off before its end: it is too long." if self.truncated else self.verdict.feedback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
@@ -115,4 +117,9 @@ def test_a_run_of_the_lab(nursery: Nursery, tmp_path: Path):
     drift = {row["step"]: row["val/kl_to_base"] for row in rows if "val/kl_to_base" in row}
     assert drift[0] == 0.0
     assert drift[2] > 0.0
+    saved = SoundCheckpoints().load_checkpoint(metrics.parent / "checkpoints" / "best.ckpt")["state_dict"]
+    stored = AutoModelForCausalLM.from_pretrained(metrics.parent / "best_model").state_dict()
+    assert all(torch.equal(stored[name.removeprefix("policy.")], weight) for name, weight in saved.items())
+    assert len(load_tokenizer(metrics.parent / "best_model")) == len(load_tokenizer(pretrain.STUDENT))
+    assert "| avg_at_2 | " in (metrics.parent / "best_model" / "README.md").read_text()
     assert max(row["train/engine_logprob_gap"] for row in rows if "train/loss" in row) < 1e-4

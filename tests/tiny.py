@@ -80,6 +80,7 @@ class TinyPolicy(torch.nn.Linear):
         return dict(self.named_parameters())
 
     lora, version, parts = "stands for one", 0, None
+    name, adapter = "tiny", None
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     swapped, _fill = Policy.swapped, Policy._fill
 

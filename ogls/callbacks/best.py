@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +16,11 @@ from safetensors import SafetensorError
 
 from ogls.callbacks.checkpoint_io import SoundCheckpoints, newest_sound
 from ogls.tracking import Tracker, tracker_of
+from ogls.tracking.card import card
 from ogls.tracking.tracker import label, stamp
 
 ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact
+MODEL = "best_model"  # the same for all weights, which are too large to be an artifact
 CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -37,11 +40,12 @@ def described(tracker: Tracker, trainer: Any) -> Tracker:
 class BestCheckpoint(ModelCheckpoint):
     """BestCheckpoint writes `best.ckpt` by a validation metric, and `last.ckpt` to go on from.
 
-    Where an adapter is trained, the best one is saved, too. `last.ckpt` is written before the first step, every
-    `save_every` steps, after each validation and at the end; what had the name before stays as `previous.ckpt`. `fit
-    --ckpt_path last` goes on with the newest run of the same method and seed, or with `run_name` where one is given,
-    from the sound checkpoint that is furthest on. They lie in the tracker's folder of the run; without a tracker, where
-    Lightning puts them for another logger, and without any logger in a new folder of `runs`.
+    Where an adapter is trained, the best one is saved, too, as `best_adapter`; where all weights are, the best model is
+    written at the end of the run, as `best_model`, for transformers and vLLM. `last.ckpt` is written before the first
+    step, every `save_every` steps, after each validation and at the end; what had the name before stays as
+    `previous.ckpt`. `fit --ckpt_path last` goes on with the newest run of the same method and seed, or with `run_name`
+    where one is given, from the sound checkpoint that is furthest on. They lie in the tracker's folder of the run;
+    without a tracker, where Lightning puts them for another logger, and without any logger in a new folder of `runs`.
 
     Args:
         monitor: validation metric whose highest value is the best; null takes avg@k of the problems that every
@@ -131,7 +135,7 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.ckpt_path is not None and policy.lora is not None and trainer.strategy.broadcast(best.exists()):
             with suppress(ValueError):  # damaged, as the choice of the checkpoint has said
                 saved = trainer.strategy.checkpoint_io.load_checkpoint(best)["state_dict"]
-                with policy.swapped({name.removeprefix("policy."): weight for name, weight in saved.items()}):
+                with policy.swapped(_weights(saved)):
                     self._save_adapter(trainer, policy)
         if trainer.global_step == 0:
             self.save_last_now(trainer)
@@ -162,6 +166,7 @@ class BestCheckpoint(ModelCheckpoint):
         try:
             policy.save_adapter(draft)
             policy.tokenizer.save_pretrained(draft)
+            (draft / "README.md").write_text(self._fits(policy))
             self._adapter.mkdir(exist_ok=True)
             for file in draft.iterdir():
                 file.replace(self._adapter / file.name)
@@ -169,9 +174,46 @@ class BestCheckpoint(ModelCheckpoint):
         except (OSError, SafetensorError) as error:  # best.ckpt holds the adapter, too, so the run goes on
             print(f"{self._adapter} keeps what it had: {error}", file=sys.stderr)
 
+    def _fits(self, policy: Any) -> str:
+        """Returns what the adapter's folder says of the model that it fits."""
+        base = f"`{policy.name}`"
+        if policy.adapter:
+            base += f" with the adapter `{policy.adapter}` merged into it, which lies in `{policy.folder}`"
+        lines = ["# The adapter of the best validation", "", f"It fits {base}, and no other model.", ""]
+        if policy.adapter:
+            lines += [f"For `{policy.name}` as it is, this writes the sum of both adapters:", "", "```sh"]
+            lines += [
+                f"python experiments/run.py export --ckpt_path {self.dirpath}/{BEST} --to FOLDER --adapter",
+                "```",
+                "",
+            ]
+        return "\n".join(lines)
+
+    def _save_model(self, trainer: Trainer, policy: Any) -> None:
+        """Writes the best model from `best.ckpt`; a folder that has the name is whole, whenever a kill comes."""
+        assert self.dirpath is not None
+        best, to = Path(self.dirpath) / BEST, Path(self.dirpath).parent / MODEL
+        draft = to.with_name(f".{MODEL}.draft")
+        try:
+            saved = cast(Any, trainer.strategy.checkpoint_io.load_checkpoint(best))
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            policy.save_model(draft, _weights(saved["state_dict"]))
+            (draft / "README.md").write_text(card(to.parent, best, saved, "Model", f"Base: `{policy.name}`"))
+            shutil.rmtree(to, ignore_errors=True)
+            draft.rename(to)
+        except (OSError, SafetensorError, ValueError) as error:  # best.ckpt holds the weights, too
+            shutil.rmtree(draft, ignore_errors=True)
+            print(f"{to} is not written: {error}", file=sys.stderr)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last step, and hands the best adapter to the tracker; without one it says where to look."""
-        last, tracker = self.save_last_now(trainer), tracker_of(trainer)
+        """Saves the last step and the best model, and hands the best adapter to the tracker.
+
+        Without a tracker it says where to look.
+        """
+        last, tracker, policy = self.save_last_now(trainer), tracker_of(trainer), cast(Any, pl_module).policy
+        if last is not None and policy.lora is None and trainer.is_global_zero and last.with_name(BEST).exists():
+            self._save_model(trainer, policy)
         if tracker is not None and self._adapter.exists():
             tracker.log_folder(self._adapter, ADAPTER)
         if tracker is None and last is not None and trainer.is_global_zero:
@@ -199,6 +241,11 @@ class BestCheckpoint(ModelCheckpoint):
         if newest is None:
             raise ValueError(f"--ckpt_path last: there is no sound checkpoint in {run / CHECKPOINTS}")
         return {str(newest)}
+
+
+def _weights(saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns the weights of a checkpoint by the policy's names."""
+    return {name.removeprefix("policy."): weight for name, weight in saved.items()}
 
 
 def newest_run(tracker: Tracker) -> Path | None:

@@ -45,7 +45,7 @@ class LessonBuilder:
         """Returns the lessons, and counts by name: lessons, learned tokens, and drafts dropped for each reason."""
         counts: Counter[str] = Counter(dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0)
         lessons: list[Lesson] = []
-        for group in groups:
+        for group in map(self.encoder.readable, groups):
             made: list[tuple[Rollout | None, Lesson]] = []
             for draft in self.privilege.drafts(group):
                 lesson = self._lesson(group, draft, counts)
@@ -129,7 +129,7 @@ class LessonBuilder:
     def _prompt(self, problem: Problem, shown: PrivilegedText | ReflectionTask) -> tuple[int, ...]:
         if isinstance(shown, ReflectionTask):
             return self.encoder.reflect(problem, shown.attempt, shown.correct, shown.solution)
-        return self.encoder.view(problem, self.privilege.views[shown.role], shown.text)
+        return self.encoder.view(problem, self.privilege.views[shown.role], shown.text, shown.feedback)
 
     def _locate(self, problem: Problem, rollout: Rollout) -> Span | None:
         text, offsets = self.encoder.decode_offsets(rollout.completion.token_ids)

@@ -20,10 +20,17 @@ from ogls.system.ranges import check
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivilegedText:
-    """A privileged text is read by the teacher alone; its role is the part that it plays in the steering."""
+    """A privileged text is read by the teacher alone.
+
+    Args:
+        role: part that the view plays in the steering
+        text: attempt, solution or idea in the view; None where the feedback is all that is shown
+        feedback: what the verifier said of the rollout that is learned; an empty one is not shown
+    """
 
     role: Role
-    text: str
+    text: str | None
+    feedback: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,9 +150,9 @@ class ProblemAlone(Privilege):
 class SuccessfulPeer(Privilege):
     """The teacher reads a right peer of the rollout (SDPO, arXiv 2601.20802).
 
-    This is SDPO for environments that say no more than right or wrong. A peer is another rollout of the same group,
-    never the rollout itself, though its text may be the same. Right rollouts take turns as peers. A rollout without a
-    right peer gives nothing.
+    This is SDPO for environments that say no more than right or wrong; `Feedback` adds what they say. A peer is another
+    rollout of the same group, never the rollout itself, though its text may be the same. Right rollouts take turns as
+    peers. A rollout without a right peer gives nothing.
 
     Args:
         rollouts: rollouts to learn from: ``all``, as published, or only the ``wrong`` ones

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ogls.lessons.chat import Chat
-from ogls.records import Problem
+from ogls.records import Problem, RolloutGroup
+from ogls.tasks.answers import ends_in_thought, without_thoughts
 
 if TYPE_CHECKING:
     from ogls.policy.pretrained import (
@@ -64,18 +65,28 @@ IDEA = Wording(
 """IDEA shows the teacher a corrective idea and no solution."""
 
 
+FEEDBACK = Wording("feedback", "{problem}\n\nYou have tried this problem before. Of your attempt it was said:\n{text}")
+"""FEEDBACK shows the teacher what the verifier said of the rollout. It takes the problem's place in another template.
+
+That is the template of the view which it stands in, or the student's where the feedback is all that the teacher reads.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """Prompts are templates. A slot is a name in braces; all other braces are plain text.
 
     Args:
         student: prompt of the student, and of the teacher in its plain view. Slot ``{problem}``.
-        views: prompts of the teacher's privileged views by name of their wording: ``attempt``, ``idea``, or one that a
-            privilege brings along. They replace the privilege's own words. Slots ``{problem}`` and ``{text}``.
+        views: prompts of the teacher's privileged views by name of their wording: ``attempt``, ``idea``, ``feedback``,
+            or one that a privilege brings along. They replace the privilege's own words. Slots ``{problem}`` and
+            ``{text}``.
         reflect_wrong: prompt of the reflector about a wrong rollout, which asks for the tags ``<quote>`` and ``<idea>``
             (see `reply`). Slots ``{problem}`` and ``{attempt}``; ``{solution}`` and ``{answer}`` where wanted.
         reflect_right: prompt of the reflector about a right rollout, which asks for the tag ``<idea>``. Slots
             ``{problem}`` and ``{attempt}``; ``{answer}`` where wanted.
+        drop_thoughts: whether the teacher reads attempts, solutions and ideas without their ``<think>...</think>``, and
+            the reflector the right solution; the attempt that it looks for an error in stays whole
         system: system message of every prompt; null leaves the chat template's own. A problem's own system message
             comes before it.
         chat: whether the tokenizer's chat template is applied; false sends the bare text, for base models without one.
@@ -103,6 +114,7 @@ class Prompts:
         "Give the idea that makes this attempt work, in one or two sentences, without telling the answer. "
         "Reply with nothing but <idea>the idea</idea>"
     )
+    drop_thoughts: bool = True
     system: str | None = None
     chat: bool = True
     student_options: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +139,7 @@ KEPT = 200
 """Shortening leaves at least this number of characters of a text."""
 
 _GAP = " [...] "
+_TAG_TOKENS = 16  # no tokenizer makes more of "<think>" and the white space after it
 
 
 def _without_middle(text: str, keep: int) -> str:
@@ -164,15 +177,50 @@ class PromptEncoder:
         text = _fill(self.prompts.student, problem=problem.text)
         return self._encode(problem, text, self.prompts.student_options if options is None else options)
 
-    def view(self, problem: Problem, wording: Wording, text: str) -> tuple[int, ...]:
-        """Returns the teacher's privileged prompt that shows `text`."""
-        template = self.prompts.views.get(wording.name, wording.template)
-        return self._encode(problem, _fill(template, problem=problem.text, text=text), self.prompts.teacher_options)
+    def view(self, problem: Problem, wording: Wording, text: str | None, feedback: str = "") -> tuple[int, ...]:
+        """Returns the teacher's privileged prompt.
+
+        Args:
+            problem: problem to solve
+            wording: words around `text`
+            text: attempt, solution or idea that is shown; None for the words of the student's prompt
+            feedback: what is shown behind the problem, in the words of `FEEDBACK`; an empty one shows nothing
+        """
+        asked = self._worded(FEEDBACK, problem.text, feedback) if feedback else problem.text
+        if text is None:
+            shown = _fill(self.prompts.student, problem=asked)
+        else:
+            shown = self._worded(wording, asked, self._said(text))
+        return self._encode(problem, shown, self.prompts.teacher_options)
+
+    def _worded(self, wording: Wording, problem: str, text: str) -> str:
+        return _fill(self.prompts.views.get(wording.name, wording.template), problem=problem, text=text)
+
+    def _said(self, text: str) -> str:
+        return without_thoughts(text) if self.prompts.drop_thoughts else text
+
+    def readable(self, group: RolloutGroup) -> RolloutGroup:
+        """Returns a group whose rollouts are without thoughts in their texts, where `Prompts.drop_thoughts` is set."""
+        if not self.prompts.drop_thoughts:
+            return group
+        texts = [without_thoughts(rollout.text, rollout.unclosed) for rollout in group.rollouts]
+        pairs = zip(group.rollouts, texts, strict=True)
+        return replace(group, rollouts=tuple(replace(rollout, text=text) for rollout, text in pairs))
+
+    def ends_in_thought(self, prompt_ids: Sequence[int], text: str) -> bool:
+        """Returns whether a text that was written after a prompt ends within a thought."""
+        opened = self.decode(prompt_ids[-_TAG_TOKENS:]).rstrip().endswith("<think>")
+        return ends_in_thought(text, opened)
 
     def reflect(self, problem: Problem, attempt: str, correct: bool, solution: str = "") -> tuple[int, ...]:
         """Returns the reflector's prompt about an attempt, with a right `solution` to compare it with."""
         template = self.prompts.reflect_right if correct else self.prompts.reflect_wrong
-        slots = {"problem": problem.text, "attempt": attempt, "solution": solution, "answer": problem.answer}
+        slots = {
+            "problem": problem.text,
+            "attempt": attempt,
+            "solution": self._said(solution),
+            "answer": problem.answer,
+        }
         options = self.prompts.reflection_options
         return self._encode(
             problem, _fill(template, **slots), self.prompts.student_options if options is None else options
@@ -186,6 +234,7 @@ class PromptEncoder:
         First the solution loses its middle, then the attempt its end. Each keeps at least `KEPT` characters, and all
         other text stays whole.
         """
+        solution = self._said(solution)
         whole = self.reflect(problem, attempt, correct, solution)
         if len(whole) <= room:
             return whole, False

@@ -24,7 +24,7 @@ from ogls.methods.rosd import (
 )
 from ogls.methods.sampled_token import SampledTokenOPSD
 from ogls.methods.sd_zero import SDZero
-from ogls.methods.sdpo import SDPO, SRPO
+from ogls.methods.sdpo import SDPO, SRPO, SDPOWithFeedback
 from ogls.methods.sft import SFT
 from ogls.methods.ssopd import SSOPD
 from ogls.methods.tip import TIP
@@ -59,6 +59,7 @@ __all__ = [
     "ROSDShifted",
     "ROSDShuffled",
     "ROSDWithoutReflector",
+    "SDPOWithFeedback",
     "SDZero",
     "SampledTokenOPSD",
 ]

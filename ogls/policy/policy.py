@@ -30,6 +30,7 @@ from ogls.policy.pretrained import (
     local_folder,
     quiet_transformers,
     resolve_model,
+    write_model,
 )
 from ogls.policy.sharding import cut, own_part, shard, whole
 from ogls.system.process_group import ProcessGroup
@@ -413,6 +414,15 @@ class Policy(nn.Module):
         self.let_go()
         base = str(self.folder) if self.adapter else self.base
         save_adapter(self.model, None if folder is None else Path(folder), _TORCH[self.dtype], base)
+
+    def save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Writes the whole model with other `weights`, by the names of `trainable`, in the policy's dtype.
+
+        Args:
+            folder: folder to write, which exists
+            weights: all weights that training changes, of a policy without an adapter
+        """
+        write_model(self.folder, folder, weights, self.dtype)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Takes the weights of an adapter of the same shape that `save_adapter` or peft has written."""

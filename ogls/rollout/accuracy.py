@@ -168,9 +168,9 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) ->
     """Returns the accuracies of groups that all have the same number n of rollouts, by name.
 
     The names are ``avg_at_n``, and ``pass_at_k`` and ``maj_at_k`` for each k, each with the ends of its interval as
-    ``_low`` and ``_high``; ``length_mean`` in tokens; ``truncated_rate`` and ``unparsable_rate`` over rollouts. A
-    truncated rollout is wrong and does not vote. A rollout that ran out of time or crashed while it was graded does not
-    vote either.
+    ``_low`` and ``_high``; ``length_mean`` in tokens; ``truncated_rate``, ``unparsable_rate`` and ``unclosed_rate``
+    (those that end within a thought) over rollouts. A truncated rollout is wrong and does not vote. A rollout that ran
+    out of time or crashed while it was graded does not vote either.
 
     Args:
         groups: one group per problem, at least one
@@ -192,6 +192,7 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) ->
     metrics["length_mean"] = float(np.mean([len(rollout.completion.token_ids) for rollout in rollouts]))
     metrics["truncated_rate"] = float(np.mean([rollout.truncated for rollout in rollouts]))
     metrics["unparsable_rate"] = float(np.mean([rollout.verdict.status == "unparsable" for rollout in rollouts]))
+    metrics["unclosed_rate"] = float(np.mean([rollout.unclosed for rollout in rollouts]))
     return metrics
 
 
@@ -247,6 +248,7 @@ def summarise(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "length_mean": sum(len(r.completion.token_ids) for r in rollouts) / count,
         "truncated_rate": sum(r.truncated for r in rollouts) / count,
         "unparsable_rate": sum(r.verdict.status == "unparsable" for r in rollouts) / count,
+        "unclosed_rate": sum(r.unclosed for r in rollouts) / count,
         "verdict_faults": sum(r.verdict.status in ("timeout", "crash") for r in rollouts),
         "reflection_markers": sum(count_reflection_markers(r.text) for r in rollouts) / count,
     }

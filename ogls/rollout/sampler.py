@@ -96,7 +96,12 @@ class Sampler:
                 problem=problem,
                 prompt_ids=tuple(prompt),
                 rollouts=tuple(
-                    Rollout(completion=completion, text=text, verdict=next(verdicts))
+                    Rollout(
+                        completion=completion,
+                        text=text,
+                        verdict=next(verdicts),
+                        unclosed=self._encoder.ends_in_thought(prompt, text),
+                    )
                     for completion, text in zip(group, group_texts, strict=True)
                 ),
                 policy_version=self.version,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ogls.records import Verdict
 
-UNPARSABLE = Verdict(correct=False, status="unparsable")
+_SHOWN = 200  # characters of an answer that a feedback quotes
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
@@ -39,6 +39,52 @@ class Box(NamedTuple):
 def after_thinking(text: str) -> str:
     """Returns what follows the last ``</think>`` and precedes a further ``<think>``; a text without either as it is."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def ends_in_thought(text: str, opened: bool) -> bool:
+    """Returns whether a text ends within a thought.
+
+    Args:
+        text: what was written after a prompt
+        opened: whether the prompt ends with ``<think>``, as some chat templates have it
+    """
+    return "<think>" in text.rpartition("</think>")[2] or (opened and "</think>" not in text)
+
+
+def without_thoughts(text: str, unclosed: bool = False) -> str:
+    """Returns a text without its thoughts; one that has none as it is.
+
+    A thought reaches from ``<think>`` to the next ``</think>``, from the beginning where the prompt had opened it, and
+    to the end where it is not closed. The white space after it goes, too.
+
+    Args:
+        text: text with thoughts in it
+        unclosed: whether the text ends within a thought, though it may lack the ``<think>``, which stood in the prompt
+    """
+    *closed, last = text.split("</think>")
+    said = [before for before, begun, _ in (piece.partition("<think>") for piece in closed) if begun]
+    before, begun, _ = last.partition("<think>")
+    said += [before] if begun or not unclosed else []
+    return "".join(map(str.lstrip, said) if closed else said)
+
+
+def unparsable(why: str) -> Verdict:
+    """Returns the verdict on a text in which no answer can be read; `why` is its feedback."""
+    return Verdict(correct=False, status="unparsable", feedback=why)
+
+
+def judged(correct: bool, answer: str, read: str | None = None) -> Verdict:
+    """Returns the verdict on an answer, with a feedback that quotes it.
+
+    Args:
+        correct: whether the answer is right
+        answer: wording of the answer that votes are counted by
+        read: the answer as it stands in the text; None for the same
+    """
+    shown = answer if read is None else read
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]} [...]"
+    feedback = f"The answer read is {shown}, which is {'right' if correct else 'wrong'}."
+    return Verdict(correct=correct, status="graded", answer=answer, feedback=feedback)
 
 
 def boxes(text: str) -> list[Box]:
@@ -93,6 +139,11 @@ def last_tagged(text: str, tag: str = "answer") -> str | None:
     end = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, max(end, 0))
     return text[start + len(tag) + 2 : end] if start >= 0 else None
+
+
+def printable(text: str, max_length: int) -> str:
+    """Returns the beginning of a text, without control characters and lone surrogates."""
+    return _UNPRINTABLE.sub("", text[:max_length])
 
 
 def acceptable(answer: str, max_length: int) -> bool:

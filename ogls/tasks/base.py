@@ -123,7 +123,11 @@ class Verifier(ABC):
 
     @abstractmethod
     def grade(self, problem: Problem, text: str) -> Verdict:
-        """Returns whether the text is right, and the answer found; status ``unparsable`` where none was found."""
+        """Returns whether the text is right, and the answer found; status ``unparsable`` where none was found.
+
+        `Verdict.feedback` may say more, as long as it does not tell the gold answer: `ogls.lessons.feedback` shows it
+        to the teacher. Longer than 2,000 characters, it is cut.
+        """
 
     @abstractmethod
     def canonical(self, problem: Problem) -> str:

@@ -15,7 +15,8 @@ from ogls.tasks.base import Verifier
 class FunctionVerifier(Verifier):
     """A text is right if a function says so: ``function(text, answer)`` returns true, or a number of 1 or more.
 
-    The function runs in the grading processes, where it may read, but not write, connect or begin other processes.
+    It may return a pair instead, of this and of a text, the feedback. The function runs in the grading processes, where
+    it may read, but not write, connect or begin other processes.
 
     Args:
         function: where the function is, such as ``rewards.is_right`` for ``is_right`` of rewards.py in the working
@@ -38,7 +39,11 @@ class FunctionVerifier(Verifier):
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         text = after_thinking(text) if self.after_thinking else text
-        return Verdict(correct=float(self._resolved()(text, problem.answer)) >= 1.0, status="graded")
+        said = self._resolved()(text, problem.answer)
+        value, feedback = said if isinstance(said, tuple) else (said, None)
+        correct = float(value) >= 1.0
+        feedback = f"The answer is {'right' if correct else 'wrong'}." if feedback is None else feedback
+        return Verdict(correct=correct, status="graded", feedback=feedback)
 
     def canonical(self, problem: Problem) -> str:
         return self.stated.replace("{answer}", problem.answer)

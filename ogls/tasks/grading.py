@@ -24,7 +24,7 @@ import psutil
 
 from ogls.records import Problem, Verdict
 from ogls.tasks.base import Verifier
-from ogls.tasks.grading_worker import PROBLEM_FIELDS, REQUEST
+from ogls.tasks.grading_worker import PROBLEM_FIELDS, REQUEST, UNJUDGED
 
 _CHUNK = 64
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR")
@@ -146,7 +146,7 @@ class GradingPool:
             if worker.pending and not self._ask_again(worker):  # the first is to blame, the others are not
                 status = "timeout" if alive else "crash"
                 self.timeout_seconds += worker.limit if alive else 0
-                verdicts[worker.pending.popleft()] = Verdict(correct=False, status=status)
+                verdicts[worker.pending.popleft()] = Verdict(correct=False, status=status, feedback=UNJUDGED)
             if worker.pending:
                 waiting.extendleft(reversed(worker.pending))
             worker.connection.close()
@@ -262,8 +262,9 @@ class _Worker:
             return False
         *lines, self._unread = (self._unread + received).split(b"\n")
         for line in lines:
-            correct, status, answer = json.loads(line)
-            verdicts[self.pending.popleft()] = Verdict(correct=correct, status=status, answer=answer)
+            correct, status, answer, feedback = json.loads(line)
+            verdict = Verdict(correct=correct, status=status, answer=answer, feedback=feedback)
+            verdicts[self.pending.popleft()] = verdict
         if lines:
             self.limit = limit
             self.deadline = time.monotonic() + limit

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking, last_boxed, last_boxes
+from ogls.tasks.answers import acceptable, after_thinking, judged, last_boxed, last_boxes, unparsable
 from ogls.tasks.base import Verifier
 from ogls.tasks.expressions import refused
 from ogls.tasks.reading import read, read_gold
@@ -16,6 +16,8 @@ from ogls.tasks.statements import Statement, Value, same
 
 _IN_TEXT = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?")
 
+_NO_BOX = r"No final answer was found: it has to stand in \boxed{}."
+_UNREADABLE = r"The final answer in \boxed{} cannot be read as a value, an expression or a list."
 _BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # those between two digits are not without meaning
 
 
@@ -50,17 +52,17 @@ class MathVerifier(Verifier):
             found = [max(_IN_TEXT.finditer(text), key=lambda found: found.start(), default=[""])[0]]
         answer = ", ".join(found).strip()
         if not acceptable(answer, self.max_length):
-            return UNPARSABLE
+            return unparsable(_UNREADABLE if answer else _NO_BOX)
         golds = self._gold(problem.answer)
         if not golds or refused(answer):
-            return UNPARSABLE
+            return unparsable(_UNREADABLE)
         if _spelling(answer) == _spelling(problem.answer):
-            return Verdict(correct=True, status="graded", answer=_vote(golds, answer))
+            return judged(True, _vote(golds, answer), answer)
         readings = read(answer)
         if not readings:
-            return UNPARSABLE
+            return unparsable(_UNREADABLE)
         correct = any(same(gold, reading) for gold in golds for reading in readings)
-        return Verdict(correct=correct, status="graded", answer=_vote(readings, answer))
+        return judged(correct, _vote(readings, answer), answer)
 
     def _gold(self, answer: str) -> tuple[Statement, ...]:
         answer = (last_boxed(answer) or answer).strip()

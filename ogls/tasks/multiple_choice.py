@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, after_thinking, last_boxed, last_tagged
+from ogls.tasks.answers import after_thinking, judged, last_boxed, last_tagged, unparsable
 from ogls.tasks.base import Verifier
 
 _LEADING = re.compile(r"[\s(*$]*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?\(?([A-Za-z])(?:\s*|\s*[).:*}$,].*)", re.DOTALL)
@@ -35,8 +35,8 @@ class ChoiceVerifier(Verifier):
     def grade(self, problem: Problem, text: str) -> Verdict:
         letter = self._letter(after_thinking(text) if self.after_thinking else text)
         if letter is None or letter not in self.choices:
-            return UNPARSABLE
-        return Verdict(correct=letter == problem.answer.strip(), status="graded", answer=letter)
+            return unparsable(f"No choice was found: expected one letter of {', '.join(self.choices)}.")
+        return judged(letter == problem.answer.strip(), letter)
 
     def canonical(self, problem: Problem) -> str:
         return f"<answer>\n{problem.answer}\n</answer>"

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking, last_boxed, last_tagged
+from ogls.tasks.answers import acceptable, after_thinking, judged, last_boxed, last_tagged, unparsable
 from ogls.tasks.base import ProblemSource, Verifier
 
 # The entries of these follow Python's random order of sets: another process makes other problems from the same seed.
@@ -113,6 +113,7 @@ class ReasoningGym(ProblemSource):
         )
 
 
+_NO_ANSWER = r"No answer was found: it has to stand in <answer></answer> or \boxed{}."
 # The scores of these data sets evaluate the answer as Python in some way.
 _EVALUATING = frozenset(
     {
@@ -158,17 +159,17 @@ class ReasoningGymVerifier(Verifier):
         answer = (last_boxed(text) if answer is None else answer) or ""
         answer = answer.strip()
         if not acceptable(answer, self.max_length):
-            return UNPARSABLE
+            return unparsable(_NO_ANSWER)
         if answer == problem.answer.strip():
-            return Verdict(correct=True, status="graded", answer=answer)
+            return judged(True, answer)
         entry = EntryId.parse(problem.id)
         if entry.dataset in _EVALUATING and not _INERT.fullmatch(answer):
-            return UNPARSABLE
+            return unparsable("The answer cannot be read: expected numbers, lists or elementary functions.")
         dataset = gym_dataset(entry.dataset, entry.seed, entry.size, entry.options)
         row = dataset[entry.index]
         if row["question"] != problem.text:
             raise ValueError(f"problem {problem.id!r}: made again, expected {problem.text!r}, got {row['question']!r}")
-        return Verdict(correct=dataset.score_answer(answer, row) == 1, status="graded", answer=answer)
+        return judged(dataset.score_answer(answer, row) == 1, answer)
 
     def canonical(self, problem: Problem) -> str:
         return f"<answer>{problem.answer}</answer>"

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, acceptable, after_thinking
+from ogls.tasks.answers import acceptable, after_thinking, unparsable
 from ogls.tasks.base import Verifier
 
 _ACTION = re.compile(r"^[ \t*]*+Action:[ \t*]*+(.*)$", re.MULTILINE)
 _INPUT = re.compile(r"\s*[*]*Action[ _]Input:[*]*\s*(?:```(?:json)?\s*)?")
 _OPTIONAL = "[Optional]"
+_SHOWN, _MOST = 200, 8  # characters of a call that a feedback quotes, and sentences that it has
 
 
 def _reject(constant: str) -> Any:
@@ -46,10 +47,17 @@ class ToolUseVerifier(Verifier):
         required, optional = gold_calls(problem)
         made = read_calls(text) if acceptable(text, self.max_length) else None
         if not made:
-            return UNPARSABLE
+            return unparsable("No call was found: expected lines `Action: NAME` and `Action Input: {...}` in JSON.")
         counts = Counter(made)
-        correct = not (required - counts) and not (counts - required - optional)
-        return Verdict(correct=correct, status="graded", answer="\n".join(sorted(made)))
+        missing, needless = (required - counts).total(), counts - required - optional
+        said = [f"{missing} of the calls that are needed {'is' if missing == 1 else 'are'} missing."] if missing else []
+        said += [f"Not needed as it was made: {call[:_SHOWN]}." for call in sorted(needless)]
+        return Verdict(
+            correct=not said,
+            status="graded",
+            answer="\n".join(sorted(made)),
+            feedback=" ".join(said[:_MOST]) or "The calls are right.",
+        )
 
     def canonical(self, problem: Problem) -> str:
         return "\n".join(f"Action: {name}\nAction Input: {given}" for name, given in _gold_rows(problem))

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -169,6 +170,28 @@ def test_no_room_for_the_best_adapter_ends_no_run(capsys: pytest.CaptureFixture[
     trainer(1, system_metrics=False).fit(tiny, TinyData())
     assert tiny.trainer.global_step == STEPS
     assert "best_adapter keeps what it had: [Errno 28]" in capsys.readouterr().err
+
+
+def test_the_best_of_all_weights_is_written_whole_or_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    def save(folder: Path, weights: dict[str, Any]) -> None:
+        (folder / "weight.txt").write_text(str(weights["weight"].item()))
+
+    def full(folder: Path, weights: dict[str, Any]) -> None:
+        save(folder, weights)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for epochs, saving, wanted in ((1, full, None), (1, save, 10.0), (2, full, 10.0), (2, save, 36.0)):
+        tiny = Tiny()
+        tiny.policy.lora, tiny.policy.save_model = None, saving
+        going_on = "last" if list(Path("runs").glob("*")) else None
+        trainer(epochs, system_metrics=False).fit(tiny, TinyData(), ckpt_path=going_on)
+        (run,) = Path("runs").iterdir()
+        assert not (run / ".best_model.draft").exists()
+        assert ("best_model is not written: [Errno 28]" in capsys.readouterr().err) == (saving is full)
+        assert (float((run / "best_model/weight.txt").read_text()) if wanted else None) == wanted
+        assert (run / "best_model").exists() == (wanted is not None)
+        (run / ".best_model.draft").mkdir()  # as a kill leaves it
+        (run / ".best_model.draft" / "part").touch()
 
 
 def test_last_is_an_error_where_there_is_none() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ogls.records import Problem, Verdict
-from ogls.tasks.answers import UNPARSABLE, last_boxed
+from ogls.tasks.answers import last_boxed, unparsable
 from ogls.tasks.base import Verifier
 
 
@@ -16,7 +16,7 @@ class Boxed(Verifier):
     def grade(self, problem: Problem, text: str) -> Verdict:
         answer = last_boxed(text)
         if answer is None:
-            return UNPARSABLE
+            return unparsable("no box")
         return Verdict(correct=answer == problem.answer, status="graded", answer=answer)
 
     def canonical(self, problem: Problem) -> str:

@@ -26,6 +26,9 @@ def share(text, answer):
         raise RuntimeError(text)
     return len(set(text) & set(answer)) / len(set(answer))
 
+def explained(text, answer):
+    return {"pair": (text == answer, "Expected\\x00 a pair."), "long": (0, "x" * 9999), "bad": (0, 5)}[text]
+
 word = "no function"
 '''
 
@@ -47,6 +50,19 @@ def test_verdicts_are_the_functions() -> None:
         assert [verdict.correct for verdict in verdicts] == wanted
     assert [verdict.status for verdict in verdicts] == ["graded", "graded", "crash"]
     assert FunctionVerifier("rewards_of_test.share", stated="so: {answer}").canonical(problem) == "so: 42"
+
+
+def test_it_may_say_why() -> None:
+    problem = Problem(id="p", text="?", answer="42")
+    with GradingPool(FunctionVerifier("rewards_of_test.explained")) as pool:
+        said = pool.grade([(problem, text) for text in ("pair", "long", "bad")])
+    assert [verdict.feedback for verdict in said] == ["Expected a pair.", "x" * 2000, "It could not be judged."]
+    assert [verdict.status for verdict in said] == ["graded", "graded", "crash"]
+    own = FunctionVerifier("rewards_of_test.is_right")
+    assert [own.grade(problem, text).feedback for text in ("42", "4")] == [
+        "The answer is right.",
+        "The answer is wrong.",
+    ]
 
 
 @pytest.mark.parametrize(

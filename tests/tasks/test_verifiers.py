@@ -277,3 +277,58 @@ def test_no_verifier_evaluates_text() -> None:
             a.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom) for a in n.names
         }
         assert not banned & (names | imported), file.name
+
+
+CALLS = json.dumps([{"Action": "Add", "Action_Input": '{"a": 1}'}, {"Action": "Ask", "Action_Input": "{}"}])
+BOX = "No final answer was found: it has to stand in \\boxed{}."
+UNREAD = "The final answer in \\boxed{} cannot be read as a value, an expression or a list."
+CHOICE = "No choice was found: expected one letter of A, B, C, D."
+NO_CALL = "No call was found: expected lines `Action: NAME` and `Action Input: {...}` in JSON."
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "text", "feedback"),
+    [
+        ("math", "11", r"so \boxed{12}", "The answer read is 12, which is wrong."),
+        ("math", "1/2", r"\boxed{0.5}", "The answer read is 0.5, which is right."),
+        ("math", "11", r"\boxed{1}, \boxed{11}", "The answer read is 1, 11, which is wrong."),
+        ("math", "11", "<think>\\boxed{11}</think>", BOX),
+        ("math", "11", r"\boxed{" + "9" * 500 + "}", UNREAD),
+        ("math", "11", "\\boxed{1\x00}", UNREAD),
+        ("math", "11", r"\boxed{11 = 10}", UNREAD),
+        ("math", "11", r"\boxed{" + "9" * 300 + "}", f"The answer read is {'9' * 200} [...], which is wrong."),
+        ("mcq", "B", "<answer>C: 3</answer>", "The answer read is C, which is wrong."),
+        ("mcq", "B", r"\boxed{B}", "The answer read is B, which is right."),
+        ("mcq", "B", "The answer is E", CHOICE),
+        ("tooluse", CALLS, "hello", NO_CALL),
+        ("tooluse", CALLS, 'Action: Add\nAction Input: {"a": 1}', "1 of the calls that are needed is missing."),
+        (
+            "tooluse",
+            CALLS,
+            'Action: Add\nAction Input: {"a": 2}',
+            '2 of the calls that are needed are missing. Not needed as it was made: Add {"a": 2}.',
+        ),
+        (
+            "tooluse",
+            CALLS,
+            'Action: Ask\nAction Input: {}\nAction: Add\nAction Input: {"a": 1.0}',
+            "The calls are right.",
+        ),
+    ],
+)
+def test_every_verifier_says_what_it_read_and_not_what_is_right(kind: str, gold: str, text: str, feedback: str) -> None:
+    verdict = ByKind().grade(problem(gold, kind), text)
+    assert verdict.feedback == feedback
+    assert verdict.correct == ("right" in feedback)
+
+
+def test_reasoning_gym_says_what_it_read() -> None:
+    pytest.importorskip("reasoning_gym")
+    entry = ReasoningGym("basic_arithmetic", size=3)[0]
+    said = [ByKind().grade(entry, text).feedback for text in ("?", "<answer>0.5</answer>")]
+    assert said[0] == "No answer was found: it has to stand in <answer></answer> or \\boxed{}."
+    assert said[1] == "The answer read is 0.5, which is wrong."
+    inert = ReasoningGym("countdown", size=3)[0]
+    assert (
+        ByKind().grade(inert, "<answer>__import__</answer>").feedback.startswith("The answer cannot be read: expected")
+    )
