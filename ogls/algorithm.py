@@ -85,10 +85,10 @@ def collect(
     measured = summarise(groups)
     if method.reflector is not None:
         assert sampler is not None
-        context = ReflectionContext(
-            encoder=encoder, ask=sampler.replies, seed=seed_of("reflections"), limits=sizes.reflection
-        )
-        groups, rates = method.reflector.reflect(groups, context, locator)
+        limits, seed = sizes.reflection, seed_of("reflections")
+        context = ReflectionContext(encoder=encoder, ask=sampler.replies, seed=seed, limits=limits)
+        with sampler.at_start("start" in method.needs and any(group.mixed for group in groups)):
+            groups, rates = method.reflector.reflect(groups, context, locator)
         measured |= rates
     builder = LessonBuilder(
         encoder=encoder,

@@ -17,6 +17,7 @@ from ogls.methods.base import Method
 from ogls.policy.policy import Policy
 from ogls.policy.sharding import on_first
 from ogls.records import Batch, Need, Problem, RolloutGroup
+from ogls.rollout.abreast import Abreast
 from ogls.rollout.accuracy import Evaluation
 from ogls.rollout.engine import RolloutEngine, end_token_ids
 from ogls.rollout.mini_batches import divided
@@ -257,11 +258,6 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
         if self.engine is not None and self.engine.takes_process and self.group.size > 1:
             self.engine = EngineProcess(self.engine)
-        if self.engine is not None and self.engine.remote and self.group.size > 1 and "start" in self.method.needs:
-            raise ValueError(
-                f"{type(self.engine).__name__} with several devices samples from one version at a time: set "
-                "method.reflector.weights to student"
-            )
         if self.problems_per_step < self.group.size:
             raise ValueError(f"data.problems_per_step is {self.problems_per_step} for {self.group.size} devices")
         self.encoder = PromptEncoder(self.prompts, self.policy.tokenizer)
@@ -418,6 +414,8 @@ class RolloutDataModule(LightningDataModule):
             engine = self.engine
             if engine.remote and self.group.size > 1:
                 engine = Together(engine, self.group.rank)
+            elif self.policy.parts is not None and self.group.size > 1:
+                engine = Abreast(engine, self.group)
             self._sampler = Sampler(engine, self.policy, self.encoder, self.pool, self.longest_sequence)
         return self._sampler
 

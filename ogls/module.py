@@ -255,6 +255,7 @@ class SelfDistillation(LightningModule):
         """
         while True:
             metrics = StepMetrics("training", self.policy.version + 1)
+            self.policy.let_go()  # or gradients of weights that are whole now would be forgotten, and no parts'
             self.zero_grad()
             try:
                 with metrics.recording(), timed("student"):

@@ -275,13 +275,13 @@ REFLECTED = Prompts(
 )
 
 
-def reflecting(folder: Path) -> ScriptedEngine:
+def reflecting(folder: Path, slips: float = 0.3) -> ScriptedEngine:
     """Works chains, with a slip in some; asked for a reflection, it quotes the first mistake."""
     tokenizer = load_tokenizer(folder)
 
     def work(prompt: Sequence[int], rng: random.Random) -> Sequence[int]:
         text = str(tokenizer.decode(prompt))
-        said = Chain.parse(text).work(rng, 0.3)
+        said = Chain.parse(text).work(rng, slips)
         asked = re.search(r"(Wrong|Right) attempt:\n(.*?)\nJSON", text, re.S)
         if asked is not None:
             mistake = first_mistake(Problem(id="", text=text, answer=""), asked[2])

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from ogls.policy.pretrained import vocab_size
 from ogls.records import Completion, Sampling
@@ -21,6 +21,8 @@ from ogls.system.seeds import derive
 
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
+
+Item = TypeVar("Item")
 
 
 class RolloutEngine(ABC):
@@ -98,6 +100,10 @@ class RolloutEngine(ABC):
             RuntimeError: `check` raises it of all of them. A sampler of several is left out instead.
         """
         check("", self)
+
+    def agreed(self, own: Item) -> list[Item]:
+        """Returns what this process says, and each other one that has to make the same calls of the engine."""
+        return [own]
 
     def settled(self) -> bool:
         """Returns whether all processes that train have what they need; until then, one answer is given to others."""

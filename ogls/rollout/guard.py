@@ -45,7 +45,7 @@ class EngineGuard:
 
     def __init__(self, engine: RolloutEngine, patience: float | None = None, max_gap: float = 0.1) -> None:
         self.engine, self.patience, self.start_patience = engine, patience or PATIENCE, patience or START
-        self._prompts: list[Sequence[int]] = []  # the canary's, always the same
+        self._prompts: list[Sequence[int]] = []  # the canary's, always the same, in all processes
         self.max_gap = max_gap
         self._canaries: dict[str, Canary] = {}  # one per sampler that can hold weights of its own
         self.gaps: dict[str, float] = {}  # what each of them found last
@@ -82,8 +82,6 @@ class EngineGuard:
         Raises:
             EngineFailed: the engine fails after it was rebuilt, too.
         """
-        if not prompts:
-            return []
         policy, version = self._policy, self.engine.version
         try:
             return self._generate(prompts, sampling, n, seed)
@@ -106,6 +104,7 @@ class EngineGuard:
         while True:
             policy, version = self._policy, self.engine.version
             try:
+                self._begin()
                 if self.engine.settled():
                     return
                 rebuilt = False
@@ -120,12 +119,25 @@ class EngineGuard:
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        if not self._prompts:
-            self._prompts, self._tokens = list(prompts[:_CANARIES]), min(_TOKENS, sampling.max_tokens)
-        if not self._checked:
-            self._check()
+        self._begin(prompts, sampling.max_tokens)
+        if not prompts:
+            return []
         with self._watched("generating"):
             return self.engine.generate(prompts, sampling, n, seed)
+
+    def _begin(self, prompts: Sequence[Sequence[int]] = (), max_tokens: int = 0) -> None:
+        """Chooses the canary's prompts where there are none yet, and listens to weights that were not checked yet.
+
+        A process without prompts has to take part, since the policy's passes may need all of them.
+        """
+        if not self.engine.samples_policy:
+            return
+        if not self._prompts:
+            chosen = self.engine.agreed((prompts[:_CANARIES], max_tokens))
+            self._prompts = [prompt for own, _ in chosen for prompt in own][:_CANARIES]
+            self._tokens = min(_TOKENS, max(tokens for _, tokens in chosen))
+        if self._prompts and not self._checked:
+            self._check()
 
     def _load(self, policy: Policy, version: int) -> None:
         self._policy = policy
@@ -135,13 +147,12 @@ class EngineGuard:
             raise RuntimeError(f"the engine holds version {self.engine.version} of the weights, not {version}")
         self._loaded, self._checked = True, False
         if self._prompts:
-            self._check()
+            self._begin()
 
     def _check(self) -> None:
-        if self.engine.samples_policy:
-            self.gaps = {}
-            with self._watched("comparing the engine with the policy"):
-                self.engine.each(self._listen)
+        self.gaps = {}
+        with self._watched("comparing the engine with the policy"):
+            self.engine.each(self._listen)
         self._checked = True
 
     def _listen(self, name: str, engine: RolloutEngine) -> None:

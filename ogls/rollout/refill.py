@@ -27,7 +27,7 @@ class Refilling:
     """
 
     def __init__(self, sampler: Sampler, teaches: Callable[[RolloutGroup], bool], more: More, draws: int) -> None:
-        self.version, self.replies = sampler.version, sampler.replies
+        self.version, self.replies, self.at_start = sampler.version, sampler.replies, sampler.at_start
         self._sampler, self._teaches, self._more, self._draws = sampler, teaches, more, draws
         self.metrics: dict[str, float] = {}
         self.num_tokens = 0  # sampled in the last call

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 
 from ogls.lessons.prompts import PromptEncoder
@@ -18,8 +18,8 @@ from ogls.tasks.grading import GradingPool
 class Sampler:
     """A sampler gives graded rollouts from the weights that the policy had at the last call of `hold`.
 
-    `version` is the version of these weights; while the engine gives frozen replies, it has those of version 0. The
-    engine starts when the sampler is made.
+    `version` is the version of these weights, also while `at_start` has the engine hold those of version 0. The engine
+    starts when the sampler is made.
 
     Args:
         engine: engine that samples
@@ -109,10 +109,25 @@ class Sampler:
             for problem, prompt, group, group_texts in zip(problems, prompts, completions, texts, strict=True)
         ]
 
-    def replies(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, frozen: bool
-    ) -> list[Completion]:
-        """Returns one completion for every prompt, from the engine's weights or, if `frozen`, from version 0."""
-        with self._policy.at_start() if frozen else nullcontext():
-            self._give(0 if frozen else self.version)
-            return [completion for (completion,) in self._engine.generate(prompts, sampling, 1, seed)]
+    def replies(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> list[Completion]:
+        """Returns one completion for every prompt, from the engine's weights."""
+        return [completion for (completion,) in self._engine.generate(prompts, sampling, 1, seed)]
+
+    @contextmanager
+    def at_start(self, needed: bool) -> Iterator[None]:
+        """The engine has the weights that training began with while this context is entered.
+
+        Processes that have to load together enter and leave it together. The engine keeps the weights that it has where
+        none of them is in need of others.
+
+        Args:
+            needed: whether this process will ask for completions
+        """
+        self.settle()
+        if not any(self._guard.engine.agreed(needed)):
+            yield
+            return
+        with self._policy.at_start():
+            self._give(0)
+            yield
+            self.settle()

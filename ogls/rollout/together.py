@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -17,12 +16,13 @@ from torch import Tensor
 from ogls.records import Completion, Sampling
 from ogls.rollout.engine import RolloutEngine
 from ogls.system.exits import EngineFailed
+from ogls.system.process_group import PATIENCE
 
 if TYPE_CHECKING:
     from ogls.policy.lora import Lora
     from ogls.policy.policy import Policy
 
-_PATIENCE = timedelta(hours=6)  # of the others: the first one watches the engine, and who is gone is noticed at once
+Item = TypeVar("Item")
 
 
 class Together(RolloutEngine):
@@ -56,7 +56,7 @@ class Together(RolloutEngine):
 
     def _start(self, folder: Path, context_length: int) -> None:
         if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.engine.adapter_rank = self.adapter_rank
         self._told: dict[str, float] = {}
         self._together("start", lambda: self.engine.start(folder, context_length))
@@ -70,6 +70,9 @@ class Together(RolloutEngine):
     ) -> list[list[Completion]]:
         asked = self._asked("generate", ([tuple(prompt) for prompt in prompts], sampling, n, seed))
         return self._answers(asked)[self._rank]
+
+    def agreed(self, own: Item) -> list[Item]:
+        return [said for _, said in self._asked("agreed", own)]
 
     def settled(self) -> bool:
         asked = self._asked("done", None)
@@ -92,7 +95,7 @@ class Together(RolloutEngine):
         try:
             check(name, alone)
         except Exception as error:
-            failure = _plain(error)
+            failure = plain(error)
         failures = [failure for failure in self._gathered(failure) if failure is not None]
         if failures:
             raise failures[0]
@@ -174,7 +177,7 @@ class Together(RolloutEngine):
         try:
             return "done", (call(), self.engine.metrics)
         except Exception as error:
-            return "error", _plain(error)
+            return "error", plain(error)
 
     def _taken(self, answer: tuple[str, Any]) -> Any:
         kind, value = answer
@@ -217,7 +220,7 @@ class _Asking:
         self._policy.save_adapter(folder)
 
 
-def _plain(error: Exception) -> Exception:
+def plain(error: Exception) -> Exception:
     """Returns an error that every process can read, of the kind that the guard tells apart."""
     if isinstance(error, ValueError):
         return ValueError(str(error))

@@ -7,7 +7,8 @@ know. So the processes only have to add up their sums, whatever micro-batches ea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 Item = TypeVar("Item")
+
+PATIENCE = timedelta(hours=6)
+"""Processes wait so long for one that samples: it is watched there, and one that is gone is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,18 @@ class ProcessGroup:
     Args:
         rank: number of this process, from 0
         size: number of processes
+        connection: connection of torch.distributed between them; None is the one that training has
     """
 
     rank: int = 0
     size: int = 1
+    connection: Any = None
+
+    def patient(self) -> ProcessGroup:
+        """Returns the same processes with a connection of their own, over which they may wait for hours."""
+        if self.size == 1 or self.connection is not None:
+            return self
+        return replace(self, connection=dist.new_group(backend="gloo", timeout=PATIENCE))
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """Returns this process's share of the items: those at rank, rank + size, rank + 2 size ..."""
@@ -57,7 +69,7 @@ class ProcessGroup:
         if self.size == 1:
             return [own]
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, own)
+        dist.all_gather_object(everyone, own, group=self.connection)
         return everyone
 
 

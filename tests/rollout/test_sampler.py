@@ -42,16 +42,20 @@ def test_frozen_replies_come_from_the_weights_that_training_began_with(tiny_mode
         made.hold()
         return made, engine
 
-    expected = sampler(start, 0)[0].replies(prompts, GREEDY, 0, frozen=False)
+    expected = sampler(start, 0)[0].replies(prompts, GREEDY, 0)
     mine, engine = sampler(policy, 3)
     assert (mine.version, engine.version) == (3, 3)
-    now = mine.replies(prompts, GREEDY, 0, frozen=False)
+    now = mine.replies(prompts, GREEDY, 0)
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    assert mine.replies(prompts, GREEDY, 0, frozen=True) == expected != now
-    assert (engine.version, mine.version, policy.version) == (0, 3, 3)
+    with mine.at_start(needed=True):
+        assert mine.replies(prompts, GREEDY, 0) == expected != now
+        assert (engine.version, mine.version, policy.version) == (0, 3, 0)
+    assert (mine.version, policy.version) == (3, 3)
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
-    assert mine.replies(prompts, GREEDY, 0, frozen=False) == now
-    assert engine.version == 3
+    mine.hold()
+    with mine.at_start(needed=False):
+        assert mine.replies(prompts, GREEDY, 0) == now
+        assert engine.version == 3
 
 
 def test_at_the_start_what_an_engine_copies_is_the_folders(tiny_model: Path):

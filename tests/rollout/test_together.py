@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from ogls.lessons.prompts import PromptEncoder, Prompts
 from ogls.policy.policy import Policy
+from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Completion, Sampling
+from ogls.rollout.canary import logprobs
 from ogls.rollout.engine import RolloutEngine
 from ogls.rollout.guard import EngineGuard
+from ogls.rollout.sampler import Sampler
 from ogls.rollout.servers import VllmServers
 from ogls.rollout.together import Together
 from ogls.system.exits import EngineFailed
+from ogls.tasks.by_kind import ByKind
+from ogls.tasks.grading import GradingPool
 from tests.rollout.fake_server import LORA, serving
 from tests.scripted import ScriptedEngine, numbers
 
@@ -217,6 +223,41 @@ def test_a_foreign_server_is_left_out_by_all(tiny_model: Path, tmp_path: Path) -
 
         answers = in_all(2, lambda rank: engine, run)
     assert answers == [({"train/servers": 2.0}, {"train/servers": 1.0}, count, True) for count in (3, 2)]
+
+
+def test_all_go_to_the_start_if_one_asks_there(tiny_model: Path, tmp_path: Path) -> None:
+    """As for reflections by the weights that training began with, which only some processes have to ask for."""
+    with serving(tiny_model, 1, LORA) as fakes, closing(VllmServers([fakes[0].url], folder=str(tmp_path))) as engine:
+        policies = [Policy(str(tiny_model), lora=LORA, dtype="float32").load() for _ in range(2)]
+        for policy in policies:
+            policy.version = 3
+            for p in policy.trainable().values():
+                p.data.fill_(0.05)
+        wire, encoder = Wire(2), PromptEncoder(Prompts(system=""), load_tokenizer(tiny_model))
+
+        def process(rank: int) -> Any:
+            sampler = Sampler(Threads(engine, rank, wire), policies[rank], encoder, GradingPool(ByKind()), 128)
+            drawn, versions = [], []
+            for asks in ((False, True), (False, False), (True, True)):
+                sampler.hold()
+                drawn.append(sampler.replies([*map(tuple, shared(rank, 2))], SAMPLING, seed=0))
+                with sampler.at_start(asks[rank]):
+                    drawn.append(sampler.replies([*map(tuple, PROMPTS)], SAMPLING, seed=0) if asks[rank] else [])
+                    versions.append(policies[rank].version)
+            return drawn, versions
+
+        with ThreadPoolExecutor(2) as threads:
+            (first, versions), (second, others) = threads.map(process, range(2))
+    assert versions == others == [0, 3, 0]
+    for drawn, asks in ((first, (False, False, True)), (second, (True, False, True))):
+        present, start = drawn[::2], drawn[1::2]
+        assert present[0] == present[1] == present[2]
+        assert [len(replies) for replies in start] == [len(PROMPTS) * asked for asked in asks]
+    assert second[1] != second[5], "in the first turn nobody else had these prompts"
+    policy = Policy(str(tiny_model), lora=LORA, dtype="float32").load()
+    said = [torch.tensor(reply.logprobs) for reply in first[5]]
+    expected = logprobs(policy, PROMPTS, [reply.token_ids for reply in first[5]])
+    torch.testing.assert_close(torch.cat(said), torch.cat(expected), rtol=0, atol=1e-3)
 
 
 def test_prompts_and_seeds_reach_the_engine_once(tiny_model: Path) -> None:

@@ -3,7 +3,7 @@
     python -m tests.sharding.ranks MODEL FOLDER RANK SIZE PORT [CASE] [SETTING=JSON ...]
 
 CASE is a name of `CASES`, or of a method as published. Settings are those of `tests.pair`, and `goes_on` and `save` for
-a checkpoint in FOLDER.
+a checkpoint in FOLDER; `sincere` has what fails in the engine of each rank, `validates` counts batches before training.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ogls.policy.teacher import EMA, Frozen, Live, OtherModel, TrustRegion
 from ogls.sharded import Sharded
 from ogls.system.step_metrics import StepMetrics
 from tests.faults import small
+from tests.sharding.sincere import Sincere
 from tests.test_overlays import REFLECTED, reflecting
 
 STEPS = 8
@@ -131,7 +132,8 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
     goes_on, save = changes.pop("goes_on", False), changes.pop("save", False)
     steps, room, killed = changes.pop("steps", STEPS), changes.pop("room", None), changes.pop("killed", None)
     place, told = Path(folder), Told()
-    strategy = {"strategy": Sharded(), "devices": int(size)} if int(size) > 1 else {}
+    sincere, validates = changes.pop("sincere", None), changes.pop("validates", 0)
+    strategy = {"strategy": changes.pop("strategy", None) or Sharded(), "devices": int(size)} if int(size) > 1 else {}
     if strategy:
         launched(int(rank), int(size), int(port))
     given: dict[str, Any] = {
@@ -145,6 +147,8 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
     if case in methods.__all__:
         given |= {"method": getattr(methods, case)(), "engine": reflecting(Path(model)), "prompts": REFLECTED}
         given |= {"reflection": ReflectionLimits(prompt_tokens=600, max_tokens=100), "group_size": 4}
+    if sincere is not None:
+        given["engine"] = Sincere(Path(model), **sincere.get(rank, {}))
     if case == "other model":
         changes["teacher"] = OtherModel(model)
     student, data = small.pair(Path(model), kind=Seeded, load=False, **(given | CASES.get(case, FULL) | changes))
@@ -160,13 +164,15 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
+        num_sanity_val_steps=validates,
+        limit_val_batches=validates,
         **strategy,
     )
     try:
         trainer.fit(student, data, ckpt_path=place / CHECKPOINT if goes_on else None)
         found = {"rows": told.rows, "held": held(student, trainer), "tokens": student.tokens_per_micro_batch}
+        if isinstance(data.engine, Sincere):
+            found["engine"] = data.engine.events
         (place / f"told-{rank}.json").write_text(json.dumps(found))
         weights = on_first(student.policy.trainable())
         if int(rank) == 0:

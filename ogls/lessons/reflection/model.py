@@ -74,7 +74,7 @@ class ModelReflector(Reflector):
                 break
             counts["retried"] += len(waiting) if turn == 1 else 0
             asked = [prompts[index] for index in waiting]
-            replies = context.ask(asked, sampling, derive(context.seed, turn), self.weights == "frozen")
+            replies = context.ask(asked, sampling, derive(context.seed, turn))
             for index, reply in zip(waiting, replies, strict=True):
                 counts["replies"] += 1
                 counts["cut"] += reply.finish_reason == "length"

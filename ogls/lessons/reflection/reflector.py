@@ -54,14 +54,14 @@ class ReflectionContext:
 
     Args:
         encoder: encoder of text to token ids and back
-        ask: function ``ask(prompts, sampling, seed, frozen)`` by which a language model continues every prompt once,
-            with the weights that training began with if `frozen` is true, else with the student's present ones
+        ask: function ``ask(prompts, sampling, seed)`` by which a language model continues every prompt once; it has the
+            weights that the reflector needs
         seed: seed of this step's reflections alone
         limits: largest lengths of prompts and replies
     """
 
     encoder: PromptEncoder
-    ask: Callable[[Sequence[tuple[int, ...]], Sampling, int, bool], list[Completion]]
+    ask: Callable[[Sequence[tuple[int, ...]], Sampling, int], list[Completion]]
     seed: int
     limits: ReflectionLimits
 

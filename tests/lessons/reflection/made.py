@@ -45,16 +45,12 @@ class Scripted:
         self.encoder, self.script = encoder, script
         self.prompts: list[list[str]] = []
         self.seeds: list[int] = []
-        self.frozen: list[bool] = []
 
-    def __call__(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, frozen: bool
-    ) -> list[Completion]:
+    def __call__(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> list[Completion]:
         texts = [self.encoder.tokenizer.decode(prompt) for prompt in prompts]
         replies = [letters(self.encoder, self.script(text, len(self.prompts))) for text in texts]
         self.prompts.append(texts)
         self.seeds.append(seed)
-        self.frozen.append(frozen)
         return [
             Completion(
                 token_ids=ids[: sampling.max_tokens],
