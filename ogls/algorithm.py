@@ -83,8 +83,7 @@ def collect(
         drawn = method.sampling(sizes.max_tokens)
         groups = sampler.rollouts(problems, prompts, sizes.group_size, drawn, seed_of("rollouts"))
     measured = summarise(groups)
-    if method.reflector is not None:
-        assert sampler is not None
+    if method.reflector is not None and sampler is not None:
         limits, seed = sizes.reflection, seed_of("reflections")
         context = ReflectionContext(encoder=encoder, ask=sampler.replies, seed=seed, limits=limits)
         with sampler.at_start("start" in method.needs and any(group.mixed for group in groups)):
@@ -196,5 +195,6 @@ def _steered(
     num_scored = [max(term.num_scored(lesson) for term in taught) for lesson in lessons]
     with held() as reader:
         (anchor, direction), head = view_states(reader, target.steering, lessons, num_scored, budget), reader.lent_head
-    alpha = target.steering.strength(anchor, direction, policy.version, head or policy.head)
+    with policy.agreed_memory():
+        alpha = target.steering.strength(anchor, direction, policy.version, head or policy.head)
     return Steered(anchor=anchor, direction=direction, alpha=alpha, head=head)

@@ -258,7 +258,7 @@ class SelfDistillation(LightningModule):
             self.policy.let_go()  # or gradients of weights that are whole now would be forgotten, and no parts'
             self.zero_grad()
             try:
-                with metrics.recording(), timed("student"):
+                with metrics.recording(), timed("student"), self.policy.outlasting():
                     return metrics, gradient(
                         self.method,
                         self.policy,
@@ -273,7 +273,7 @@ class SelfDistillation(LightningModule):
                     raise
                 if self.policy.parts is not None and not isinstance(error, OutOfMemory):
                     raise RunEnded(
-                        f"memory ran out in process {self.global_rank} amid a pass that all processes make together "
+                        f"memory ran out in process {self.global_rank}, for which all others wait "
                         f"({error}). Set --model.tokens_per_micro_batch below {self.tokens_per_micro_batch}, or "
                         "--policy.gradient_checkpointing true, and go on by --ckpt_path last"
                     ) from error

@@ -64,6 +64,10 @@ class Other(Policy):
         super().take(model)
         model.requires_grad_(False)
 
+    def _noted(self, error: Exception) -> bool:
+        """Has the student remember it, whose pass comes next."""
+        return self._student[0]._noted(error)
+
     @property
     def head(self) -> Head:
         """Returns weight and bias of the rows of the output head that the student's vocabulary has."""

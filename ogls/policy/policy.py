@@ -32,7 +32,7 @@ from ogls.policy.pretrained import (
     resolve_model,
     write_model,
 )
-from ogls.policy.sharding import cut, own_part, shard, whole
+from ogls.policy.sharding import cut, outlast, own_part, shard, whole
 from ogls.system.process_group import ProcessGroup
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Policy(nn.Module):
         self.gradient_checkpointing: bool | Literal["auto"] = gradient_checkpointing
         self.version = 0
         self._autocast = lora is None and dtype == "bfloat16"
-        self._lent = False
+        self._lent = self._outlasting = False
+        self._short: str | None = None  # what was said when memory ran out amid a pass that was made to its end
 
     @cached_property
     def folder(self) -> Path:
@@ -145,6 +146,7 @@ class Policy(nn.Module):
 
     def _cut(self, mesh: DeviceMesh) -> None:
         """Cuts a model without values among processes, and reads the own rows of its weights."""
+        outlast(self.model.base_model.layers, self._noted)
         shard(self, mesh, ("trunk", "_logits"), torch.bfloat16 if self._autocast else None)
         self._apply(lambda p: p.float() if p.requires_grad else p)  # what is trained is fp32, by rows from the start
         self.parts = ProcessGroup(mesh.get_local_rank(), mesh.size())
@@ -188,6 +190,8 @@ class Policy(nn.Module):
     def agreed_memory(self) -> Iterator[None]:
         """If memory runs out in one process while this context is entered, it does so in all that hold parts.
 
+        So it does where it ran out before, amid a pass while `outlasting` was entered.
+
         Raises:
             OutOfMemory: memory ran out here or elsewhere.
         """
@@ -201,8 +205,29 @@ class Policy(nn.Module):
             if not out_of_memory(error):
                 raise
             short = error
-        if any(self.parts.gathered(short is not None)):
+        if any(self.parts.gathered(short is not None or self._short is not None)):
             raise OutOfMemory("memory ran out in one of the processes that hold the weights") from short
+
+    @contextmanager
+    def outlasting(self) -> Iterator[None]:
+        """A pass goes on where memory runs out in a layer while this context is entered; its states mean nothing.
+
+        Others wait for this process in every layer of a pass. Before its states are used, `agreed_memory` has all of
+        them know. The gradient's pass is another matter: whatever fails there is raised.
+        """
+        self._outlasting, self._short = True, None
+        try:
+            yield
+        finally:
+            self._outlasting, self._short = False, None
+
+    def _noted(self, error: Exception) -> bool:
+        """Returns whether a layer's error is one that the pass outlasts, and remembers it."""
+        amid_gradient = torch._C._current_graph_task_id() != -1
+        if not self._outlasting or amid_gradient or not out_of_memory(error):
+            return False
+        self._short = str(error)
+        return True
 
     def let_go(self) -> None:
         """Gives back the memory of weights that a pass has gathered from other processes and left in place."""

@@ -6,11 +6,12 @@ of a weight is a DTensor: gradients, the optimiser's means and a teacher's weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -38,6 +39,26 @@ def shard(policy: Policy, mesh: DeviceMesh, passes: tuple[str, ...], dtype: torc
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # the loss is divided by the total of all processes already
             part.set_force_sum_reduction_for_comms(True)  # else gloo would be asked for a product it does not know
+
+
+def outlast(layers: Iterable[nn.Module], noted: Callable[[Exception], bool]) -> None:
+    """Has a layer hand on its input where it fails, so that a pass which others are in, too, is made to its end.
+
+    Args:
+        layers: layers whose first input and whose output are states of one shape
+        noted: whether an exception is made a note of; any other is raised
+    """
+
+    def lasting(forward: Callable[..., Tensor], states: Tensor, *args: Any, **options: Any) -> Tensor:
+        try:
+            return forward(states, *args, **options)
+        except Exception as error:
+            if not noted(error):
+                raise
+        return states
+
+    for layer in layers:
+        layer.forward = partial(lasting, layer.forward)
 
 
 def cut(value: Tensor, like: Tensor) -> Tensor:

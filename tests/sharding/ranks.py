@@ -65,18 +65,31 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Seeded(SelfDistillation):
-    """Makes the same adapter in every process, one of which has no memory for micro-batches above `room` tokens."""
+    """Makes the same adapter in every process, one of which has no memory for micro-batches above `room` tokens.
+
+    It runs out where a loss is made, in a layer of the student or of another model, or in a layer's gradient.
+    """
 
     room: int | None = None
+    where: str = "loss"
 
     def configure_model(self) -> None:
         torch.manual_seed(0)
         super().configure_model()
+        reader = self.other if self.where == "other" and self.other is not None else self.policy
+        if self.where in ("layer", "other"):
+            reader.model.base_model.layers[1].mlp.register_forward_pre_hook(lambda *_: self._run_out())
+        if self.where == "gradient":
+            self.policy.model.base_model.layers[1].mlp.register_full_backward_hook(lambda *_: self._run_out())
+
+    def _run_out(self) -> None:
+        if self.room is not None and self.tokens_per_micro_batch > self.room and self.global_rank == 1:
+            raise torch.OutOfMemoryError("injected into one process alone")
 
     def _observe(self, metrics: StepMetrics, batch: MicroBatch) -> None:
         super()._observe(metrics, batch)
-        if self.room is not None and self.tokens_per_micro_batch > self.room and self.global_rank == 1:
-            raise torch.OutOfMemoryError("injected into one process alone")
+        if self.where == "loss":
+            self._run_out()
 
 
 class Told(Callback):
@@ -130,7 +143,8 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
     """Trains as one of `size` processes; with size 1 as any run does."""
     changes = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
     goes_on, save = changes.pop("goes_on", False), changes.pop("save", False)
-    steps, room, killed = changes.pop("steps", STEPS), changes.pop("room", None), changes.pop("killed", None)
+    steps, killed = changes.pop("steps", STEPS), changes.pop("killed", None)
+    room, where = changes.pop("room", None), changes.pop("where", "loss")
     place, told = Path(folder), Told()
     sincere, validates = changes.pop("sincere", None), changes.pop("validates", 0)
     strategy = {"strategy": changes.pop("strategy", None) or Sharded(), "devices": int(size)} if int(size) > 1 else {}
@@ -153,7 +167,7 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
         changes["teacher"] = OtherModel(model)
     student, data = small.pair(Path(model), kind=Seeded, load=False, **(given | CASES.get(case, FULL) | changes))
     assert isinstance(student, Seeded)
-    student.room = room
+    student.room, student.where = room, where
     trainer = Trainer(
         max_epochs=2 if goes_on else 1,
         accelerator="cpu",
