@@ -18,6 +18,7 @@ from ogls.lessons.selection import UpToError
 from ogls.loss.steering import OutcomeSteering
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
+from ogls.policy.sharding import whole
 from ogls.policy.teacher import EMA
 from ogls.records import Sampling
 from ogls.rollout.accuracy import Evaluation
@@ -105,4 +106,4 @@ def fit(
 
 
 def weights(student: SelfDistillation) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in student.policy.trainable().items()}
+    return {name: whole(p.detach()).clone() for name, p in student.policy.trainable().items()}

@@ -24,6 +24,7 @@ from ogls.loss.policy_gradient import GRPO
 from ogls.methods import OnPolicyDistillation
 from ogls.policy.teacher import OtherModel
 from ogls.rollout.vllm import VllmEngine
+from ogls.sharded import Sharded
 from ogls.system.exits import FolderInUse
 from ogls.system.run_lock import lock_folder
 from ogls.tracking import Tracker, tracker
@@ -65,7 +66,9 @@ def train_as(model: str, folder: str, rank: str, size: str, port: str, killed_at
     save_file(small.weights(student), Path(folder) / f"weights-{rank}.safetensors")
 
 
-def sample_as(model: str, teacher: str, folder: str, engine: str, rank: str, size: str, port: str) -> None:
+def sample_as(
+    model: str, teacher: str, folder: str, engine: str, rank: str, size: str, port: str, strategy: str = "ddp"
+) -> None:
     """Two steps as one of several processes, taught by another model, with an engine that wants its own process."""
     os.chdir(folder)
     if size != "1":
@@ -83,7 +86,9 @@ def sample_as(model: str, teacher: str, folder: str, engine: str, rank: str, siz
         Path(folder),
         method=OnPolicyDistillation(teacher=OtherModel(teacher)),
         engine=vllm if engine == "vllm" else Apart(folder),
-        training={"strategy": "ddp", "devices": int(size)} if size != "1" else {},
+        training={"strategy": Sharded() if strategy == "sharded" else strategy, "devices": int(size)}
+        if size != "1"
+        else {},
         steps_per_epoch=2,
         epochs=1,
         tokens_per_micro_batch=150,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -23,8 +24,10 @@ from ogls.records import Sampling
 from ogls.rollout.guard import EngineGuard
 from ogls.rollout.server import FRESH, Server, ServerFailed
 from ogls.rollout.servers import VllmServers
+from tests.faults.nursery import Nursery
 from tests.rollout.gap import logprob_gap
-from tests.test_cli import small
+from tests.rollout.test_servers_fit import rows, started
+from tests.test_cli import run_in, small
 
 pytestmark = [
     pytest.mark.slow,
@@ -148,6 +151,58 @@ def test_all_weights_arrive(tiny_model: Path, made: Any) -> None:
     assert max(guard.gaps.values()) < 0.005
     fresh = Policy(str(tiny_model), lora=None, dtype="float32").load()
     guard.load(fresh, 2)  # for the tests that come after this one
+
+
+def run_with(server: Supervised, model: Path, folder: Path, *further: str) -> list[str]:
+    """A run of three steps in `folder` whose rollouts come from one server."""
+    settings = [word for word in small(model) if word not in ("--data.engine", "TransformersEngine")]
+    engine = ("--data.engine", "VllmServers", "--data.engine.urls", f"[{server.url}]")
+    return [
+        *(*settings[:2], *further, *settings[2:], *engine, "--data.engine.folder", str(folder)),
+        *("--data.engine.start_within", "900", "--data.steps_per_epoch", "3", "--trainer.max_epochs", "1"),
+        *("--data.max_tokens", "100", "--data.context_length", "256"),
+    ]
+
+
+def sound(rows: list[dict[str, Any]]) -> None:
+    assert len(rows) == 3
+    assert max(row["engine/canary_gap"] for row in rows) < 0.1
+    assert max(row["train/engine_logprob_gap"] for row in rows) < 0.05
+
+
+def test_a_server_samples_beside_the_training(
+    servers: list[Supervised], nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    given = run_with(servers[0], tiny_model, tmp_path, "--config", "one_step_off.yaml")
+    code, said = run_in(nursery, "fit", *given, cwd=tmp_path)
+    assert code == 0, said[-3000:]
+    sound(rows(tmp_path))
+    assert [row["train/staleness"] for row in rows(tmp_path)] == [0.0, 1.0, 1.0]
+    (trace,) = (tmp_path / "runs").glob("*/trace.json")
+    phases = [event for event in json.loads(trace.read_text()) if event.get("ph") == "X"]
+    for step in (1, 2):  # while a step trains, the rollouts of the next one are drawn
+        drawn, trained = (
+            [(e["ts"], e["ts"] + e["dur"]) for e in phases if e["name"] == name and e["args"]["step"] == of]
+            for name, of in (("generate", step + 1), ("student", step))
+        )
+        assert any(a < d and c < b for a, b in drawn for c, d in trained), (step, drawn, trained)
+
+
+@pytest.mark.fault("server dies")
+def test_two_processes_with_parts_of_the_weights_share_a_server_that_dies(
+    servers: list[Supervised], nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    """All weights are trained. The server is killed after the first step, and its supervisor brings it back."""
+    given = run_with(servers[0], tiny_model, tmp_path, "--policy.lora", "null")
+    processes = started(nursery, tmp_path, 2, given, "sharded")
+    while not [*(tmp_path / "runs").glob("*/metrics.jsonl")] or not rows(tmp_path):
+        time.sleep(0.1)
+    servers[0].all(signal.SIGKILL)
+    codes = [nursery.wait(process) for process in processes]
+    said = "".join((tmp_path / f"output-{rank}.txt").read_text() for rank in range(2))
+    assert codes == [0, 0], said[-3000:]
+    assert "The engine failed and is rebuilt" in said
+    sound(rows(tmp_path))
 
 
 @pytest.mark.fault("server is silent")

@@ -86,9 +86,9 @@ def test_where_one_of_two_processes_is_killed_both_end(
         assert nursery.wait(processes[killed]) == -9
 
 
-def started(nursery: Nursery, folder: Path, size: int, given: Sequence[str]) -> list[int]:
+def started(nursery: Nursery, folder: Path, size: int, given: Sequence[str], strategy: str = "ddp") -> list[int]:
     """Process ids of a run of so many processes."""
-    port, devices = free_port(), ("--trainer.strategy", "ddp", "--trainer.devices", str(size))
+    port, devices = free_port(), ("--trainer.strategy", strategy, "--trainer.devices", str(size))
     processes = []
     for rank in range(size):
         environment = json.dumps(ENVIRONMENT | (_launched(rank, size, port) if size > 1 else {}))

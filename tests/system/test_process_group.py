@@ -126,12 +126,15 @@ def test_each_of_two_processes_has_an_engine_of_its_own(
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra cpu or cuda")
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
 def test_each_of_two_processes_has_a_vllm_of_its_own(
-    nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
+    strategy: str, nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
 ) -> None:
     """The canary compares it with the policy at every load, in each of the two."""
     port = free_port()
-    both = [nursery.fork("sample_as", tiny_model, wide_model, tmp_path, "vllm", rank, 2, port) for rank in (0, 1)]
+    both = [
+        nursery.fork("sample_as", tiny_model, wide_model, tmp_path, "vllm", rank, 2, port, strategy) for rank in (0, 1)
+    ]
     assert [nursery.wait(process) for process in both] == [0, 0]
     gaps = [row["train/engine_logprob_gap"] for row in rows(tmp_path) if "train/engine_logprob_gap" in row]
     assert len(gaps) == 2
