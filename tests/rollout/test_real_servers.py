@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from ogls.records import Sampling
 from ogls.rollout.guard import EngineGuard
 from ogls.rollout.server import FRESH, Server, ServerFailed
 from ogls.rollout.servers import VllmServers
+from ogls.tracking.files import read_trace
 from tests.faults.nursery import Nursery
 from tests.rollout.gap import logprob_gap
 from tests.rollout.test_servers_fit import rows, started
@@ -179,10 +179,10 @@ def test_a_server_samples_beside_the_training(
     sound(rows(tmp_path))
     assert [row["train/staleness"] for row in rows(tmp_path)] == [0.0, 1.0, 1.0]
     (trace,) = (tmp_path / "runs").glob("*/trace.json")
-    phases = [event for event in json.loads(trace.read_text()) if event.get("ph") == "X"]
+    phases = read_trace(trace)
     for step in (1, 2):  # while a step trains, the rollouts of the next one are drawn
         drawn, trained = (
-            [(e["ts"], e["ts"] + e["dur"]) for e in phases if e["name"] == name and e["args"]["step"] == of]
+            [(phase.start, phase.end) for phase in phases if (phase.name, phase.step) == (name, of)]
             for name, of in (("generate", step + 1), ("student", step))
         )
         assert any(a < d and c < b for a, b in drawn for c, d in trained), (step, drawn, trained)
