@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import Optimizer
 
-from ogls.policy.sharding import cut, on_first
+from ogls.policy.sharding import cut, give_memory_back, on_first
 
 
 class Sharded(ModelParallelStrategy):
@@ -30,6 +30,8 @@ class Sharded(ModelParallelStrategy):
         """Has all processes of all nodes share one set of weights."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        if self.root_device.type == "cpu":
+            give_memory_back()
 
     @property
     def lightning_restore_optimizer(self) -> bool:

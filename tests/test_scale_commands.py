@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ PAGE = (ROOT / "docs" / "scale.md").read_text()
 STANDS_FOR = {  # what a shell would put in, or a user
     '"[${urls%,}]"': "[http://10.0.0.2:8000]",
     "http://10.0.0.2:8001,...": "http://10.0.0.2:8001",
-    '\'"$host"\'': "10.0.0.2",
+    "'\"$host\"'": "10.0.0.2",
     "$((8000 + SLURM_LOCALID))": "8000",
     "$((8000 + i))": "8000",
     "X.yaml": "math.yaml",
@@ -55,7 +56,7 @@ def test_a_run_is_made(words: list[str]) -> None:
     own = [word for i, word in enumerate(words) if not any(i in (at, at + 1) for at in going_on)]  # of `fit` alone
     made = build([*own, "--trainer.accelerator", "cpu"], run=False)
     made.datamodule.close()
-    told = dict(zip(own, own[1:], strict=False))
+    told = dict(pairwise(own))
     nodes, devices = int(told.get("--trainer.num_nodes", 1)), int(told.get("--trainer.devices", 1))
     assert (made.trainer.num_nodes, made.trainer.num_devices) == (nodes, devices)
     urls = getattr(made.datamodule.engine, "urls", None)
@@ -64,7 +65,7 @@ def test_a_run_is_made(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", SERVERS, ids=" ".join)
 def test_a_server_is_described(words: list[str], tiny_model: Path) -> None:
-    told = dict(zip(words, words[1:], strict=False))
+    told = dict(pairwise(words))
     model = ("--policy.model", str(tiny_model), "--policy.adapter", "null")
     made = command(["--config", told["--config"], *model], told.get("--host", "127.0.0.1"), int(told["--port"]))
     assert made.url.startswith(f"http://{told.get('--host', '127.0.0.1')}:80")

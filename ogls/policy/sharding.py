@@ -6,6 +6,8 @@ of a weight is a DTensor: gradients, the optimiser's means and a teacher's weigh
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h; once it is set, it does not grow
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -59,6 +63,15 @@ def outlast(layers: Iterable[nn.Module], noted: Callable[[Exception], bool]) -> 
 
     for layer in layers:
         layer.forward = partial(lasting, layer.forward)
+
+
+def give_memory_back() -> None:
+    """Has glibc give large blocks back to the system when they are free.
+
+    It would keep each layer that a pass has gathered on a processor, in pieces between which the next one has no room.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def cut(value: Tensor, like: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ FAULTS = {  # by rank: of the loads and calls of its engine, those that fail
 SLOW = [pytest.param(name, marks=[pytest.mark.slow] * (name != "one after the other")) for name in FAULTS]
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.fault("engine dies")
 @pytest.mark.parametrize("fault", SLOW)
 def test_two_engines_make_what_one_makes(fault: str, nursery: Nursery, tiny_model: Path, tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_processes_of_a_node_read_no_more_than_one_copy_of_the_weights(
     assert copy > 300e6
     assert sum(row["most"] for row in loaded) < 1.25 * copy, loaded
     assert sum(row["teacher"] for row in loaded) == pytest.approx(copy, rel=0.02)
+    for row in loaded:  # passes hold a few layers at a time, and leave none
+        assert row["in passes"] < row["weights"] + 5 * copy / 12, loaded
+        assert row["after passes"] < 1.25 * row["weights"] + 10e6, loaded
 
 
 @pytest.mark.fault("out of memory")
