@@ -98,6 +98,7 @@ def goes_on(ranks: Ranks, begun: Path, size: int, case: str, **settings: Any) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # 32 processes in all
 @pytest.mark.parametrize("case", ["ema", "lora ema", "mixture"])
 def test_a_checkpoint_goes_from_one_process_to_two_to_four_and_back(case: str, ranks: Ranks) -> None:
     begun = {size: ranks.run(f"begun-{size}", size, case, save=True, steps=4) for size in (1, 2, 4)}
