@@ -33,6 +33,7 @@ from ogls.policy.pretrained import load_tokenizer
 from ogls.policy.sharding import on_first, own_part
 from ogls.policy.teacher import EMA, Frozen, Live, OtherModel, TrustRegion
 from ogls.sharded import Sharded
+from ogls.system.exits import RunEnded
 from ogls.system.step_metrics import StepMetrics
 from tests.faults import small
 from tests.sharding.sincere import Sincere
@@ -196,6 +197,9 @@ def train(model: str, folder: str, rank: str, size: str, port: str, case: str, *
             list(student.policy.merged_weights())
         if save:
             trainer.save_checkpoint(place / CHECKPOINT)
+    except RunEnded as error:
+        (place / f"ended-{rank}.txt").write_text(str(error))
+        raise
     finally:
         data.close()
 
