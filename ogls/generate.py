@@ -132,7 +132,7 @@ def _complete(data: Any, prompts: Sequence[str], n: int) -> None:
     ids = [data.encoder.evaluated(problem) for problem in problems for _ in range(n)]
     sampler = data.sampler()
     sampler.hold()
-    completions = iter(sampler.replies(ids, data.evaluation.sampling, derive(data.seed, "generate"), frozen=False))
+    completions = iter(sampler.replies(ids, data.evaluation.sampling, derive(data.seed, "generate")))
     for prompt in prompts:
         print(f"\n> {prompt}")
         for number in range(1, n + 1):
