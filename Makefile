@@ -40,10 +40,10 @@ $(STAMP): pyproject.toml $(PINS) | $(BIN)/uv
 fit: $(STAMP)  ## train with CONFIG (math.yaml); ARGS are further options
 	$(BIN)/python experiments/run.py fit --config $(CONFIG) $(ARGS)
 
-# Two files at a time, one thread each: most of the tests would leave a second core idle. In their order, since those
-# with the fewest tests, which xdist would put last, are the longest.
+# Three files at a time, one thread each: on two cores, since many tests wait for other processes. In their order, since
+# those with the fewest tests, which xdist would put last, are the longest.
 test: $(STAMP)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not torture" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not torture" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(STAMP)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not torture" -n 2 --dist loadfile $(ARGS)

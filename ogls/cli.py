@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
+import jsonargparse._postponed_annotations
 import jsonargparse._typehints
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
@@ -72,7 +73,16 @@ def _forget_arguments(parser: Any, before: Any, now: Any) -> None:
         before.pop("init_args")
 
 
+def _hints(of: Any, names: dict[str, Any] | None = None, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the types of a class's fields; those that it inherits are read by the names of the file they stand in."""
+    if inspect.isclass(of):
+        with suppress(NameError):  # of what is imported for type checkers alone
+            return get_type_hints(of)
+    return get_type_hints(of, names, more)
+
+
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # jsonargparse's keeps what fits
+jsonargparse._postponed_annotations.get_type_hints = _hints  # jsonargparse's reads all by the names of the last file
 _MODE = "omegaconf+"
 read_strictly(_MODE)
 

@@ -1,4 +1,4 @@
-"""Command lines are parsed by one parser, since making it takes as long as its work. Nothing is made of the values."""
+"""Command lines are parsed by one parser, since making it takes as long as its work."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any, ClassVar
 from ogls.cli import OglsCLI, build
 
 
-class _Parsed(OglsCLI):
-    _kept: ClassVar[dict[str | None, tuple[Any, ...]]] = {}
+class OneParser(OglsCLI):
+    """This command line makes its parser once for all tests of a process."""
+
+    _kept: ClassVar[dict[str | None, dict[str, Any]]] = {}
 
     def setup_parser(self, *settings: Any) -> None:
         if self.asked not in self._kept:
+            before = {*vars(self)}
             super().setup_parser(*settings)
-            self._kept[self.asked] = self.parser, self._subcommand_parsers
-        self.parser, self._subcommand_parsers = self._kept[self.asked]
+            self._kept[self.asked] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(self._kept[self.asked])
 
+
+class _Parsed(OneParser):
     def instantiate_classes(self) -> None:
         """Makes nothing."""
 

@@ -72,7 +72,8 @@ def small(tiny_model: Path) -> list[str]:
         *("--data.train.size", "20", "--data.val.size", "5", "--data.problems_per_step", "3"),
         *("--data.steps_per_epoch", "2", "--trainer.max_epochs", "2", "--data.max_tokens", "12"),
         *("--data.evaluation.sampling.max_tokens", "12", "--method.selection", "AllTokens"),
-        *("--trainer.logger.init_args.system_metrics", "false", "--trainer.accelerator", "cpu"),
+        *("--trainer.accelerator", "cpu", "--trainer.logger.init_args.system_metrics", "false"),
+        *("--trainer.logger.init_args.traces", "0"),  # which would be a third of the run
     ]
 
 
@@ -80,7 +81,8 @@ def small(tiny_model: Path) -> list[str]:
 def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     nursery: Nursery, tiny_model: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
-    first = run("fit", *small(tiny_model), "--trainer.max_epochs", "1", cwd=tmp_path)
+    traced = ("--trainer.logger.init_args.traces", "8")
+    first = run("fit", *small(tiny_model), *traced, "--trainer.max_epochs", "1", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "after step 0: val/avg_at_4" in first.stdout
     assert "after step 2: val/avg_at_4" in first.stdout
@@ -90,7 +92,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert (folder / "best_adapter" / "adapter_model.safetensors").is_file()
     assert (folder / "best_adapter" / "tokenizer.json").is_file()
 
-    code, second = run_in(nursery, "fit", *small(tiny_model), "--ckpt_path", "last", cwd=tmp_path)
+    code, second = run_in(nursery, "fit", *small(tiny_model), *traced, "--ckpt_path", "last", cwd=tmp_path)
     assert code == 0, second[-3000:]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name], "the same run goes on"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

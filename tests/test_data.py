@@ -162,7 +162,7 @@ SOLUTION = {"privilege": ReferenceSolution(), "steering": Unsteered()}
         ({"max_tokens": 0}, r"data.max_tokens must be in \[1, 1e9\], got 0"),
         (
             {"prompts": Prompts(views={"atempt": "{problem} {text}"})},
-            r"data.prompts.views: no view is worded by 'atempt', expected one of \['attempt', 'idea'\]",
+            r"data.prompts.views: no view is worded by 'atempt', expected one of \['attempt', 'feedback', 'idea'\]",
         ),
     ],
 )

@@ -271,7 +271,8 @@ def test_a_change_by_hand(after: dict[str, float], word: str, tmp_path: Path):
 
 
 def test_make_help_lists_every_target():
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    command = ["make", "--no-print-directory", "help"]  # which `make test` would have it print
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert {line.split()[1] for line in listed} == {*targets.split()}
     assert all(len(line.split()) > 3 for line in listed), "and say what it does"

@@ -32,6 +32,7 @@ from ogls.policy.teacher import EMA, Frozen, OtherModel
 from ogls.records import Problem, Sampling
 from ogls.tasks.chains import Chain, first_mistake
 from ogls.tracking import Tracker
+from tests.parsed import OneParser
 from tests.scripted import ScriptedEngine
 from tests.test_module import fit, pair, weights
 
@@ -53,7 +54,7 @@ def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def built(*stack: str) -> OglsCLI:
     """What configurations (`math`) and options (`--method OPSD`, in one text) make together."""
     words = [word for part in stack for word in (part.split() if "--" in part else ("--config", f"{part}.yaml"))]
-    made = build([*words, "--trainer.accelerator", "cpu"], run=False)
+    made = build([*words, "--trainer.accelerator", "cpu"], run=False, kind=OneParser)
     made.datamodule.close()
     return made
 

@@ -8,7 +8,8 @@ student and teacher would make in these lessons' micro-batches.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,6 +171,11 @@ class _StandIns(Sampler):
             for problem, prompt in zip(problems, prompts, strict=True)
         ]
 
+    @contextmanager
+    def at_start(self, needed: bool) -> Iterator[None]:
+        self.loads += 2 * needed  # the start's weights, and the present ones again
+        yield
+
     def _rollout(self, number: int, right: bool) -> Rollout:
         half = (self.length - len(SLIP)) // 2
         text = f"{number:04}" + "." * (half - 4) + SLIP
@@ -179,11 +185,8 @@ class _StandIns(Sampler):
         verdict = Verdict(correct=right, status="graded", answer="1" if right else f"wrong {number}")
         return Rollout(completion=completion, text=text, verdict=verdict)
 
-    def replies(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, frozen: bool
-    ) -> list[Completion]:
+    def replies(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> list[Completion]:
         self.draws.append(Draw([len(prompt) for prompt in prompts], [self.reply] * len(prompts), len(prompts)))
-        self.loads += 2 * frozen  # the start's weights, and the present ones again
         said = f"<quote>{SLIP}</quote><idea>Add the units first, then carry.</idea>".rjust(self.reply, ".")
         ids = tuple(map(ord, said))
         return [Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop")] * len(prompts)

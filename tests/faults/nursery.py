@@ -8,10 +8,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +79,7 @@ def serve() -> None:
 
     defer_torchmetrics()
     # What a run imports as it goes takes longer than the run.
+    import IPython.core.interactiveshell  # noqa: F401 - MLflow asks it whether a notebook runs
     import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401
     import peft  # noqa: F401
@@ -87,6 +91,7 @@ def serve() -> None:
     from tests.faults import victims
 
     torch.set_num_threads(1)
+    _copy_databases()
     gc.freeze()  # or each victim would look through all that was imported for garbage, again and again
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what victims print is not an answer
@@ -100,6 +105,25 @@ def serve() -> None:
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(int(arguments[0]), 0)[1])
         print(json.dumps([question, answer]), file=answers, flush=True)
+
+
+def _copy_databases() -> None:
+    """Has new databases of MLflow be copies of one: a second and a half of migrations each would be most of a run."""
+    import mlflow.store.db.utils as databases
+    import sqlalchemy
+
+    made, place = databases._initialize_tables, Path(tempfile.mkdtemp()) / "made.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{place}")
+    made(engine)
+    engine.dispose()
+
+    def copied(engine: sqlalchemy.Engine) -> None:
+        if engine.dialect.name != "sqlite":
+            return made(engine)
+        with closing(sqlite3.connect(place)) as source, closing(engine.raw_connection()) as target:
+            source.backup(target.driver_connection)
+
+    databases._initialize_tables = copied
 
 
 def _be(victim, arguments) -> None:

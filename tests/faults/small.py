@@ -64,7 +64,9 @@ def trainer(
 ) -> Trainer:
     settings: dict[str, Any] = {
         "max_epochs": epochs,
-        "logger": Tracker(folder=str(folder), run_name="small-s0-run", tracking_uri=tracking_uri, system_metrics=False),
+        "logger": Tracker(
+            folder=str(folder), run_name="small-s0-run", tracking_uri=tracking_uri, system_metrics=False, traces=0
+        ),
         "callbacks": [
             RunRecorder(),
             BestCheckpoint(save_every=1),

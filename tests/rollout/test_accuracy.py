@@ -98,9 +98,10 @@ def test_evaluate_by_hand() -> None:
     assert metrics["length_mean"] == 2.5
     assert metrics["truncated_rate"] == 0.0
     assert metrics["unparsable_rate"] == 1 / 8
+    assert metrics["unclosed_rate"] == 0
     figures = {f"{name}_at_{k}" for name in ("pass", "maj") for k in (1, 2, 4)} | {"avg_at_4"}
     ends = {f"{name}_{end}" for name in figures for end in ("low", "high")}
-    assert set(metrics) == figures | ends | {"length_mean", "truncated_rate", "unparsable_rate"}
+    assert set(metrics) == figures | ends | {"length_mean", "truncated_rate", "unparsable_rate", "unclosed_rate"}
 
 
 def test_truncated_is_wrong_and_has_no_vote() -> None:

@@ -130,7 +130,7 @@ def settings(tiny_model: Path, train: Path, val: Path) -> list[str]:
         *("--data.val", "JsonlProblems", "--data.val.path", str(val)),
         *("--data.problems_per_step", "2", "--data.group_size", "2", "--data.evaluation.samples", "1"),
         *("--data.steps_per_epoch", "1", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
-        *("--trainer.logger.init_args.system_metrics", "false"),
+        *("--trainer.logger.init_args.system_metrics", "false", "--trainer.logger.init_args.traces", "0"),
     ]
 
 
