@@ -30,7 +30,7 @@ def fit(model: Path, *further: str) -> list[str]:
         *("--data.train.size", "30", "--data.val.size", "4", "--data.problems_per_step", "3"),
         *("--data.steps_per_epoch", str(STEPS), "--trainer.max_epochs", str(EPOCHS), "--trainer.accelerator", "cpu"),
         *("--trainer.callbacks.init_args.save_every", "3", "--data.context_length", "300"),
-        *("--trainer.logger.init_args.system_metrics", "false"),
+        *("--trainer.logger.init_args.system_metrics", "false", "--trainer.logger.init_args.traces", "1"),
         *("--trainer.logger.init_args.tracking_uri", "http://127.0.0.1:9", *further),
     ]
 

@@ -406,7 +406,7 @@ def test_a_deleted_experiment_is_told_at_once_and_restored(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path)
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")  # by its whole path: MLflow keeps stores by address
     number = client.create_experiment("cleaned", artifact_location=(tmp_path / "mlartifacts").as_uri())
     client.delete_experiment(number)
     made = trainer(1, experiment="cleaned", run_name="second")
@@ -430,7 +430,7 @@ def test_a_deleted_experiment_is_told_at_once_and_restored(
     assert refused.stderr.startswith("error: the experiment 'cleaned' was deleted in MLflow")
     assert len(refused.stderr.splitlines()) == 1
     client.restore_experiment(number)
-    assert replay(Path("runs/second"), "sqlite:///mlflow.db") == len(read_rows(Path("runs/second") / METRICS)) > STEPS
+    assert replay(Path("runs/second"), f"sqlite:///{tmp_path}/mlflow.db") == len(read_rows(Path("runs/second") / METRICS)) > STEPS
 
 
 def test_a_run_whose_server_was_away_is_replayed(
