@@ -67,7 +67,8 @@ class MLflowRun:
         for name in _QUIET:
             logging.getLogger(name).setLevel(logging.ERROR)  # failures are counted and reported at the end
         from mlflow import MlflowClient
-        from mlflow.tracking.context.registry import resolve_tags
+        from mlflow.tracking.context.default_context import DefaultRunContext
+        from mlflow.tracking.context.git_context import GitRunContext
 
         with self.alone():
             client = MlflowClient(self.uri)
@@ -76,7 +77,9 @@ class MLflowRun:
             named = client.search_runs([experiment_id], f"tags.{FOLDER} = '{self.tags[FOLDER]}'", max_results=1)
             self.run_id = named[0].info.run_id if named else None
         if self.run_id is None:
-            began, tags = int(self.began * 1000), resolve_tags(self.tags)
+            # MLflow's `resolve_tags` would import IPython in this thread, of which a figure drawn meanwhile finds half.
+            tags = DefaultRunContext().tags() | GitRunContext().tags() | self.tags
+            began = int(self.began * 1000)
             run = client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.name)
             self.run_id = run.info.run_id
         else:

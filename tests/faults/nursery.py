@@ -79,7 +79,6 @@ def serve() -> None:
 
     defer_torchmetrics()
     # What a run imports as it goes takes longer than the run.
-    import IPython.core.interactiveshell  # noqa: F401 - MLflow asks it whether a notebook runs
     import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401
     import peft  # noqa: F401

@@ -430,7 +430,8 @@ def test_a_deleted_experiment_is_told_at_once_and_restored(
     assert refused.stderr.startswith("error: the experiment 'cleaned' was deleted in MLflow")
     assert len(refused.stderr.splitlines()) == 1
     client.restore_experiment(number)
-    assert replay(Path("runs/second"), f"sqlite:///{tmp_path}/mlflow.db") == len(read_rows(Path("runs/second") / METRICS)) > STEPS
+    rows = read_rows(Path("runs/second") / METRICS)
+    assert replay(Path("runs/second"), f"sqlite:///{tmp_path}/mlflow.db") == len(rows) > STEPS
 
 
 def test_a_run_whose_server_was_away_is_replayed(
