@@ -44,14 +44,17 @@ class Feedback(Privilege):
 
     @property
     def views(self) -> Mapping[Role, Wording]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Returns the views of the other privilege, in which the feedback stands, or one of its own."""
         return {"feedback": FEEDBACK} if self.beside is None else self.beside.views
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Returns what the other privilege needs; the feedback alone needs rollouts."""
         return frozenset({"rollouts"}) if self.beside is None else self.beside.needs
 
     @property
     def selects(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Returns whether the other privilege chooses among rollouts."""
         return self.beside is not None and self.beside.selects
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
