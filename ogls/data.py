@@ -413,7 +413,7 @@ class RolloutDataModule(LightningDataModule):
                 raise ValueError("sampling needs an engine: set data.engine")
             engine = self.engine
             if engine.remote and self.group.size > 1:
-                engine = Together(engine, self.group.rank)
+                engine = Together(engine, self.group)
             elif self.policy.parts is not None and self.group.size > 1:
                 engine = Abreast(engine, self.group)
             self._sampler = Sampler(engine, self.policy, self.encoder, self.pool, self.longest_sequence)

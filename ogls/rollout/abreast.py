@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ogls.records import Completion, Sampling
-from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.engine import Item, RolloutEngine
 from ogls.rollout.together import plain
 from ogls.system.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from ogls.policy.policy import Policy
-
-Item = TypeVar("Item")
 
 
 class Abreast(RolloutEngine):

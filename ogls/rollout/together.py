@@ -8,21 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor
 
 from ogls.records import Completion, Sampling
-from ogls.rollout.engine import RolloutEngine
+from ogls.rollout.engine import Item, RolloutEngine
 from ogls.system.exits import EngineFailed
-from ogls.system.process_group import PATIENCE
+from ogls.system.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from ogls.policy.lora import Lora
     from ogls.policy.policy import Policy
-
-Item = TypeVar("Item")
 
 
 class Together(RolloutEngine):
@@ -33,14 +31,13 @@ class Together(RolloutEngine):
 
     Args:
         engine: engine that serves any number of processes
-        rank: number of this process
+        group: processes that train together
     """
 
     remote = True
 
-    def __init__(self, engine: RolloutEngine, rank: int) -> None:
-        self.engine, self.samples_policy, self._rank = engine, engine.samples_policy, rank
-        self._group: Any = None
+    def __init__(self, engine: RolloutEngine, group: ProcessGroup) -> None:
+        self.engine, self.samples_policy, self._group = engine, engine.samples_policy, group
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -49,14 +46,13 @@ class Together(RolloutEngine):
     @property
     def beats(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Returns the engine's signs of life; in other processes the clock's, as they only wait for the first one."""
-        return int(time.monotonic()) if self._rank else self.engine.beats
+        return int(time.monotonic()) if self._group.rank else self.engine.beats
 
     def beat(self) -> None:
         self.engine.beat()
 
     def _start(self, folder: Path, context_length: int) -> None:
-        if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = self._group.patient()
         self.engine.adapter_rank = self.adapter_rank
         self._told: dict[str, float] = {}
         self._together("start", lambda: self.engine.start(folder, context_length))
@@ -69,7 +65,7 @@ class Together(RolloutEngine):
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         asked = self._asked("generate", ([tuple(prompt) for prompt in prompts], sampling, n, seed))
-        return self._answers(asked)[self._rank]
+        return self._answers(asked)[self._group.rank]
 
     def agreed(self, own: Item) -> list[Item]:
         return [said for _, said in self._asked("agreed", own)]
@@ -96,12 +92,12 @@ class Together(RolloutEngine):
             check(name, alone)
         except Exception as error:
             failure = plain(error)
-        failures = [failure for failure in self._gathered(failure) if failure is not None]
+        failures = [failure for failure in self._group.gathered(failure) if failure is not None]
         if failures:
             raise failures[0]
 
     def _close(self) -> None:
-        if self._rank == 0:
+        if self._group.rank == 0:
             self.engine.close()
 
     # ---- what is said between the processes ----
@@ -119,7 +115,7 @@ class Together(RolloutEngine):
         check in which each has a part.
         """
         self._asked(kind, None)
-        if self._rank == 0:
+        if self._group.rank == 0:
             answer = self._tried(call)
             self._tell(answer)
         else:
@@ -136,7 +132,7 @@ class Together(RolloutEngine):
 
     def _answers(self, asked: Sequence[tuple[str, Any]]) -> list[list[list[Completion]]]:
         """Returns the completions that each process has asked for; who has asked for none gets none."""
-        if self._rank == 0:
+        if self._group.rank == 0:
             self._tell(self._tried(lambda: self._drawn(asked)))
             return self._taken(self._last)
         return self._taken(self._heard())
@@ -162,16 +158,11 @@ class Together(RolloutEngine):
         Raises:
             ValueError: they ask for what cannot be done together.
         """
-        asked = self._gathered((kind, order))
+        asked = self._group.gathered((kind, order))
         kinds = {kind for kind, _ in asked}
         if len(kinds) > 1 and not kinds <= {"generate", "done"}:
             raise ValueError(f"the training processes ask the engine for different things: {[k for k, _ in asked]}")
         return asked
-
-    def _gathered(self, own: Any) -> list[Any]:
-        everyone: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(everyone, own, group=self._group)
-        return everyone
 
     def _tried(self, call: Callable[[], Any]) -> tuple[str, Any]:
         try:
@@ -188,11 +179,11 @@ class Together(RolloutEngine):
 
     def _tell(self, message: tuple[str, Any]) -> None:
         self._last = message
-        dist.broadcast_object_list([message], src=0, group=self._group)
+        dist.broadcast_object_list([message], src=0, group=self._group.connection)
 
     def _heard(self) -> tuple[str, Any]:
         message: list[Any] = [None]
-        dist.broadcast_object_list(message, src=0, group=self._group)
+        dist.broadcast_object_list(message, src=0, group=self._group.connection)
         return message[0]
 
 

@@ -17,8 +17,7 @@ from torch import nn
 
 Item = TypeVar("Item")
 
-PATIENCE = timedelta(hours=6)
-"""Processes wait so long for one that samples: it is watched there, and one that is gone is noticed at once."""
+_PATIENCE = timedelta(hours=6)  # for one that samples: it is watched there, and one that is gone is noticed at once
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ProcessGroup:
         """Returns the same processes with a connection of their own, over which they may wait for hours."""
         if self.size == 1 or self.connection is not None:
             return self
-        return replace(self, connection=dist.new_group(backend="gloo", timeout=PATIENCE))
+        return replace(self, connection=dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """Returns this process's share of the items: those at rank, rank + size, rank + 2 size ..."""

@@ -24,6 +24,7 @@ from ogls.rollout.sampler import Sampler
 from ogls.rollout.servers import VllmServers
 from ogls.rollout.together import Together
 from ogls.system.exits import EngineFailed
+from ogls.system.process_group import ProcessGroup
 from ogls.tasks.by_kind import ByKind
 from ogls.tasks.grading import GradingPool
 from tests.rollout.fake_server import LORA, serving
@@ -42,19 +43,24 @@ class Wire:
         self.queues = [Queue[Any]() for _ in range(size)]
 
 
+class WiredGroup(ProcessGroup):
+    """Processes with a wire as their connection."""
+
+    def gathered(self, own: Any) -> list[Any]:
+        wire: Wire = self.connection
+        wire.said[self.rank] = own
+        wire.barrier.wait()
+        everyone = list(wire.said)
+        wire.barrier.wait()
+        return everyone
+
+
 class Threads(Together):
     """Speaks over a wire."""
 
     def __init__(self, engine: RolloutEngine, rank: int, wire: Wire) -> None:
-        super().__init__(engine, rank)
-        self._group, self.wire = wire, wire
-
-    def _gathered(self, own: Any) -> list[Any]:
-        self.wire.said[self._rank] = own
-        self.wire.barrier.wait()
-        everyone = list(self.wire.said)
-        self.wire.barrier.wait()
-        return everyone
+        super().__init__(engine, WiredGroup(rank, wire.size, wire))
+        self.wire = wire
 
     def _tell(self, message: tuple[str, Any]) -> None:
         self._last = message
@@ -62,7 +68,7 @@ class Threads(Together):
             queue.put(message)
 
     def _heard(self) -> tuple[str, Any]:
-        return self.wire.queues[self._rank].get(timeout=60)
+        return self.wire.queues[self._group.rank].get(timeout=60)
 
 
 def in_all(size: int, engine: Callable[[int], RolloutEngine], run: Callable[[int, EngineGuard], Any]) -> list[Any]:
