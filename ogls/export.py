@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, policy_weights
 from ogls.policy.lora import Lora, join_adapters
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import weights_sha256, write_model
@@ -53,11 +53,7 @@ def export(
     if lora is not None and not isinstance(lora["targets"], str):
         lora["targets"] = tuple(lora["targets"])
     policy = Policy(**settings | own, lora=None if lora is None else Lora(**lora))
-    saved = SoundCheckpoints().load_checkpoint(checkpoint)
-    wanted, there = saved["ogls"]["weights_sha256"], weights_sha256(policy.folder)
-    if wanted != there:
-        raise ValueError(f"{checkpoint} was trained on other base weights: {wanted}, got {there} in {policy.folder}")
-    policy.load().load_trainable({name.removeprefix("policy."): weight for name, weight in saved["state_dict"].items()})
+    saved = take(policy, checkpoint)
     to.mkdir(parents=True, exist_ok=True)
     if adapter:
         policy.save_adapter(to)
@@ -71,6 +67,21 @@ def export(
         holds = "this adapter, for the base as it is, is the sum of both" if adapter else "both are in these weights"
         fits += f". Training began with the adapter `{policy.adapter}`; {holds}."
     (to / "README.md").write_text(card(run, checkpoint, saved, "Adapter" if adapter else "Model", fits))
+
+
+def take(policy: Policy, checkpoint: Path) -> dict[str, Any]:
+    """Gives a policy the weights of a checkpoint, and returns all that the file holds.
+
+    Raises:
+        ValueError: the checkpoint was trained on other base weights than the policy has, or is damaged.
+    """
+    saved = SoundCheckpoints().load_checkpoint(checkpoint)
+    wanted, there = saved["ogls"]["weights_sha256"], weights_sha256(policy.folder)
+    if wanted != there:
+        raise ValueError(f"{checkpoint} was trained on other base weights: {wanted}, got {there} in {policy.folder}")
+    policy.load().load_trainable(policy_weights(saved))
+    policy.version = saved["ogls"]["policy_version"]
+    return saved
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.export import take
 from ogls.lessons.prompts import PromptEncoder
 from ogls.records import Problem
 from ogls.system.seeds import derive
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str], build: Callable[[], Any]) -> None:
         raise ValueError(f"--file {options.file} and the prompt {prompts[0]!r}: give one of them")
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
+    if options.ckpt_path is not None and not options.ckpt_path.is_file():
+        raise ValueError(
+            f"--ckpt_path {options.ckpt_path}: there is no such file; a run's are in runs/NAME/checkpoints"
+        )
     batches = [prompts] if prompts else _read(options.file)
     if options.ckpt_path is not None and not any(word.partition("=")[0] == "--config" for word in settings):
         settings = ["--config", _configuration(options.ckpt_path), *settings]
@@ -51,9 +55,10 @@ def main(arguments: Sequence[str], build: Callable[[], Any]) -> None:
     made = build()
     model, data = made.model, made.datamodule
     try:
+        if options.ckpt_path is not None:
+            take(model.policy, options.ckpt_path)
         model.policy.load().to(made.trainer.strategy.root_device)
-        step = _take(model.policy, options.ckpt_path) if options.ckpt_path is not None else 0
-        which = options.ckpt_path or model.policy.folder
+        which, step = options.ckpt_path or model.policy.folder, model.policy.version
         sampling = data.evaluation.sampling
         print(f"{which}, after step {step}; temperature {sampling.temperature}", file=sys.stderr, flush=True)
         data.encoder = PromptEncoder(data.prompts, model.policy.tokenizer)
@@ -115,16 +120,6 @@ def _configuration(checkpoint: Path) -> str:
         raise ValueError(f"--ckpt_path {checkpoint}: there is no {file}: name its configuration by --config")
     written = yaml.safe_load(file.read_text())
     return json.dumps({name: written[name] for name in _SECTIONS})
-
-
-def _take(policy: Any, checkpoint: Path) -> int:
-    """Gives the policy a checkpoint's weights, and returns their number of updates."""
-    if not checkpoint.is_file():
-        raise ValueError(f"--ckpt_path {checkpoint}: there is no such file; a run's are in runs/NAME/checkpoints")
-    saved = SoundCheckpoints().load_checkpoint(checkpoint)
-    policy.load_trainable({name.removeprefix("policy."): value for name, value in saved["state_dict"].items()})
-    policy.version = saved["ogls"]["policy_version"]
-    return policy.version
 
 
 def _complete(data: Any, prompts: Sequence[str], n: int) -> None:

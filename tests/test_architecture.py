@@ -34,7 +34,7 @@ ROOMS = {
     "sharded": ["policy"],
     "training": ["system", "data", "module", "tracking", "callbacks", "sharded"],
     "export": ["policy", "tracking", "callbacks"],
-    "generate": ["records", "system", "lessons", "tracking", "callbacks"],
+    "generate": ["records", "system", "lessons", "tracking", "export"],
     "serve": ["system", "rollout", "cli"],
     "help": [""],
     "cli": [*STEP, "module", "data", "tracking", "callbacks", "training", "sharded", "export", "generate", "help"],

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_generate_prints_what_the_checkpoint_says(nursery: Nursery, tiny_model: 
     for prompt, text in zip(prompts, at_first, strict=True):
         assert f"\n> {prompt}\n--- 1 of 1, 12 tokens, cut off\n{text}\n" in output
     assert [path.name for path in (place / "my runs").iterdir()] == [folder.name], "no run is made"
+
+
+def test_generate_refuses_weights_of_another_base(
+    nursery: Nursery, tiny_model: Path, trained: tuple[Path, str], tmp_path: Path
+):
+    folder, _ = trained
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other")) / "model.safetensors"
+    other.write_bytes(other.read_bytes()[:-1] + bytes([other.read_bytes()[-1] ^ 1]))
+    words = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"), "--policy.model", str(other.parent))
+    code, output = run_in(nursery, "generate", "What is 1 + 1?", *words, cwd=folder.parents[1])
+    assert code == 2, output[-3000:]
+    assert "best.ckpt was trained on other base weights: " in output
 
 
 def greedy(model, tokenizer_of: Path, prompt: str) -> str:

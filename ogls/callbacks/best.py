@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 
-from ogls.callbacks.checkpoint_io import SoundCheckpoints, newest_sound
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, newest_sound, policy_weights
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.card import card
 from ogls.tracking.tracker import label, stamp
@@ -134,8 +134,8 @@ class BestCheckpoint(ModelCheckpoint):
         best, policy = Path(self.dirpath) / BEST, cast(Any, pl_module).policy
         if trainer.ckpt_path is not None and policy.lora is not None and trainer.strategy.broadcast(best.exists()):
             with suppress(ValueError):  # damaged, as the choice of the checkpoint has said
-                saved = trainer.strategy.checkpoint_io.load_checkpoint(best)["state_dict"]
-                with policy.swapped(_weights(saved)):
+                saved = trainer.strategy.checkpoint_io.load_checkpoint(best)
+                with policy.swapped(policy_weights(saved)):
                     self._save_adapter(trainer, policy)
         if trainer.global_step == 0:
             self.save_last_now(trainer)
@@ -198,7 +198,7 @@ class BestCheckpoint(ModelCheckpoint):
             saved = cast(Any, trainer.strategy.checkpoint_io.load_checkpoint(best))
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
-            policy.save_model(draft, _weights(saved["state_dict"]))
+            policy.save_model(draft, policy_weights(saved))
             (draft / "README.md").write_text(card(to.parent, best, saved, "Model", f"Base: `{policy.name}`"))
             shutil.rmtree(to, ignore_errors=True)
             draft.rename(to)
@@ -241,11 +241,6 @@ class BestCheckpoint(ModelCheckpoint):
         if newest is None:
             raise ValueError(f"--ckpt_path last: there is no sound checkpoint in {run / CHECKPOINTS}")
         return {str(newest)}
-
-
-def _weights(saved: dict[str, Any]) -> dict[str, Any]:
-    """Returns the weights of a checkpoint by the policy's names."""
-    return {name.removeprefix("policy."): weight for name, weight in saved.items()}
 
 
 def newest_run(tracker: Tracker) -> Path | None:

@@ -131,6 +131,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
+def policy_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns the trained weights that a checkpoint holds, by the policy's own names."""
+    return {name.removeprefix("policy."): weight for name, weight in checkpoint["state_dict"].items()}
+
+
 def newest_sound(paths: Iterable[Path]) -> Path | None:
     """Returns the sound checkpoint that is furthest on, of equals the last written; says which are passed over."""
     sound: list[tuple[int, float, Path]] = []
