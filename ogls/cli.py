@@ -33,7 +33,7 @@ import ogls.tasks.reasoning_gym
 import ogls.tasks.tables
 from ogls import export, generate
 from ogls.callbacks import RunRecorder
-from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, newest_run
+from ogls.callbacks.best import BestCheckpoint, newest_run
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.callbacks.conclusion import improvement, next_commands
 from ogls.data import RolloutDataModule
@@ -53,6 +53,7 @@ from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import given, parameters
+from ogls.tracking.files import CHECKPOINTS
 from ogls.training import SETTINGS, callbacks, check_settings, refused, validate_first
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -17,12 +17,11 @@ from safetensors import SafetensorError
 from ogls.callbacks.checkpoint_io import SoundCheckpoints, newest_sound, policy_weights
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.card import card
+from ogls.tracking.files import ADAPTER, BEST_CHECKPOINT, CHECKPOINTS
 from ogls.tracking.tracker import label, stamp
 
-ADAPTER = "best_adapter"  # folder beside the checkpoints, and artifact
-MODEL = "best_model"  # the same for all weights, which are too large to be an artifact
-CHECKPOINTS = "checkpoints"  # what Lightning calls the folder
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+MODEL = "best_model"  # folder beside that of the adapter; all weights are too large to be an artifact
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", BEST_CHECKPOINT
 
 
 _MONITOR = re.compile(

@@ -11,11 +11,12 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ogls.callbacks.best import CHECKPOINTS, BestCheckpoint, described
+from ogls.callbacks.best import BestCheckpoint, described
 from ogls.records import Phase, RolloutGroup
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import differences
 from ogls.tracking.data_told import problems_told
+from ogls.tracking.files import CHECKPOINTS
 from ogls.tracking.tracker import ROWS_LIMIT
 
 

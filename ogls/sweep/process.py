@@ -11,13 +11,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ogls.callbacks.best import CHECKPOINTS, LAST, PREVIOUS
+from ogls.callbacks.best import LAST, PREVIOUS
 from ogls.sweep.definition import Options, Settings
 from ogls.sweep.run_numbers import RunNumbers
 from ogls.system import attached
 from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse
 from ogls.system.run_lock import lock_folder
-from ogls.tracking.files import METRICS, replace_text
+from ogls.tracking.files import CHECKPOINTS, METRICS, replace_text
 
 _POLL = 0.5  # seconds
 _PATIENCE = 600.0  # for the step under way and the validation that may be due

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ogls.tracking.files import ADAPTER, BEST_CHECKPOINT, CHECKPOINTS
 from ogls.tracking.mlflow_run import MLflowRun
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _STEP = "step"  # tag
 _VERSIONS = "mlflow.modelVersions"  # tag by which a model's page links to the registry
 _LIMIT = 250  # characters of a parameter
-_ADAPTER = "best_adapter"
 
 
 def best_of(rows: Sequence[Mapping[str, Any]], monitor: str) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def told(row: Mapping[str, Any], monitor: str, digests: Mapping[str, str], folde
     """
     metrics = {name: value for name, value in row.items() if name.startswith(("val/", "val_subset/"))}
     own = {"monitor": monitor, "step": row["step"], "time": row["time"], "metrics": metrics, "data": dict(digests)}
-    return own | {"adapter": (folder / _ADAPTER).is_dir(), "checkpoint": str(folder / "checkpoints" / "best.ckpt")}
+    return own | {"adapter": (folder / ADAPTER).is_dir(), "checkpoint": str(folder / CHECKPOINTS / BEST_CHECKPOINT)}
 
 
 def write(run: MLflowRun, best: Mapping[str, Any], params: Mapping[str, Any], register: str | None) -> None:
@@ -113,7 +113,7 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, 
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if any(version.tags.get(_STEP) == str(best["step"]) for version in versions):
         return
-    place = f"{client.get_run(run_id).info.artifact_uri}/{_ADAPTER}" if best["adapter"] else model.artifact_location
+    place = f"{client.get_run(run_id).info.artifact_uri}/{ADAPTER}" if best["adapter"] else model.artifact_location
     told = f"{best['monitor']} {best['metrics'][best['monitor']]:.3f} after step {best['step']}"
     tags = {_STEP: str(best["step"])}
     made = client.create_model_version(name, place, run_id, tags=tags, description=told, model_id=model.model_id)
@@ -122,7 +122,7 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, 
 
 def _readme(run_id: str, best: Mapping[str, Any]) -> str:
     """Returns where the weights are, and how they become a model for other programs."""
-    where = f"- adapter: artifact `{_ADAPTER}` of run `{run_id}`\n" if best["adapter"] else ""
+    where = f"- adapter: artifact `{ADAPTER}` of run `{run_id}`\n" if best["adapter"] else ""
     return (
         f"Best of its run by {best['monitor']}, {best['metrics'][best['monitor']]:.3f} after step {best['step']}.\n\n"
         f"{where}- checkpoint: `{best['checkpoint']}`\n\n```sh\n"

@@ -20,6 +20,8 @@ CONFIG = "config.yaml"  # the resolved configuration
 ROLLOUTS = "rollouts.jsonl"  # one sampled rollout per line, with what was said of it and learned from it
 PROMPTS = "prompts.json"  # the prompts' templates by name
 BEST = "best.json"  # step and metrics of the best validation
+CHECKPOINTS, BEST_CHECKPOINT = "checkpoints", "best.ckpt"  # a folder, as Lightning calls it, and a file in it
+ADAPTER = "best_adapter"  # a folder, and artifact
 DESCRIPTION = "run.json"  # experiment, name, tags and parameters, as MLflow has them
 # Names of the accuracy of all held-out problems, and of the subset that every validation samples.
 WHOLE, SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d+")
