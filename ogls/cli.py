@@ -83,7 +83,8 @@ def _hints(of: Any, names: dict[str, Any] | None = None, more: dict[str, Any] | 
 
 
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # jsonargparse's keeps what fits
-jsonargparse._postponed_annotations.get_type_hints = _hints  # jsonargparse's reads all by the names of the last file
+# jsonargparse's reads all of them by the names of the last file.
+jsonargparse._postponed_annotations.get_type_hints = _hints  # pyright: ignore[reportPrivateImportUsage]
 _MODE = "omegaconf+"
 read_strictly(_MODE)
 
