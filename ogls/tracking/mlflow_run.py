@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class MLflowRun:
         self._known: dict[tuple[str, int], float] = {}  # metrics of a continued run, by name and step
         self._client: MlflowClient | None = None
         self._monitor: SystemMetricsMonitor | None = None
+        if uri.startswith("http"):  # MLflow asks IPython at each request whether Databricks runs
+            _load_ipython()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class MLflowRun:
             named = client.search_runs([experiment_id], f"tags.{FOLDER} = '{self.tags[FOLDER]}'", max_results=1)
             self.run_id = named[0].info.run_id if named else None
         if self.run_id is None:
-            # MLflow's `resolve_tags` would import IPython in this thread, of which a figure drawn meanwhile finds half.
+            # MLflow's `resolve_tags` would import IPython here.
             tags = DefaultRunContext().tags() | GitRunContext().tags() | self.tags
             began = int(self.began * 1000)
             run = client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.name)
@@ -215,6 +217,12 @@ class MLflowRun:
             self._monitor.finish()
         client.set_terminated(run_id, state, None if seconds is None else int(seconds * 1000))
         self._client = self._monitor = None
+
+
+def _load_ipython() -> None:
+    """Imports IPython, where it is installed, before the outbox's thread does: matplotlib would find half of it."""
+    with suppress(ImportError):
+        import IPython  # noqa: F401
 
 
 def _histories(client: MlflowClient, run_id: str, names: Iterable[str]) -> dict[tuple[str, int], float]:

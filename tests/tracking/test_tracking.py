@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ from ogls.tracking import Tracker, pages, tracker
 from ogls.tracking import config as tracker_config
 from ogls.tracking.config import differences, flatten, parameters
 from ogls.tracking.files import METRICS, read_rows
+from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.outbox import Outbox
 from ogls.tracking.replay import replay
 from tests.faults.nursery import Nursery
@@ -254,6 +256,16 @@ def test_a_server_that_is_away(
     cost = float((tmp_path / "cost").read_text())
     assert cost < 0.01
     record_property("figure", f"{1000 * cost:.2f} ms a step, {seconds - 1.0 + tracker._PATIENCE_SERVER:.1f} s to end")
+
+
+def test_ipython_is_whole_before_the_outbox_speaks_to_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests import it in the outbox's thread, where a figure that is drawn meanwhile would find half of it."""
+    (tmp_path / "IPython").mkdir()
+    (tmp_path / "IPython" / "__init__.py").write_text("import threading; by = threading.current_thread()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    MLflowRun("http://127.0.0.1:9", "experiment", "name", {}, system_metrics=False)
+    assert sys.modules["IPython"].by is threading.main_thread()
 
 
 def test_metric_names_mlflow_would_change_are_refused(tmp_path: Path) -> None:
