@@ -349,9 +349,11 @@ def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, 
     assert find_configs(["fit", "--config=math.yaml"]) == ["fit", "--config=math.yaml"]
 
 
-@pytest.mark.parametrize("overlay", sorted(p.name for p in EXPERIMENTS.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "overlay", sorted(p.name for p in EXPERIMENTS.glob("*.yaml") if yaml.safe_load(p.read_text()).keys() != {"method"})
+)
 def test_every_configuration_parses(overlay: str):
-    """Values only: data sets and models of the Hub are not loaded."""
+    """Values only: data sets and models of the Hub are not loaded. Those of a method alone are built elsewhere."""
     recipes = (f"qwen3_{name}.yaml" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo"))
     below = {name: [] for name in ("math.yaml", "lab.yaml", *recipes)}  # stand alone
     below |= {"qwen3_4b.yaml": ["qwen3_ogls_sd.yaml"], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}

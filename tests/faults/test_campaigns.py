@@ -19,10 +19,10 @@ from tests.faults.nursery import Nursery
 from tests.faults.test_resume import LAST, run_in
 
 CAMPAIGNS = {
-    "kill -9 in the middle of a run": (Campaign(), 20, 60),
-    "kill -9 during MLflow calls": (Campaign("mlflow"), 4, 40),
-    "kill -9 during best-adapter writes": (Campaign(ADAPTER, share=1.0), 3, 30),
-    "kill -9 at operations on files of the run": (Campaign("/runs/"), 3, 30),
+    "kill -9 in the middle of a run": (Campaign(), 14, 60),
+    "kill -9 during MLflow calls": (Campaign("mlflow"), 2, 40),
+    "kill -9 during best-adapter writes": (Campaign(ADAPTER, share=1.0), 2, 30),
+    "kill -9 at operations on files of the run": (Campaign("/runs/"), 2, 30),
     "kill -9 with one_step_off": (Campaign(arguments=AHEAD), 2, 20),
     "kill -9 of one or both of two processes": (Campaign(arguments=TWO, ranks=2), 2, 20),
 }
