@@ -12,8 +12,12 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
+from ogls.tracking.mlflow_run import COMMAND
 from ogls.tracking.pages import address, page_of_comparison
+
+_SEEDS = ("seed", "seed_everything", "data.seed")
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -30,8 +34,9 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
     """Returns one row per value: method, seed, run, step, value, low, high (nan where no interval was logged).
 
     The method is what the run's tag of this name says: the name that follows from the method's choices, or what was
-    typed where the run was made before names were derived. Of an experiment only runs that came to their end count;
-    others have to be named.
+    typed where the run was made before names were derived. Settings other than seeds in which runs of a method differ
+    follow in parentheses. Of an experiment only trainings that came to their end count, and of several with the same
+    settings and seed the last one; others have to be named.
 
     Raises:
         ValueError: no such experiment, or no run with this metric.
@@ -43,15 +48,18 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
         if found is None:
             raise ValueError(f"there is no experiment {experiment!r}")
         there = client.search_runs([found.experiment_id], where, max_results=1000)
-        chosen = []
-        for run in there:
-            if run.info.status == "FINISHED":
-                chosen.append(run)
+        chosen, known = [], set()
+        for run in there:  # the last one comes first
+            command, alike = run.data.tags.get(COMMAND, "fit"), (*_settings(run).items(), _named(run, "seed"))
+            why = run.info.status.lower() if run.info.status != "FINISHED" else command if command != "fit" else ""
+            why = why or ("made again later" if alike in known and run.data.params else "")
+            if why:
+                print(f"left out: {run.info.run_name}, {why}", file=sys.stderr)
             else:
-                print(f"left out: {run.info.run_name}, {run.info.status.lower()}", file=sys.stderr)
-    rows = []
+                chosen.append(run)
+                known.add(alike)
+    rows, methods = [], _methods(chosen)
     for run in chosen:
-        named = {**run.data.params, **run.data.tags}  # MLflow cuts parameters that are as long as some names
         values, lows, highs = (
             {m.step: m.value for m in client.get_metric_history(run.info.run_id, metric + end)}
             for end in ("", "_low", "_high")
@@ -59,8 +67,8 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
         for step, value in sorted(values.items()):
             rows.append(
                 {
-                    "method": named.get("method", "unnamed"),
-                    "seed": int(named.get("seed", 0)),
+                    "method": methods[run.info.run_id],
+                    "seed": int(_named(run, "seed") or 0),
                     "run": run.info.run_id,
                     "step": step,
                     "value": value,
@@ -71,6 +79,33 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
     if not rows:
         raise ValueError(f"none of {len(chosen)} runs has the metric {metric!r}")
     return pd.DataFrame(rows)
+
+
+def _named(run: Run, name: str) -> str | None:
+    """Returns a tag, or else a parameter: MLflow cuts parameters that are as long as some methods' names."""
+    return {**run.data.params, **run.data.tags}.get(name)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """Returns the parameters of a run and its method, but for its seed."""
+    params = {name: value for name, value in sorted(run.data.params.items()) if name not in _SEEDS}
+    return params | {"method": _named(run, "method") or "unnamed"}
+
+
+def _methods(runs: Sequence[Run]) -> dict[str, str]:
+    """Returns by run what a table calls its method."""
+    settings = {run.info.run_id: _settings(run) for run in runs}
+    by_method: dict[str, list[str]] = {}
+    for run, own in settings.items():
+        by_method.setdefault(own["method"], []).append(run)
+    found = {}
+    for method, alike in by_method.items():
+        names = sorted({name for run in alike for name in settings[run]})
+        differing = [name for name in names if len({settings[run].get(name) for run in alike}) > 1]
+        for run in alike:
+            told = ", ".join(f"{name}={settings[run].get(name, 'default')}" for name in differing)
+            found[run] = f"{method} ({told})" if told else method
+    return found
 
 
 def comparison(client: MlflowClient, tracking_uri: str, runs: Sequence[str]) -> str:

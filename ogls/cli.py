@@ -34,7 +34,7 @@ import ogls.tasks.tables
 from ogls import export, generate
 from ogls.callbacks import RunRecorder
 from ogls.callbacks.best import BestCheckpoint, newest_run
-from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, check_checkpoint, read_manifest
 from ogls.callbacks.conclusion import improvement, next_commands
 from ogls.data import RolloutDataModule
 from ogls.help import list_classes
@@ -173,6 +173,9 @@ class OglsCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes all objects; what they refuse becomes a ValueError of one line."""
+        config: Any = self.config if self.subcommand is None else self.config[self.subcommand]
+        if (checkpoint := config.get("ckpt_path")) not in (None, "last"):
+            check_checkpoint(Path(checkpoint))
         with _settings_refused():
             super().instantiate_classes()
 
@@ -194,7 +197,9 @@ class OglsCLI(LightningCLI):
             self._configuration = text, parameters(yaml.safe_load(text))
         if tracker := tracker_of(trainer):  # it needs them to find a checkpoint of the same method
             arguments = sys.argv[1:] if self.arguments is None else self.arguments
-            tracker.describe(self.model.method.name, self.datamodule.seed, given(arguments))
+            tracker.describe(
+                self._method_of_weights(), self.datamodule.seed, given(arguments), self.subcommand or "fit"
+            )
             if self.library_warnings is not None:
                 self.library_warnings.folder = lambda: tracker.run_folder
             if self.subcommand is not None:
@@ -203,6 +208,13 @@ class OglsCLI(LightningCLI):
             if isinstance(callback, RunRecorder) and self.subcommand == "fit":
                 callback.allow_changes = bool(self._get(self.config, "allow_changes"))
         return trainer
+
+    def _method_of_weights(self) -> str:
+        """Returns the name of the method that is trained, or of the one that trained the checkpoint to be looked at."""
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        checkpoint = None if self.subcommand == "fit" else config.get("ckpt_path")
+        trained_by = None if checkpoint is None else read_manifest(Path(checkpoint)).get("method")
+        return trained_by or self.model.method.name
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: configuration comes from files and command line, and no checkpoint overrides it."""
@@ -220,7 +232,12 @@ class OglsCLI(LightningCLI):
             if logger is not tracker:
                 logger.log_hyperparams({**self._configuration[1], "method": self.model.method.name})
         if self.config.fit.ckpt_path is None:
-            validate_first(self.trainer, self.model, self.datamodule)
+            try:
+                validate_first(self.trainer, self.model, self.datamodule)
+            except ValueError:  # of problems or weights that cannot be used
+                if tracker is not None:
+                    tracker.leave()
+                raise
 
     def after_fit(self) -> None:
         """Says what the run has changed, and what to do next."""
@@ -349,7 +366,8 @@ def ended_well(exporting: bool = False) -> Iterator[None]:
     except MisconfigurationException as error:  # what Lightning says of its settings once the run is made
         sys.exit(_complain(one_line(str(error))))
     except ValueError as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not raised_in.is_relative_to(PROJECT / "ogls"):
+        # What is raised here on purpose is for the user; all else shows where it comes from, such as a method's code.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if not Path(last.filename).is_relative_to(PROJECT / "ogls") or not (last.line or "").startswith("raise "):
             raise
         sys.exit(_complain(str(error)))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ogls.callbacks.checkpoint_io import SoundCheckpoints, policy_weights
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, check_checkpoint, policy_weights
 from ogls.policy.lora import Lora, join_adapters
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import weights_sha256, write_model
@@ -39,10 +39,10 @@ def export(
         ValueError: the checkpoint is no run's, was trained on other base weights than are there now, has no adapter to
             write, or `to` is in use.
     """
+    check_checkpoint(checkpoint)
     run = checkpoint.absolute().parent.parent
-    for file in (checkpoint, run / CONFIG):
-        if not file.is_file():
-            raise ValueError(f"--ckpt_path {checkpoint}: there is no {file}; a run's are in runs/NAME/checkpoints")
+    if not (run / CONFIG).is_file():
+        raise ValueError(f"--ckpt_path {checkpoint}: there is no {run / CONFIG}; give the file that lies in its run")
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"--to {to} has files already: give a new folder")
     settings: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())["policy"]

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from ogls.callbacks.checkpoint_io import check_checkpoint
 from ogls.export import take
 from ogls.lessons.prompts import PromptEncoder
 from ogls.records import Problem
@@ -44,12 +45,12 @@ def main(arguments: Sequence[str], build: Callable[[], Any]) -> None:
         raise ValueError(f"--file {options.file} and the prompt {prompts[0]!r}: give one of them")
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
-    if options.ckpt_path is not None and not options.ckpt_path.is_file():
-        raise ValueError(
-            f"--ckpt_path {options.ckpt_path}: there is no such file; a run's are in runs/NAME/checkpoints"
-        )
+    if options.ckpt_path is not None:
+        check_checkpoint(options.ckpt_path)
     batches = [prompts] if prompts else _read(options.file)
-    if options.ckpt_path is not None and not any(word.partition("=")[0] == "--config" for word in settings):
+    if not any(word.partition("=")[0] == "--config" for word in settings):
+        if options.ckpt_path is None:
+            raise ValueError("which model? Give --ckpt_path FILE of a run, or --config FILE")
         settings = ["--config", _configuration(options.ckpt_path), *settings]
     sys.argv[1:] = settings
     made = build()

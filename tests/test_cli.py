@@ -16,7 +16,8 @@ import yaml
 from mlflow import MlflowClient
 
 from ogls import cli
-from ogls.cli import build, find_configs, main
+from ogls.cli import build, ended_well, find_configs, main
+from ogls.loss.steering import difference
 from ogls.system.exits import DiskFailed, EngineFailed, FolderInUse, RunEnded
 from ogls.tracking.files import read_rows
 from tests.faults.nursery import Nursery
@@ -109,8 +110,12 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert len(rollouts) == 5 * 4
     assert {"problem", "prompt_ids", "completion", "text", "verdict", "correct"} <= rollouts[0].keys()
     assert len(rollouts[0]["completion"]["token_ids"]) == len(rollouts[0]["completion"]["logprobs"]) <= 12
-    code, fourth = run_in(nursery, "validate", *small(tiny_model), "--ckpt_path", last, cwd=tmp_path)
+    others = ("--method", "OPSD", "--ckpt_path", last)  # whose weights these are not
+    code, fourth = run_in(nursery, "validate", *small(tiny_model), *others, cwd=tmp_path)
     assert code == 0, fourth[-3000:]
+    runs = {run.data.tags["command"]: run for run in MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])}
+    assert runs["validate"].data.tags["method"] == runs["fit"].data.tags["method"]
+    assert str(runs["validate"].info.run_name).startswith("validate OGLS_SD[...] s0")
     assert f"{last}, after step 4: val/avg_at_4" in fourth.replace("\n", "")
     assert leaks(tmp_path, first.stdout, first.stderr, second, third, fourth) == []
     record_property("tried", len(SECRETS))
@@ -237,6 +242,9 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
     assert complaint in capfd.readouterr().err
 
 
+QUESTIONS = ("--data.train", "{class_path: JsonlProblems, init_args: {path: questions.jsonl}}")
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -287,6 +295,23 @@ def test_a_typo_exits_with_2_and_names_the_field(args: list[str], complaint: str
             "error: data.val (Chains): Option 'siz' is not accepted; did you mean 'size'?",
         ),
         (
+            ["--config", "math.yaml", "--ckpt_path", "nowhere.ckpt"],
+            "error: --ckpt_path nowhere.ckpt: there is no such file; a run's are in runs/NAME/checkpoints",
+        ),
+        (["--config", "math.yaml", "--ckpt_path", "."], "error: --ckpt_path .: it is a folder; give a file, as "),
+        (
+            ["--config", "lab.yaml", "--data.context_length", "9000"],
+            "error: data.context_length is 9000, but experiments/lab/student was made for 4096 tokens, prompt and ",
+        ),
+        (
+            [*("--config", "lab.yaml", "--method", "OPSD"), *QUESTIONS],
+            "error: data.train: OPSD learns from reference solutions, and none of 2 problems has one; name their ",
+        ),
+        (
+            ["--config", "lab.yaml", "--trainer.logger.init_args.folder", "a_file"],
+            "error: a_file is a file: expected a folder, which holds one folder per run",
+        ),
+        (
             ["--config", "math.yaml", "--data.evaluation.while_training.samples", "5"],
             "evaluation.while_training.samples must be at most evaluation.samples 4, got 5",
         ),
@@ -301,15 +326,26 @@ def test_bad_input_exits_with_2_and_one_clear_line(
     args: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
+    (tmp_path / "questions.jsonl").write_text(
+        '{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?", "answer": "3"}\n'
+    )
     monkeypatch.setattr(sys, "argv", ["run.py", "fit", *args])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir()), "it leaves no folder"
     said = capfd.readouterr().err
     assert complaint in said
     assert said.count("error:") == 1
     assert "usage" not in said
     assert "Traceback" not in said
+
+
+def test_what_the_program_does_not_say_itself_keeps_its_traceback():
+    """A method of a user's own gives lists of a wrong length: the line in which they meet tells where to look."""
+    with pytest.raises(ValueError, match="zip"), ended_well():
+        difference((1.0,), (1.0, -1.0))
 
 
 def test_another_model_teaches_from_the_command_line_and_leaves_nothing_behind(

@@ -92,7 +92,7 @@ class RunRecorder(Callback):
         """Adds to the checkpoint which run it belongs to, and the metrics of its step."""
         if tracker := tracker_of(trainer):
             checkpoint["mlflow_run_id"] = tracker.run_id
-            checkpoint["seed"] = tracker.seed
+            checkpoint["seed"], checkpoint["method"] = tracker.seed, tracker.method
             checkpoint["identity"] = json.dumps(self._identity(tracker))
             checkpoint["run"], checkpoint["config_sha256"] = tracker.run_name, tracker.config_sha256
             # Lightning logs a step after its callbacks, and a kill may come between the two.

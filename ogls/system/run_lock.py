@@ -17,12 +17,15 @@ def lock_folder(folder: Path) -> FileLock:
 
     Raises:
         FolderInUse: another holds it; the message names process, host and time.
+        ValueError: the folder cannot be made, since there is a file.
     """
     file = folder / "lock"
     # Any thread may release it; a filesystem without flock is an error, since a lock made of a file would stay behind.
     lock = FileLock(file, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder.parent} is a file: expected a folder, which holds one folder per run") from None
     except Timeout:
         raise FolderInUse(f"{folder} is in use by {file.read_text() or 'another process'}") from None
     file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%c}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 FOLDER = "folder"  # tag: name of the run's folder, by which a run is found again; names of runs may be alike
+COMMAND = "command"  # tag: fit, validate, test or predict
 _PARAM_LIMIT = 250  # MLflow cuts parameters; the whole configuration is an artifact
 _TABLES, _TABLES_LIMIT = "mlflow.loggedArtifacts", 100  # a tag holds 8,000 characters
 _CLOCKS = ("time/", "speed/")  # what a step that is made again gives anew each time

@@ -28,11 +28,12 @@ def label(method: str, seed: int) -> str:
     return f"{plain}-s{seed}"
 
 
-def title(method: str, seed: int, given: Mapping[str, str]) -> str:
+def title(method: str, seed: int, given: Mapping[str, str], command: str = "fit") -> str:
     """Returns a run's name in MLflow: the method's class, the seed and what was given: ``OPSD s3 learning_rate=0.001``.
 
-    A method that is not as published is ``OPSD[...]`` there.
+    A method that is not as published is ``OPSD[...]`` there, and what is no training begins with its command.
     """
     kind, changed, _ = method.partition("[")
     said = [f"{key.rpartition('.')[2]}={value}" for key, value in given.items()]
-    return " ".join([f"{kind}[...]" if changed else kind, f"s{seed}", *said])[:_TITLE_LIMIT]
+    first = [] if command == "fit" else [command]
+    return " ".join([*first, f"{kind}[...]" if changed else kind, f"s{seed}", *said])[:_TITLE_LIMIT]

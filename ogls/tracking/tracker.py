@@ -44,7 +44,7 @@ from ogls.tracking.files import (
     with_interval,
     write_rows,
 )
-from ogls.tracking.mlflow_run import FOLDER, MLflowRun
+from ogls.tracking.mlflow_run import COMMAND, FOLDER, MLflowRun
 from ogls.tracking.names import label, stamp, title
 from ogls.tracking.outbox import Outbox
 from ogls.tracking.pages import address, page_of_run, page_of_runs, page_of_traces, view
@@ -102,7 +102,7 @@ class Tracker(Logger):
         if tracking_uri.startswith("sqlite:///"):  # absolute, so that the printed command works anywhere
             tracking_uri = f"sqlite:///{Path(tracking_uri.removeprefix('sqlite:///')).resolve()}"
         self.method: str | None = None
-        self.seed, self.run_name = 0, run_name
+        self.seed, self.run_name, self.command = 0, run_name, "fit"
         self.folder, self.tracking_uri, self.experiment = Path(folder), tracking_uri, experiment
         tags = {**(tags or {}), FOLDER: run_name}
         if parent_run_id is not None:
@@ -118,25 +118,26 @@ class Tracker(Logger):
         self._told = self._begun = False
         self.updates: Callable[[], int] | None = None  # number made so far; Lightning counts the one under way, too
 
-    def describe(self, method: str, seed: int, given: Mapping[str, str] | None = None) -> None:
+    def describe(self, method: str, seed: int, given: Mapping[str, str] | None = None, command: str = "fit") -> None:
         """Says what is run. This comes before anything is logged, and names a run that has no name yet.
 
         Args:
             method: name of the method
             seed: seed of the run
             given: what differs from the configuration that the run began with, by dotted key
+            command: what is run: ``fit``, ``validate``, ``test`` or ``predict``
         """
-        self.method, self.seed = method, seed
-        self._run.tags |= {"method": method, "seed": str(seed)}
+        self.method, self.seed, self.command = method, seed, command
+        self._run.tags |= {"method": method, "seed": str(seed), COMMAND: command}
         if not self.named:
             self.run_name = f"{self.label}-{self._stamp}"
             self._run.tags[FOLDER] = self.run_name
-            self._run.name = title(method, seed, given or {})
+            self._run.name = title(method, seed, given or {}, command)
 
     @property
     def label(self) -> str:
         """Returns the beginning of the run's name, made of method and seed."""
-        return label(self.method or "run", self.seed)
+        return ("" if self.command == "fit" else f"{self.command}-") + label(self.method or "run", self.seed)
 
     # ---- what Lightning asks of a logger; checkpoints go to save_dir/name/version/checkpoints ----
 
@@ -315,6 +316,12 @@ class Tracker(Logger):
         """Keeps all other runs out of this run's folder until it ends. Raises FolderInUse where another one has it."""
         if self._lock is None:
             self._lock = lock_folder(self.run_folder)
+
+    @rank_zero_only
+    def leave(self) -> None:
+        """Takes the run's folder away where nothing but its lock is in it yet."""
+        if self.run_folder.is_dir() and [file.name for file in self.run_folder.iterdir()] == ["lock"]:
+            shutil.rmtree(self.run_folder)
 
     @rank_zero_only
     def begin(self, anew: bool = False) -> None:

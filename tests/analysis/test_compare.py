@@ -10,12 +10,12 @@ import compare
 import curves
 import numpy as np
 import pytest
-import runs
 import seeds
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from scipy.stats import ttest_rel
 
+import runs
 from ogls.lessons.selection import ErrorSpan
 from ogls.methods import OGLS_SD, OPSD
 from ogls.tracking import Tracker
@@ -135,6 +135,24 @@ def test_filter_and_run_ids(client: MlflowClient) -> None:
     assert set(found["method"]) == {READS}
     one = found["run"].iloc[0]
     assert set(runs.read(client, "", [one], "", "val/avg_at_4")["run"]) == {one}
+
+
+def test_only_trainings_alike_in_all_but_their_seed_are_one_row(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = client.create_experiment("pooled", artifact_location=(tmp_path / "artifacts").as_uri())
+    made = [("a.jsonl", 0, 0.9, "fit"), ("a.jsonl", 0, 0.4, "fit"), ("a.jsonl", 1, 0.6, "fit")]
+    made += [("b.jsonl", 0, 0.1, "fit"), ("a.jsonl", 2, 0.8, "validate")]
+    for begun, (path, seed, value, command) in enumerate(made):
+        tags = {"method": "OPSD", "seed": str(seed), "command": command}
+        run = client.create_run(experiment, start_time=begun + 1, tags=tags, run_name=f"run {begun}").info.run_id
+        params = {"data.train.path": path, "data.seed": str(seed), "method.selection": "AllTokens"}
+        client.log_batch(run, [Metric("val/avg_at_4", value, 0, 20)], [Param(*pair) for pair in params.items()])
+        client.set_terminated(run)
+    table = compare.summarise(runs.read(client, "pooled", [], "", "val/avg_at_4")).set_index("method")
+    assert table["runs"].to_dict() == {"OPSD (data.train.path=a.jsonl)": 2, "OPSD (data.train.path=b.jsonl)": 1}
+    assert table["after"].to_list() == pytest.approx([0.5, 0.1])
+    assert capsys.readouterr().err.splitlines() == ["left out: run 4, validate", "left out: run 0, made again later"]
 
 
 def test_old_runs_whose_method_was_typed_stand_beside_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
