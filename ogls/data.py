@@ -15,6 +15,7 @@ from ogls.lessons.prompts import ATTEMPT, FEEDBACK, IDEA, PromptEncoder, Prompts
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods.base import Method
 from ogls.policy.policy import Policy
+from ogls.policy.pretrained import longest_context
 from ogls.policy.sharding import on_first
 from ogls.records import Batch, Need, Problem, RolloutGroup
 from ogls.rollout.abreast import Abreast
@@ -261,6 +262,12 @@ class RolloutDataModule(LightningDataModule):
         if self.problems_per_step < self.group.size:
             raise ValueError(f"data.problems_per_step is {self.problems_per_step} for {self.group.size} devices")
         self.encoder = PromptEncoder(self.prompts, self.policy.tokenizer)
+        longest = longest_context(self.policy.folder)
+        if longest is not None and self.sizes.context_length > longest:
+            raise ValueError(
+                f"data.context_length is {self.sizes.context_length}, but {self.policy.name} was made for {longest} "
+                "tokens, prompt and rollout together"
+            )
         if "demonstrations" in self.method.needs:
             self._check_end()
         sources = {"train": self.train_problems} if stage == "fit" or self.fit_follows else {}
@@ -291,6 +298,8 @@ class RolloutDataModule(LightningDataModule):
         if len(source) == 0:
             raise ValueError(f"data.{name} has no problems")
         problems = list(source)
+        if name.partition(".")[0] == "train" and "solutions" in self.method.needs:
+            self._check_solutions(name, problems)
         faults: dict[str, str] = {}
         for share in self.group.gathered(gold_faults(self.group.share(problems), self.pool)):
             faults |= share
@@ -309,6 +318,17 @@ class RolloutDataModule(LightningDataModule):
         if self.group.rank == 0:
             print(f"data.{name}: {len(fitting)} of {len(problems)} problems are left, {said}")
         return Kept(source, tuple(fitting), counts)
+
+    def _check_solutions(self, name: str, problems: Sequence[Problem]) -> None:
+        without = sum(problem.solution is None for problem in problems)
+        if without == len(problems):
+            raise ValueError(
+                f"data.{name}: {self.method.name} learns from reference solutions, and none of {len(problems)} problems "
+                "has one; name their column by columns: {solution: NAME}, or take a method that does without, such as "
+                "GRPO, SDPO or OGLS_SD"
+            )
+        if without and self.group.rank == 0:
+            print(f"data.{name}: {without} of {len(problems)} problems teach nothing, for want of a reference solution")
 
     def _fitting(self, name: str, problems: Sequence[Problem], places: Sequence[int]) -> list[int]:
         """Returns the places of the problems whose prompt leaves room for a rollout."""

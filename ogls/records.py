@@ -31,11 +31,21 @@ Lane = Literal["rollouts", "training"]
 """A lane is the half of a step that a phase belongs to: ``rollouts`` until the batch is made, then ``training``."""
 
 Need = Literal[
-    "rollouts", "peers", "reflections", "error", "advantages", "logprobs", "replies", "start", "demonstrations"
+    "rollouts",
+    "peers",
+    "solutions",
+    "reflections",
+    "error",
+    "advantages",
+    "logprobs",
+    "replies",
+    "start",
+    "demonstrations",
 ]
 """A need is what one choice of a method asks of the other choices or of the run.
 
-``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``reflections``: a reflector. ``error``: the
+``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``solutions``: problems with a reference
+solution, without which a problem teaches nothing. ``reflections``: a reflector. ``error``: the
 place where a wrong rollout first goes wrong, from a reflector or an error locator. ``advantages``: a value of each
 rollout relative to its group. ``logprobs``: sampling with the loss's own probabilities, that is at the same temperature
 and without top_k or top_p. ``replies``: an engine that answers a reflector. ``start``: the weights that training began
@@ -96,12 +106,14 @@ class Verdict:
         answer: the answer found in the text; None where none was found
         feedback: what the author of the text may read about it, without the gold answer; two verdicts that differ in
             nothing else are equal
+        error: what the verifier raised, where it crashed by an exception
     """
 
     correct: bool
     status: Literal["graded", "unparsable", "timeout", "crash"]
     answer: str | None = None
     feedback: str = field(default="", compare=False)
+    error: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

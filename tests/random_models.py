@@ -47,7 +47,7 @@ def write_model(folder: Path, architecture: str = "llama", **changes: object) ->
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 4096,
         "initializer_range": 0.15,
         "bos_token_id": None,
         "eos_token_id": 2,

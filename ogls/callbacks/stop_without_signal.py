@@ -44,8 +44,9 @@ class StopWithoutSignal(Callback):
             raise RunEnded(f"loss or gradient was not finite in {self._skipped} steps in a row{written}")
         if self._silent == self.max_silent:
             raise RunEnded(
-                f"no step had a lesson for {self._silent} steps: the groups are all right or all wrong "
-                f"(train/accuracy {metrics.get('train/accuracy', 0):.3f}); take easier or harder problems"
+                f"no step had a lesson for {self._silent} steps (train/accuracy "
+                f"{metrics.get('train/accuracy', 0):.3f}). Where groups are all right or all wrong, take harder or "
+                "easier problems; else the method finds nothing in these rollouts that it learns from"
             )
 
     def _write(self, trainer: Trainer, batch: Batch) -> str:

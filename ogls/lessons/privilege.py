@@ -94,7 +94,7 @@ class Privilege(ABC):
 class Demonstration(Privilege):
     """The reference solution is learned by its likelihood (SFT); nothing is sampled."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"demonstrations"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"demonstrations", "solutions"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         if group.problem.solution is not None:
@@ -111,6 +111,7 @@ class ReferenceSolution(Privilege):
 
     rollouts: Literal["all", "wrong"] = "all"
     views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT}
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "solutions"})
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         if group.problem.solution is None:

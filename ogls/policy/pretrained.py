@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -125,6 +126,16 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def longest_context(folder: Path) -> int | None:
+    """Returns the number of positions that a model was made for, stretched where it says so; None where it does not."""
+    config = json.loads((folder / "config.json").read_text())
+    longest = config.get("max_position_embeddings")
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if longest is None or "factor" not in rope:
+        return longest
+    return max(longest, int(rope["factor"] * rope.get("original_max_position_embeddings", longest)))
+
+
 def write_model(folder: Path, to: Path, weights: dict[str, Tensor], dtype: str) -> None:
     """Writes the model of a folder with other weights, one file of weights at a time.
 
@@ -135,7 +146,7 @@ def write_model(folder: Path, to: Path, weights: dict[str, Tensor], dtype: str) 
         dtype: name of the dtype of all weights
     """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
     size = 0
@@ -144,7 +155,12 @@ def write_model(folder: Path, to: Path, weights: dict[str, Tensor], dtype: str) 
             names = list(stored.keys())
             values = {name: weights[name] if name in weights else stored.get_tensor(name) for name in names}
         values = {name: value.to("cpu", getattr(torch, dtype)).contiguous() for name, value in values.items()}
-        save_file(values, to / file.name, metadata={"format": "pt"})
+        try:
+            save_file(values, to / file.name, metadata={"format": "pt"})
+        except SafetensorError as error:  # it hides an OSError
+            if refused := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(to / file.name)) from error
+            raise
         size += sum(value.nbytes for value in values.values())
     for file in folder.glob("*.safetensors.index.json"):
         index = json.loads(file.read_text())

@@ -1,7 +1,7 @@
 """Each reason to end a run early is an exception with its own exit code.
 
     0     the run has finished
-    1     the program has an error
+    1     the program has an error, or training could not go on
     2     configuration or data cannot work
     73    the run's folder is in use
     74    the disk is full or may not be written to, or three checkpoints in a row could not be written

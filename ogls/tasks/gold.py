@@ -61,6 +61,10 @@ def complaint(problems: Sequence[Problem], faults: dict[str, str]) -> str:
     return f"{wanted}, {len(failed)} did not: {named}{more} ({'; '.join(examples[:_EXPLAINED])}{rest}{cure})"
 
 
+def _why(verdict: Verdict) -> str:
+    return _SAID[verdict.status] + (f" with {verdict.error}" if verdict.error else "")
+
+
 def _shown(answer: str) -> str:
     return repr(answer if len(answer) <= _SHOWN else answer[:_SHOWN] + "...")
 
@@ -70,7 +74,7 @@ def _self_faults(problems: Sequence[Problem], pool: GradingPool) -> dict[str, st
     asked = [(problem, pool.verifier.canonical(problem)) for problem in problems if problem not in missing]
     said = [(problem, "stands for a missing value") for problem in missing]
     verdicts = zip(asked, pool.grade(asked), strict=True)
-    said += [(problem, _SAID[verdict.status]) for (problem, _), verdict in verdicts if not verdict.correct]
+    said += [(problem, _why(verdict)) for (problem, _), verdict in verdicts if not verdict.correct]
     return {problem.id: f"{_shown(problem.answer)} {reason}" for problem, reason in said}
 
 

@@ -262,8 +262,8 @@ class _Worker:
             return False
         *lines, self._unread = (self._unread + received).split(b"\n")
         for line in lines:
-            correct, status, answer, feedback = json.loads(line)
-            verdict = Verdict(correct=correct, status=status, answer=answer, feedback=feedback)
+            correct, status, answer, feedback, error = json.loads(line)
+            verdict = Verdict(correct=correct, status=status, answer=answer, feedback=feedback, error=error)
             verdicts[self.pending.popleft()] = verdict
         if lines:
             self.limit = limit

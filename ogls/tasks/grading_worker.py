@@ -31,7 +31,7 @@ from ogls.tasks.base import Verifier
 PROBLEM_FIELDS = tuple(option.name for option in fields(Problem))
 UNJUDGED = "It could not be judged."
 """This is the feedback on a text whose grading crashed or ran out of time."""
-_LONGEST_FEEDBACK = 2000  # characters
+_LONGEST_FEEDBACK, _LONGEST_ERROR = 2000, 200  # characters
 REQUEST = struct.Struct("!q")
 """A request is the process id of a worker to replace, or 0 for one more."""
 
@@ -91,15 +91,15 @@ def _work(connection: socket.socket, verifier: Verifier, timeout: float, memory_
         os._exit(0)
 
 
-def _grade(verifier: Verifier, problem: Problem, text: str) -> tuple[bool, str, Any, str]:
+def _grade(verifier: Verifier, problem: Problem, text: str) -> tuple[bool, str, Any, str, str]:
     try:
         verdict = verifier.grade(problem, text)
         feedback = printable(verdict.feedback, _LONGEST_FEEDBACK)
     except MemoryError:
         os._exit(1)  # what is left of the heap is in no state to go on with
-    except Exception:
-        return False, "crash", None, UNJUDGED
-    return verdict.correct, verdict.status, verdict.answer, feedback
+    except Exception as error:
+        return False, "crash", None, UNJUDGED, printable(f"{type(error).__name__}: {error}", _LONGEST_ERROR)
+    return verdict.correct, verdict.status, verdict.answer, feedback, ""
 
 
 def _confine(memory_gib: float) -> None:

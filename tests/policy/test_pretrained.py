@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from ogls.policy import pretrained as model
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
-from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+from ogls.policy.pretrained import EMBEDDED, load_tokenizer, longest_context, resolve_model
+from ogls.system.exits import unwritable
+from tests.callbacks.test_checkpoint_io import disk_ends_at
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,24 @@ def test_a_cached_model_that_has_changed_is_made_anew(
     assert len(made) == 2
 
 
+def test_a_model_says_how_long_it_reads(tmp_path: Path) -> None:
+    for config, wanted in (
+        ({}, None),
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 4096),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 131072),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"factor": 32.0, "original_max_position_embeddings": 8192},
+            },
+            262144,
+        ),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert longest_context(tmp_path) == wanted
+
+
 def test_weights_are_told_apart(tiny_model: Path, tmp_path: Path) -> None:
     same, other = (Path(shutil.copytree(tiny_model, tmp_path / name)) for name in ("same", "other"))
     weights = load_file(other / "model.safetensors")
@@ -123,6 +143,14 @@ def test_a_maker_that_fails_leaves_nothing(own_cache: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         model._made_once("thing", make)
     assert list(own_cache.iterdir()) == []
+
+
+def test_a_disk_that_ends_is_an_error_of_the_disk(tiny_model: Path, tmp_path: Path) -> None:
+    """safetensors says so in an exception of its own."""
+    with disk_ends_at(1000), pytest.raises(OSError, match="too large") as full:
+        model.write_model(tiny_model, tmp_path, {}, "float32")
+    assert unwritable(full.value)
+    assert full.value.filename == str(tmp_path / "model.safetensors")
 
 
 def test_what_is_no_model_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ogls.records import Problem
 from ogls.tasks.function import FunctionVerifier
+from ogls.tasks.gold import gold_faults
 from ogls.tasks.grading import GradingPool
 from ogls.tracking.files import METRICS, read_rows
 from tests.faults.nursery import Nursery
@@ -49,6 +51,10 @@ def test_verdicts_are_the_functions() -> None:
             verdicts = pool.grade([(problem, text) for text in texts])
         assert [verdict.correct for verdict in verdicts] == wanted
     assert [verdict.status for verdict in verdicts] == ["graded", "graded", "crash"]
+    assert verdicts[-1].error == "RuntimeError: boom 42"
+    with GradingPool(FunctionVerifier("rewards_of_test.share")) as pool:
+        boom = replace(problem, answer="boom")
+        assert gold_faults([boom], pool) == {"p": "'boom' makes the verifier fail with RuntimeError: boom"}
     assert FunctionVerifier("rewards_of_test.share", stated="so: {answer}").canonical(problem) == "so: 42"
 
 
