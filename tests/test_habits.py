@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def test_the_last_lines_say_what_has_changed_and_what_to_do_next(nursery: Nurser
         f"{last:.3f} after step 2"
     )
     words = [shlex.split(command) for command in lines[begun + 1 : begun + 4]]
-    assert all(program == "python" and Path(script).is_file() for program, script, *_ in words)
+    assert all(program in ("python", sys.executable) and Path(script).is_file() for program, script, *_ in words)
     assert words[2][2:] == ["--experiment", "ogls", "--metric", "val/avg_at_4"]
     code, told = run_in(nursery, *words[0][2:], cwd=folder.parents[1])
     assert code == 0, told[-3000:]

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,9 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert VARIANT is not None
     (tmp_path / f"{VARIANT[1]}.py").write_text(VARIANT[2])
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "runs" / "NAME").mkdir(parents=True)
+    shutil.copy(ROOT / "experiments" / "math.yaml", tmp_path / "runs" / "NAME" / "config.yaml")
+    monkeypatch.chdir(tmp_path)
     subcommand, *arguments = shlex.split(command)[2:]
     if subcommand == "export":
         export.parser().parse_args(arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from ogls.system.statistics import paired_difference
@@ -54,4 +56,12 @@ def next_commands(program: str, run: Path, checkpoint: Path, experiment: str, me
         (program, "export", "--ckpt_path", str(checkpoint), "--to", str(run / "model")),
         (compare, "--experiment", experiment, "--metric", metric, *where),
     )
-    return "\n".join(f"  {shlex.join(['python', *command])}" for command in commands)
+    return "\n".join(f"  {shlex.join([_python(), *command])}" for command in commands)
+
+
+def _python() -> str:
+    """Returns ``python`` where that is the interpreter that runs, else its path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

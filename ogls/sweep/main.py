@@ -43,12 +43,15 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
     settings = parse(sweep, f"Sweep {sweep.name}: see the README's section on sweeps.", given, script)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
+    print(f"Study {settings.study}: reading the configuration", flush=True)
     try:
         points = None if settings.grid is None else sweep.grid(settings.grid)
         study, created = open_study(sweep, settings, points)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # nothing has begun
+        sys.exit(130)
     attempts.reclaim(study)
     record = StudyRecord(settings, study, created)
     worker = Worker(sweep, settings, study, record)

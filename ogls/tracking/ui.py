@@ -48,6 +48,7 @@ if __name__ == "__main__":
     try:
         for name, address in addresses(given.tracking_uri, given.port).items():
             print(f"{name}: {address}", flush=True)
+        print("They open once the server below says that it is running; Ctrl-C ends it.", flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
