@@ -97,6 +97,7 @@ class Settings:
     device_hours: float | None
     pruner: Pruning | None
     seeds: int
+    first_seed: int
     against: str | None
     grid: tuple[str, ...] | None
     storage: str
@@ -114,7 +115,8 @@ class Settings:
     def identity(self) -> dict[str, object]:
         """Returns the settings that all trials of a study share. A worker with others may not join it."""
         configs, further = list(self.configs), list(self.further)
-        return {"configs": configs, "further": further, "seeds": self.seeds, "against": self.against}
+        first = {"first_seed": self.first_seed} if self.first_seed else {}
+        return {"configs": configs, "further": further, "seeds": self.seeds, "against": self.against} | first
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,6 +147,7 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
     add("--device-hours", type=float, metavar="HOURS", help="budget of the whole study: time of all runs x devices")
     add("--pruner", choices=PRUNERS, help="how trials are ended early (default: median, and none on a ladder)")
     add("--seeds", type=int, default=1, help="number of runs per trial, whose mean is its value (default: %(default)s)")
+    add("--first-seed", type=int, default=0, help="seed of a trial's first run (default: %(default)s)")
     add("--against", choices=AGAINST, help="second objective, which is minimised; nothing is pruned then")
     add("--grid", nargs="*", metavar="NAME=VALUE,...", help="ladder to try, and nothing else (default: the sweep's)")
     add("--storage", default="sqlite:///sweeps.db", help="Optuna's database or grpc://host:port (default: %(default)s)")
@@ -155,6 +158,8 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
     for name in ("n_trials", "jobs", "seeds"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+    if given.first_seed < 0:
+        parser.error(f"--first-seed must be at least 0, got {given.first_seed}")
     for name in ("timeout", "device_hours"):
         if getattr(given, name) is not None and not getattr(given, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {getattr(given, name):g}")
@@ -179,6 +184,7 @@ def parse(sweep: Sweep, about: str, arguments: Sequence[str], script: Path | Non
         device_hours=given.device_hours,
         pruner=given.pruner,
         seeds=given.seeds,
+        first_seed=given.first_seed,
         against=given.against,
         grid=None if given.grid is None else tuple(given.grid),
         storage=storage,

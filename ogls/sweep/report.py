@@ -61,7 +61,7 @@ def table(study: Study, settings: Settings) -> pd.DataFrame:
         row = {"trial": attempts.original(trial), "state": trial.state.name, **trial.params}
         row |= dict(zip(names, trial.values or [], strict=False))
         for name, values in zip(names, trial.user_attrs.get(VALUES, []), strict=False):
-            row |= {f"{name}_s{seed}": value for seed, value in enumerate(values)}
+            row |= {f"{name}_s{seed}": value for seed, value in enumerate(values, settings.first_seed)}
         rows.append(row | {"seconds": trial.user_attrs.get(SECONDS), "why": trial.user_attrs.get(WHY)})
     return pd.DataFrame(rows).sort_values("trial") if rows else pd.DataFrame(columns=["trial", "state"])
 

@@ -113,7 +113,7 @@ class Worker:
                 parent_run_id=self.record.run_id,
                 stopping=self.stopping,
             )
-            for seed in range(self.settings.seeds)
+            for seed in range(self.settings.first_seed, self.settings.first_seed + self.settings.seeds)
         ]
 
     def _measure(self, trial: optuna.Trial, runs: list[TrialRun]) -> float | tuple[float, ...]:
