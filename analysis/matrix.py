@@ -4,7 +4,7 @@
 
 `data.val` names the test sets, `{chemistry: ..., physics: ...}`, here in domains.yaml; each name of --train is an
 overlay that sets `data.train`, here chemistry.yaml and physics.yaml. Every method is run on every train set with every
-seed, as by `methods.py`, which also says what a recipe is; what is finished in MLflow is not made again.
+seed, as by `methods.py`, which also says what a recipe is; what NAME_rows.csv or MLflow has is not made again.
 
 Writes NAME.md and NAME.csv: accuracy on each test set after training, and its change, paired by problem, since before.
 With three seeds and more, ± is half of the 95 % interval for new seeds on new problems, and * marks changes that are
@@ -15,6 +15,7 @@ alone, and nothing is marked.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from compare import markdown
-from methods import end, histories, labelled, labels, made_runs, parser_of_runs, recipes, stack_of
-from mlflow import MlflowClient
-from runs import accuracy_by_problem
+from methods import end, named, parser_of_runs, rows_of
+from recipes import arguments_of, labels, recipes, stack_of
 from seeds import FEWEST, Difference, difference, holm
 
 from ogls.system.statistics import mean_interval, share_interval
@@ -103,24 +103,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", nargs="+", required=True, metavar="OVERLAY", help="overlays that set data.train")
     parser.add_argument("--out", type=Path, default=Path("matrix"), metavar="NAME", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    written = {(train, m): "+".join(stack_of(f"{m}+{train}")) for m in options.methods for train in options.train}
-    wanted = recipes(options.config, list(written.values()), options.overlays, options.args)
-    if not labelled(wanted, options, parser):
-        return
-    called = labels({m: wanted[written[options.train[0], m]] for m in options.methods})  # as the train set is a column
-    runs, failed = made_runs(wanted, options)
-    client = MlflowClient(options.tracking_uri)
-    every = {run: key for key, by_seed in runs.items() for run in by_seed.values()}
-    history = histories(client, every)["accuracy"].groupby("run")["step"]
-    ends = {
-        run: [accuracy_by_problem(client, run, int(step[run])) for step in (history.min(), history.max())]
-        for run in every
+    written = {
+        (train, method): shlex.join(["+".join((*stack_of(method), *stack_of(train))), *arguments_of(method)])
+        for method in options.methods
+        for train in options.train
     }
+    wanted = recipes(options.config, list(written.values()), options.overlays, options.args)
+    if not named(wanted, options, parser):
+        return
+    names = labels({method: wanted[written[options.train[0], method]].name for method in options.methods})
+    rows, failed = rows_of(wanted, options, options.out)
     cells = {}
     for (train, method), key in written.items():
-        if runs[key]:
-            before, after = zip(*(ends[run] for run in runs[key].values()), strict=True)
-            cells[train, called[method]] = (before, after)
+        if own := [row for row in rows if row.recipe == key]:
+            before, after = ([row.accuracies(getattr(row, which)) for row in own] for which in ("before", "right"))
+            cells[train, names[method]] = (before, after)  # the train set is a column
     try:
         table = tabulate(cells)
     except ValueError as error:
@@ -130,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     table.to_csv(options.out.with_suffix(".csv"), index=False)
     print(text)
-    print(f"written: {options.out}.md, .csv")
-    end(client, options, list(every), failed)
+    print(f"written: {options.out}.md, .csv, _rows.csv")
+    end(failed)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 A trial is a run of 20 steps on the lab, with seed 1000, on other problems than those of `analysis/evidence.py`: they
 are drawn with another seed, and no held-out problem is among those of the tables. The first three trials of a study
-have the main setting that was published, at three rates; the others are Optuna's. All trials are kept in
+have the main setting that was published, at three rates; the others are Optuna's, and two of three end after 10 steps
+(successive halving). All trials are kept in
 `analysis/results/tuning.csv`, one line each, of which `best` takes the most accurate of each recipe.
 """
 
@@ -163,7 +164,8 @@ def command_line(recipe: str, trials: int) -> list[str]:
     problems = [word for part in ("train", "val") for word in (f"--data.{part}.init_args.seed", str(PROBLEMS))]
     return [
         *(word for config in configs for word in ("--config", config)),
-        *("--n-trials", str(trials), "--first-seed", str(SEED), "--storage", STORAGE, "--experiment", "tuning"),
+        *("--n-trials", str(trials), "--pruner", "halving", "--first-seed", str(SEED)),
+        *("--storage", STORAGE, "--experiment", "tuning"),
         *("--", *problems),
     ]
 
