@@ -1,11 +1,12 @@
 SHELL := /bin/bash -o pipefail
 # `make help` lists the targets. Each sets up .venv first if it is missing or out of date. EXTRA=cuda installs for an
-# NVIDIA GPU; CONFIG and ARGS go to `fit`.
+# NVIDIA GPU; CONFIG and ARGS go to `fit`, TABLE and ARGS to `evidence`.
 
 PYTHON ?= python3
 EXTRA ?= cpu
 CONFIG ?= math.yaml
 ARGS ?=
+TABLE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements$(if $(filter cuda,$(EXTRA)),-cuda).txt
@@ -20,7 +21,7 @@ UV_SETTINGS = \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
 
-.PHONY: help setup fit test slow faults torture mutants audit lint format ui docs requirements clean
+.PHONY: help setup fit evidence test slow faults torture mutants audit lint format ui docs requirements clean
 .DEFAULT_GOAL := setup
 
 help:  ## this list
@@ -39,6 +40,9 @@ $(STAMP): pyproject.toml $(PINS) | $(BIN)/uv
 
 fit: $(STAMP)  ## train with CONFIG (math.yaml); ARGS are further options
 	$(BIN)/python experiments/run.py fit --config $(CONFIG) $(ARGS)
+
+evidence: $(STAMP)  ## the tables of evidence and what they cost; TABLE=lab makes one, ARGS=--rebuild from its rows
+	$(BIN)/python analysis/evidence.py $(TABLE) $(ARGS)
 
 # Three files at a time, one thread each: on two cores, since many tests wait for other processes. In their order, since
 # those with the fewest tests, which xdist would put last, are the longest.

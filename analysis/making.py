@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -78,7 +79,7 @@ def make_runs(
     def make(job: tuple[str, int]) -> bool:
         (key, seed), began = job, time.monotonic()
         recipe = wanted[key]
-        log = LOGS / f"{recipe.text}-s{seed}.log"
+        log = LOGS / (re.sub(r"[^\w+.-]+", "-", key) + f"-s{seed}.log")
         code, seconds = make_run(recipe.command(seed, experiment, tracking_uri), log, environment)
         state = "finished" if code == 0 else f"failed with {code}, see {log}"
         print(f"{key}, seed {seed}: {state} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
@@ -96,11 +97,26 @@ def make_runs(
 
 
 def complete(
-    wanted: Mapping[str, Recipe], seeds: int, file: Path, experiment: str, tracking_uri: str, jobs: int
+    wanted: Mapping[str, Recipe],
+    seeds: int,
+    file: Path,
+    experiment: str,
+    tracking_uri: str,
+    jobs: int,
+    update: Callable[[], object] = lambda: None,
 ) -> int:
     """Makes the rows that a file lacks of recipes and seeds; returns how many runs failed.
 
     Rows of these recipes whose configuration files have changed are told and taken away first.
+
+    Args:
+        wanted: recipes by how they are written
+        seeds: number of seeds, 0 to N - 1
+        file: file of the rows
+        experiment: experiment in MLflow
+        tracking_uri: MLflow's store
+        jobs: number of runs at a time
+        update: function that is called after every new row
     """
     rows = read_rows(file)
     kept = [row for row in rows if sound(row, wanted) and row.method == _name(wanted, row)]
@@ -115,6 +131,7 @@ def complete(
     def store(key: str, seed: int) -> None:
         run = finished(client, experiment, wanted[key])[seed]
         add_row(file, row_of(client, run, key, wanted[key]))
+        update()
         shutil.rmtree(Path("runs") / client.get_run(run).data.tags.get("folder", "-") / CHECKPOINTS, ignore_errors=True)
 
     for key, seed in lacking:

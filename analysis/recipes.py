@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import shlex
 import sys
 from collections import defaultdict
@@ -46,9 +45,8 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """Returns overlays and arguments in one word, which names log files."""
-        words = ["+".join(self.overlays), *(word.rpartition(".")[2].strip("-") for word in self.arguments)]
-        return re.sub(r"[^\w+.-]+", "-", "_".join(words))[:100]
+        """Returns the overlays in one word."""
+        return "+".join(self.overlays)
 
     @cached_property
     def digest(self) -> str:

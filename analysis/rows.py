@@ -153,7 +153,7 @@ def row_of(client: MlflowClient, run: str, key: str, recipe: Recipe) -> Row:
         step=end,
         samples=k,
         accuracy=curve[end],
-        passed=last[f"val/pass_at_{k}"],
+        passed=last.get(f"val/pass_at_{k}", math.nan),
         length=last.get("val/length_mean", math.nan),
         kl_to_base=last.get("val/kl_to_base", math.nan),
         sampled=round(sampled),

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import matrix
-import methods
 import numpy as np
 import pytest
 import seeds
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from recipes import recipes
 
 from ogls.system.statistics import share_interval
 
@@ -62,12 +62,15 @@ def test_runs_of_every_train_set_become_a_table(tmp_path: Path, monkeypatch: pyt
     Path("long.yaml").write_text(data.format("train", "", ", max_steps: 4", ""))
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.create_experiment("lab", artifact_location=str(tmp_path / "artifacts"))
-    recipes = methods.recipes("lab.yaml", ["opsd+short", "opsd+long"], [], [])
-    for gain, recipe in zip((0.3, 0.1), recipes.values(), strict=True):
+    made = recipes("lab.yaml", ["opsd+short", "opsd+long"])
+    for gain, recipe in zip((0.3, 0.1), made.values(), strict=True):
         for seed in range(3):
             tags = {"method": recipe.name, "seed": str(seed), "recipe": recipe.digest}
             run = client.create_run(experiment, tags=tags).info.run_id
-            client.log_batch(run, metrics=[Metric("val/avg_at_8", 0.4, 0, step) for step in (0, 10)])
+            client.log_batch(
+                run,
+                metrics=[Metric(f"val/{name}avg_at_100", 0.4, 0, step) for name in ("", "sums/") for step in (0, 10)],
+            )
             client.log_dict(run, BEFORE, "problems/step-000000.json")
             client.log_dict(run, after(gain, 0.0, seed), "problems/step-000010.json")
             client.set_terminated(run, "FINISHED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analysis"))
+import making
 import methods
+import pandas as pd
+from recipes import Recipe, labels, recipes
+from rows import read_rows
 
 from ogls.lessons.privilege import PeerOutcomes
 from ogls.lessons.selection import FirstTokens, UpToError
@@ -24,12 +29,13 @@ READING = OPSD().name
 ENDS = {"opsd": [0.40, 0.44, 0.48], "ogls_sd": [0.50, 0.56, 0.56]}
 
 
-def log(client: MlflowClient, experiment: str, recipe: methods.Recipe, seed: int, end: float) -> str:
+def log(client: MlflowClient, experiment: str, recipe: Recipe, seed: int, end: float) -> str:
     tags = {"method": recipe.name, "seed": str(seed), "recipe": recipe.digest}
     run = client.create_run(experiment, tags=tags).info.run_id
-    series = {"val/avg_at_8": (0.3, end), "val/pass_at_8": (0.8, 0.9), "val/kl_to_base": (0.0, 0.1)}
+    series = {"val/avg_at_100": (0.3, end), "val/pass_at_100": (0.8, 0.9), "val/kl_to_base": (0.0, 0.1)}
     metrics = [Metric(name, value, 0, 10 * i) for name, values in series.items() for i, value in enumerate(values)]
     client.log_batch(run, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])
+    client.log_dict(run, {"a": 0.25, "b": 0.35}, "problems/step-000000.json")
     client.log_dict(run, {"a": end - 0.1, "b": end + 0.1}, "problems/step-000010.json")
     client.set_terminated(run, "FINISHED")
     return run
@@ -50,23 +56,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("methods")
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.create_experiment("lab", artifact_location=str(place / "artifacts"))
-    made = methods.recipes("lab.yaml", list(ENDS), [], [])
+    made = recipes("lab.yaml", list(ENDS), [], [])
     for name, ends in ENDS.items():
         for seed, end in enumerate(ends):
             log(client, experiment, made[name], seed, end)
-    log(client, experiment, methods.recipes("lab.yaml", ["opsd"], [], ["--model.learning_rate", "1"])["opsd"], 0, 0.99)
+    log(client, experiment, recipes("lab.yaml", ["opsd"], [], ["--model.learning_rate", "1"])["opsd"], 0, 0.99)
     changed = log(client, experiment, made["opsd"], 0, 0.98)
     client.set_tag(changed, "method", "OPSD[temperature=0.5]")
     experiment = client.create_experiment("terse", artifact_location=str(place / "terse"))
-    alike = methods.recipes("lab.yaml", ["opsd", "opsd+lab_terse"], [], []).values()
+    alike = recipes("lab.yaml", ["opsd", "opsd+lab_terse"], [], []).values()
     for recipe, ends in zip(alike, ENDS.values(), strict=True):
         for seed, end in enumerate(ends):
             log(client, experiment, recipe, seed, end)
     return place
 
 
+def called(made: Mapping[str, Recipe]) -> dict[str, str]:
+    return labels({key: recipe.name for key, recipe in made.items()})
+
+
 def test_a_recipe_is_its_files_and_arguments():
-    made = methods.recipes("lab.yaml", ["opsd", "opsd+lab_terse"], ["alpha_zero"], ["--data.group_size", "2"])
+    made = recipes("lab.yaml", ["opsd", "opsd+lab_terse"], ["alpha_zero"], ["--data.group_size", "2"])
     assert made["opsd+lab_terse"].files[1::2] == ["lab.yaml", "opsd.yaml", "lab_terse.yaml", "alpha_zero.yaml"]
     assert made["opsd+lab_terse"].text == "opsd+lab_terse+alpha_zero"
     command = made["opsd"].command(3, "lab", "sqlite:///x.db")
@@ -75,35 +85,35 @@ def test_a_recipe_is_its_files_and_arguments():
     assert command[-2:] == ["--data.group_size", "2"]
     assert len({recipe.digest for recipe in made.values()}) == 2
     assert not any("method" in word for word in command), "no label is typed"
-    assert list(methods.recipes("lab.yaml", ["opsd", "opsd.yaml"], [], [])) == ["opsd"]
-    assert made["opsd"].digest != methods.recipes("lab.yaml", ["opsd"], ["alpha_zero"], [])["opsd"].digest
+    assert list(recipes("lab.yaml", ["opsd", "opsd.yaml"], [], [])) == ["opsd"]
+    assert made["opsd"].digest != recipes("lab.yaml", ["opsd"], ["alpha_zero"], [])["opsd"].digest
 
 
 def test_a_recipe_is_called_as_its_method_is():
-    made = methods.recipes("lab.yaml", ["opsd", "ogls_sd", "opsd+plain_kl+up_to_error"], [], [])
+    made = recipes("lab.yaml", ["opsd", "ogls_sd", "opsd+plain_kl+up_to_error"], [], [])
     plain = OPSD(top_p=1.0, top_k=0, **PLAIN).name
-    assert methods.labels(made) == {"opsd": READING, "ogls_sd": STEERING, "opsd+plain_kl+up_to_error": plain}
-    (recipe,) = methods.recipes("lab.yaml", ["opsd"], ["up_to_error"], ["--method.temperature", "0.5"]).values()
+    assert called(made) == {"opsd": READING, "ogls_sd": STEERING, "opsd+plain_kl+up_to_error": plain}
+    (recipe,) = recipes("lab.yaml", ["opsd"], ["up_to_error"], ["--method.temperature", "0.5"]).values()
     assert (
         recipe.name == OPSD(selection=UpToError(), temperature=0.5).name == "OPSD[selection=UpToError, temperature=0.5]"
     )
 
 
 def test_what_is_called_alike_is_told_apart_by_its_overlays(monkeypatch: pytest.MonkeyPatch):
-    def name(recipe: methods.Recipe) -> str:
+    def name(recipe: Recipe) -> str:
         return "OGLS_SD" if "ogls_sd" in recipe.overlays else "OPSD"  # all other overlays change no choice
 
-    monkeypatch.setattr(methods.Recipe, "name", property(name))
+    monkeypatch.setattr(Recipe, "name", property(name))
     texts = ["opsd", "opsd+lab_terse", "ogls_sd", "opsd+lab_terse+qwen3_4b"]
-    made = methods.recipes("lab.yaml", texts, ["plain_kl", "up_to_error"], [])
-    assert methods.labels(made) == {
+    made = recipes("lab.yaml", texts, ["plain_kl", "up_to_error"], [])
+    assert called(made) == {
         "opsd": "OPSD",
         "opsd+lab_terse": "OPSD (lab_terse)",
         "ogls_sd": "OGLS_SD",
         "opsd+lab_terse+qwen3_4b": "OPSD (lab_terse+qwen3_4b)",
     }
-    twice = methods.recipes("lab.yaml", ["opsd+lab_terse", "lab_terse+opsd"], [], [])
-    assert set(methods.labels(twice).values()) == {"OPSD (opsd+lab_terse)", "OPSD (lab_terse+opsd)"}
+    twice = recipes("lab.yaml", ["opsd+lab_terse", "lab_terse+opsd"], [], [])
+    assert set(called(twice).values()) == {"OPSD (opsd+lab_terse)", "OPSD (lab_terse+opsd)"}
 
 
 def test_names_are_printed_and_nothing_is_run(
@@ -148,9 +158,9 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 
 def test_only_runs_of_the_same_recipe_count(place: Path):
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    opsd = methods.recipes("lab.yaml", ["opsd"], [], [])["opsd"]
-    assert list(methods.finished(client, "lab", opsd)) == [0, 1, 2]
-    assert methods.finished(client, "elsewhere", opsd) == {}
+    opsd = recipes("lab.yaml", ["opsd"], [], [])["opsd"]
+    assert list(making.finished(client, "lab", opsd)) == [0, 1, 2]
+    assert making.finished(client, "elsewhere", opsd) == {}
 
 
 def test_a_command_whose_runs_are_there_makes_the_table_at_once(
@@ -162,12 +172,13 @@ def test_a_command_whose_runs_are_there_makes_the_table_at_once(
     methods.main(["--methods", *ENDS, "--seeds", "3", "--tracking-uri", uri, "--out", str(out)])
     assert "0 runs to make, 6 are there" in capsys.readouterr().out
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert lines[0] == "| method | seeds | steps | accuracy | IQM | pass@8 | KL to base |"
+    assert lines[0].startswith("| method | seeds | steps | before | accuracy | IQM | pass@100 | KL to base |")
     # A quarter of three runs is less than one, so that the interquartile mean is the mean.
     # s = 0.04 and 0.034641, t(0.975, 2) = 4.30265: half widths 0.0994 and 0.0861
-    assert lines[2] == f"| {STEERING} | 3 | 10 | 0.540 ± 0.086 | 0.540 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
-    assert lines[3] == f"| {READING} | 3 | 10 | 0.440 ± 0.099 | 0.440 | 0.900 ± 0.000 | 0.100 ± 0.000 |"
-    (paired,) = methods.pd.read_csv(out.with_name("lab_paired.csv")).to_dict("records")
+    told = "| {} | 3 | 10 | 0.300 ± 0.000 | {} | 0.900 ± 0.000 | 0.100 ± 0.000 |"
+    assert lines[2].startswith(told.format(STEERING, "0.540 ± 0.086 | 0.540"))
+    assert lines[3].startswith(told.format(READING, "0.440 ± 0.099 | 0.440"))
+    (paired,) = pd.read_csv(out.with_name("lab_paired.csv")).to_dict("records")
     assert (paired["method"], paired["against"], paired["seeds"]) == (STEERING, READING, 3)
     assert paired["difference, seeds"] == paired["difference, both"] == pytest.approx(0.1)
     assert paired["p, both"] == pytest.approx(paired["p, seeds"]), "both problems differ alike"
@@ -175,11 +186,8 @@ def test_a_command_whose_runs_are_there_makes_the_table_at_once(
     assert paired["P(better)"] == 1.0
     # The differences 0.10, 0.12 and 0.08 have a standard deviation of 0.02: that of a t-test for an effect of 1.
     assert paired["seeds for 0.02"] == 10
-    assert {file.name for file in out.parent.glob("*.png")} == {
-        "lab_accuracy.png",
-        "lab_pass_8.png",
-        "lab_kl_to_base.png",
-    }
+    assert [file.name for file in out.parent.glob("*.png")] == ["lab_accuracy.png"]
+    assert [row.right for row in read_rows(out.with_name("lab_rows.csv"))[:2]] == ["40.60", "30.50"]
 
 
 def test_recipes_that_are_called_alike_have_rows_of_their_own(
@@ -189,9 +197,9 @@ def test_recipes_that_are_called_alike_have_rows_of_their_own(
     where = ["--experiment", "terse", "--tracking-uri", f"sqlite:///{place}/mlflow.db", "--out", "terse"]
     methods.main(["--methods", "opsd", "opsd+lab_terse", "--against", "opsd+lab_terse", "--seeds", "3", *where])
     lines = Path("terse.md").read_text().splitlines()
-    assert lines[2].startswith(f"| {READING} (lab_terse) | 3 | 10 | 0.540 ± 0.086 |")
-    assert lines[3].startswith(f"| {READING} | 3 | 10 | 0.440 ± 0.099 |")
-    (paired,) = methods.pd.read_csv("terse_paired.csv").to_dict("records")
+    assert lines[2].startswith(f"| {READING} (lab_terse) | 3 | 10 | 0.300 ± 0.000 | 0.540 ± 0.086 |")
+    assert lines[3].startswith(f"| {READING} | 3 | 10 | 0.300 ± 0.000 | 0.440 ± 0.099 |")
+    (paired,) = pd.read_csv("terse_paired.csv").to_dict("records")
     assert (paired["method"], paired["against"]) == (READING, f"{READING} (lab_terse)")
     assert paired["difference, seeds"] == pytest.approx(-0.1)
 
@@ -200,9 +208,9 @@ def test_a_failed_run_is_counted_and_its_output_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-c", "import sys; print('said'); sys.exit(3)"]
-    monkeypatch.setattr(methods.Recipe, "command", lambda *_: command)
-    recipe = methods.Recipe(config="lab.yaml", overlays=("opsd", "plain_kl"))
-    assert methods.make_runs([(recipe, 1)], "lab", "sqlite:///x.db", 2, tmp_path / "logs") == 1
+    Path("fails.py").write_text("import sys; print('said'); sys.exit(3)")
+    monkeypatch.setattr(Recipe, "command", lambda *_: [sys.executable, "fails.py"])
+    wanted = {"opsd+plain_kl": Recipe(config="lab.yaml", overlays=("opsd", "plain_kl"))}
+    assert making.make_runs([("opsd+plain_kl", 1)], wanted, "lab", "sqlite:///x.db", 2) == 1
     assert "opsd+plain_kl, seed 1: failed with 3" in capsys.readouterr().out
-    assert (tmp_path / "logs" / "opsd+plain_kl-s1.log").read_text() == "said\n"
+    assert Path("runs/logs/opsd+plain_kl-s1.log").read_text() == "said\n"

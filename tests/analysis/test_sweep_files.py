@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-import methods
 import pytest
 import yaml
 from optuna.trial import FixedTrial
+from recipes import Recipe
 
 from ogls.cli import build
 from ogls.lessons.privilege import PeerOutcomes
@@ -44,7 +44,7 @@ def sweep_file(name: str) -> ModuleType:
 def name_of(options: Mapping[str, object], *overlays: str) -> str:
     """Returns what the method of a trial is called."""
     words = [word for key, value in options.items() for word in (f"--{key}", json.dumps(value))]
-    return methods.Recipe(config="lab.yaml", overlays=overlays, arguments=tuple(words)).name
+    return Recipe(config="lab.yaml", overlays=overlays, arguments=tuple(words)).name
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SWEEPS.glob("*.py")))

@@ -1,0 +1,237 @@
+"""Make a table of the project's evidence, or list all of them with what they cost: `make evidence [TABLE=NAME]`.
+
+    python analysis/evidence.py                           (the list: rows that are there and missing, core hours)
+    python analysis/evidence.py lab --jobs 2 --seeds 3    (makes the missing rows of three seeds, and the table)
+    python analysis/evidence.py lab --rebuild             (the table from the rows that are there, in seconds)
+    python analysis/evidence.py tuning                    (the settings that `lab` applies: see `tuning.py`)
+
+Each table is declared once, in `TABLES`. Its runs become lines of analysis/results/NAME_rows.csv (see `rows.py`), from
+which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run, so that the command can be
+killed at any time; the same command goes on, on another machine as well. Rows whose configuration files have changed
+since are called stale and made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import tuning
+from making import complete, stale
+from methods import end
+from recipes import Recipe, recipes
+from rows import Row, read_rows, rows_file, sound
+from tables import write
+
+RESULTS = tuning.RESULTS
+SECONDS = 100.0
+"""Processor seconds of a run of which none was measured yet: 20 steps of the lab."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of evidence answers a question by runs of some recipes.
+
+    Args:
+        name: name of the table's files, and what the command line calls it
+        question: question that it answers
+        methods: recipes, as `methods.py` takes them
+        seeds: number of seeds, 0 to N - 1
+        against: recipe that all others are compared with; None compares every pair
+        config: configuration at the bottom of every recipe
+        overlays: names of configurations on top of every recipe
+        arguments: words that go to every run
+        tuned: whether every recipe has the settings of its best trial in `tuning.csv`
+    """
+
+    name: str
+    question: str
+    methods: tuple[str, ...]
+    seeds: int = 5
+    against: str | None = None
+    config: str = "lab.yaml"
+    overlays: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    tuned: bool = False
+
+    def recipes(self, trials: Path = tuning.TRIALS) -> dict[str, Recipe]:
+        """Returns the recipes by how they are written, without those that are not tuned yet.
+
+        Args:
+            trials: file with the trials of the tuning
+        """
+        best = tuning.best(trials) if self.tuned else {}
+        made = {}
+        for method in self.methods:
+            if not self.tuned or method in best:
+                made |= recipes(self.config, [method], self.overlays, (*self.arguments, *best.get(method, ())))
+        return made
+
+    @property
+    def heading(self) -> str:
+        """Returns the question, and how it was asked."""
+        settings = [f"`{self.config}`" + "".join(f" with `{overlay}`" for overlay in self.overlays)]
+        settings += [f"`{' '.join(self.arguments)}`"] if self.arguments else []
+        if self.tuned:
+            settings.append(
+                f"each method's rate and own main setting are the most accurate of {tuning.BUDGET} trials on other "
+                "held-out problems and another seed (`tuning.csv`), and stand below"
+            )
+        how = f"{'; '.join(settings)}. ± is half of the 95 % interval over seeds; sampled and learned are thousands of "
+        return f"{self.question}\n\n{how}tokens; seconds are the processor's, validations included.\n"
+
+    def write(self, rows: list[Row], results: Path = RESULTS) -> str:
+        """Writes the table's files from its rows alone, and returns the text of NAME.md."""
+        return write(rows, self.against, results / self.name, 0.02, self.heading)
+
+
+def _options(method: str, **values: Sequence[object]) -> tuple[str, ...]:
+    """Returns a recipe for every combination of values of some options."""
+    names = [name.replace("__", ".") for name in values]
+    return tuple(
+        " ".join([method, *(f"--{name} {value}" for name, value in zip(names, point, strict=True))])
+        for point in product(*values.values())
+    )
+
+
+STUDENT = "+rosd_student"
+TABLES = (
+    Table(
+        name="lab",
+        question="Which method teaches the lab's student best, as published and with a token selection?",
+        methods=tuple(tuning.LAB),
+        seeds=10,
+        against="opsd",
+        tuned=True,
+    ),
+    Table(
+        name="rosd",
+        question="What of ROSD makes the difference: idea, place, or the reflector's being right?",
+        methods=(
+            *(f"{name}{STUDENT}" for name in ("rosd", "rosd_idea_only", "rosd_place_only", "rosd_shifted")),
+            *(f"{name}{STUDENT}" for name in ("rosd_shuffled", "rosd_random")),
+            *("rosd_exact", "rosd_no_reflector"),
+        ),
+        against=f"rosd{STUDENT}",
+    ),
+    Table(
+        name="surface",
+        question="How do alpha, clip and divergence of OGLS-SD act together?",
+        methods=_options(
+            "ogls_sd",
+            method__steering__alpha=(0.5, 1, 2, 4),
+            method__objective__clip=("null", 0.05),
+            method__objective__divergence=("ForwardKL", "ReverseKL"),
+        ),
+        seeds=3,
+        against="ogls_sd --method.steering.alpha 1 --method.objective.clip null "
+        "--method.objective.divergence ForwardKL",
+    ),
+    Table(
+        name="pools",
+        question="How many attempts should a pool of OGLS-SD have, and with the rollout itself or without it?",
+        methods=_options(
+            "ogls_sd",
+            method__privilege__max_peers=(1, 2, "null"),
+            method__privilege__exclude_self=("false", "true"),
+        ),
+        against="ogls_sd --method.privilege.max_peers null --method.privilege.exclude_self false",
+    ),
+    Table(
+        name="staleness",
+        question="What do rollouts cost that are up to 1, 2, 4 and 8 updates old, with a cap of 2 on the ratio?",
+        methods=_options("ogls_sd --method.objective.importance_cap 2", data__mini_batches=(1, 2, 3, 5, 9)),
+        against="ogls_sd --method.objective.importance_cap 2 --data.mini_batches 1",
+    ),
+    Table(
+        name="groups",
+        question="Many problems or large groups, at 128 rollouts a step?",
+        methods=tuple(
+            f"ogls_sd --data.group_size {size} --data.problems_per_step {128 // size}" for size in (2, 4, 8, 16)
+        ),
+        against="ogls_sd --data.group_size 4 --data.problems_per_step 32",
+    ),
+)
+
+
+def state(table: Table, results: Path = RESULTS, trials: Path = tuning.TRIALS) -> dict[str, object]:
+    """Returns how much of a table is there, and what it costs in hours of a core, from measured seconds a run."""
+    wanted, rows = table.recipes(trials), read_rows(rows_file(results / table.name))
+    there = [row for row in rows if row.recipe in wanted and sound(row, wanted)]
+    seconds = pd.Series([row.seconds for row in rows], dtype=float).mean()
+    hours = (SECONDS if pd.isna(seconds) else seconds) / 3600
+    every = len(table.methods) * table.seeds
+    missing = every - sum(row.seed < table.seeds for row in there)
+    return {
+        "table": table.name,
+        "rows": len(there),
+        "missing": missing,
+        "stale": len(rows) - len(there),
+        "not tuned": len(table.methods) - len(wanted),
+        "core hours": round(every * hours, 1),
+        "to make": round(missing * hours, 1),
+        "question": table.question,
+    }
+
+
+def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tuning.TRIALS) -> str:
+    """Returns all tables, one line each, and the tuning among them."""
+    told = [state(table, results, trials) for table in tables]
+    budget = len(tuning.LAB) * tuning.BUDGET
+    made = pd.read_csv(trials) if trials.exists() else pd.DataFrame({"seconds": []})
+    seconds = made["seconds"].mean() if len(made) else SECONDS
+    question = "Which rate and main setting suit each method, with the same budget for all? (seconds by the clock)"
+    told.append(
+        {"table": "tuning", "rows": len(made), "missing": budget - len(made), "stale": 0, "not tuned": 0}
+        | {"core hours": round(budget * seconds / 3600, 1)}
+        | {"to make": round((budget - len(made)) * seconds / 3600, 1), "question": question}
+    )
+    return pd.DataFrame(told).to_string(index=False, justify="left")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    tables = {table.name: table for table in TABLES}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("table", nargs="?", choices=[*tables, "tuning"], help="default: list them all")
+    parser.add_argument("--seeds", type=int, help="0 to N - 1; default: the table's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; default: %(default)s")
+    parser.add_argument("--rebuild", action="store_true", help="run nothing: the table from the rows that are there")
+    parser.add_argument("--experiment", default="evidence", help="in MLflow; default: %(default)s")
+    parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.table is None:
+        return print(listing(TABLES, options.results))
+    if options.table == "tuning":
+        return tuning.main([])
+    table = tables[options.table]
+    seeds, file = table.seeds if options.seeds is None else options.seeds, rows_file(options.results / table.name)
+    if seeds < 1 or options.jobs < 1:
+        parser.error(f"--seeds and --jobs must be at least 1, got {seeds} and {options.jobs}")
+    wanted, failed = table.recipes(), 0
+    try:
+        if waiting := [method for method in table.methods if method not in wanted]:
+            print(f"not tuned yet, so not run: {', '.join(waiting)}; first make evidence TABLE=tuning", file=sys.stderr)
+        if not options.rebuild:
+            where = options.experiment, options.tracking_uri
+            update = lambda: table.write(read_rows(file), options.results)  # noqa: E731 - nothing else calls it
+            failed = complete(wanted, seeds, file, *where, options.jobs, update)
+        rows = read_rows(file)
+        if not rows:
+            parser.error(f"{file} has no rows: make some without --rebuild" if options.rebuild else "no run finished")
+        if old := [row for row in rows if row.recipe not in wanted or not sound(row, wanted)]:
+            print(stale(file, old), file=sys.stderr)
+        print(table.write(rows, options.results))
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"written: {options.results / table.name}.md, .csv, _paired.csv, _accuracy.png, from {len(rows)} rows")
+    end(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Tables of evidence: rows are kept exactly, tables are what the rows give, what has changed since is told."""
+
+from __future__ import annotations
+
+import filecmp
+import math
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import evidence
+import pandas as pd
+import pytest
+import tuning
+from recipes import Recipe
+from rows import Row, add_row, decode, encode, read_rows, rows_file, sound, write_rows
+
+from ogls.tasks.chains import Chains
+
+ROW = Row(
+    recipe="ogls_sd --method.steering.alpha 2",
+    method="OGLS_SD[alpha=2, clip=None]",
+    settings="--method.steering.alpha 2 --method.objective '{\"clip\": null}'",
+    digest="0123456789ab",
+    seed=3,
+    step=20,
+    samples=8,
+    accuracy=0.1 + 0.2,
+    passed=1 / 3,
+    length=21.5,
+    kl_to_base=math.inf,
+    sampled=54321,
+    learned=12345,
+    seconds=97.3,
+    threads=1,
+    problems="0123",
+    before="048",
+    right="008",
+    curve="0:0.30000000000000004 20:0.3333333333333333",
+)
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evidence.py"])
+
+
+# ---- rows ----
+
+
+def test_rows_are_read_as_they_were_written() -> None:
+    """Leading zeros, commas, quotes and the last digit of a number, too."""
+    rows = [ROW, replace(ROW, seed=1), replace(ROW, recipe="opsd", seed=1)]
+    for row in rows:
+        add_row(Path("rows.csv"), row)
+    assert read_rows(Path("rows.csv")) == [rows[1], rows[2], rows[0]], "seed by seed"
+    add_row(Path("rows.csv"), replace(ROW, accuracy=0.5))
+    assert [row.accuracy for row in read_rows(Path("rows.csv"))] == [ROW.accuracy, ROW.accuracy, 0.5], "in its place"
+    unknown = replace(ROW, kl_to_base=math.nan, seconds=math.nan, before="", settings="")
+    write_rows(Path("rows.csv"), [unknown])
+    (read,) = read_rows(Path("rows.csv"))
+    assert str(read) == str(unknown)
+
+
+def test_counts_of_right_rollouts_are_one_word() -> None:
+    assert encode({"b": 0.5, "a": 0.0, "c": 1.0}, 8) == "048"
+    assert decode("048", 8) == {"": [0, 4, 8]}
+    assert encode({"words/x": 0.75, "sums/b": 1.0, "sums/a": 0.1}, 20, sets=True) == "sums=2.20 words=15"
+    assert decode("sums=2.20 words=15", 20) == {"sums/": [2, 20], "words/": [15]}
+    assert ROW.accuracies("048") == {"0123-0": 0.0, "0123-1": 0.5, "0123-2": 1.0}
+    assert list(replace(ROW, samples=20).accuracies("sums=2.20 words=15")) == [
+        "sums/0123-0",
+        "sums/0123-1",
+        "words/0123-0",
+    ]
+    with pytest.raises(ValueError, match="'a' has the accuracy 0.3, which is no multiple of 1/8"):
+        encode({"a": 0.3}, 8)
+
+
+def test_a_file_of_other_columns_is_refused() -> None:
+    Path("rows.csv").write_text("recipe,seed\nopsd,0\n")
+    with pytest.raises(ValueError, match="rows.csv has other columns than rows have"):
+        read_rows(Path("rows.csv"))
+
+
+def test_a_row_is_sound_while_its_files_say_the_same() -> None:
+    Path("own.yaml").write_text("method: OPSD\nseed_everything: 1\n")
+
+    def recipe() -> Recipe:
+        return Recipe(config="own.yaml", overlays=(), arguments=("--a", "1"))
+
+    row = replace(ROW, recipe="own", digest=recipe().digest)
+    Path("own.yaml").write_text("# a comment\nseed_everything: 1\nmethod: OPSD\n")
+    assert sound(row, {"own": recipe()})
+    assert not sound(row, {"own": replace(recipe(), arguments=("--a", "2"))})
+    Path("own.yaml").write_text("method: OPSD\nseed_everything: 2\n")
+    assert not sound(row, {"own": recipe()})
+    assert sound(row, {"other": recipe()}), "of another recipe nothing is known"
+
+
+# ---- tables ----
+
+STORED = [table for table in evidence.TABLES if rows_file(evidence.RESULTS / table.name).exists()]
+
+
+@pytest.mark.parametrize("table", STORED, ids=lambda table: table.name)
+def test_the_tables_of_the_repository_are_what_its_rows_give(table: evidence.Table, tmp_path: Path) -> None:
+    rows = read_rows(rows_file(evidence.RESULTS / table.name))
+    assert {row.recipe for row in rows} <= {*table.methods}
+    table.write(rows, tmp_path)
+    for file in (f"{table.name}.md", f"{table.name}.csv", f"{table.name}_paired.csv"):
+        assert filecmp.cmp(evidence.RESULTS / file, tmp_path / file, shallow=False), (
+            f"{file} is not what {table.name}_rows.csv gives: make evidence TABLE={table.name} ARGS=--rebuild"
+        )
+    assert (evidence.RESULTS / f"{table.name}_accuracy.png").exists()
+
+
+def test_every_table_has_recipes_that_are_told_apart() -> None:
+    for table in evidence.TABLES:
+        made = replace(table, tuned=False).recipes()
+        assert [*made] == [*table.methods], table.name
+        assert len({recipe.digest for recipe in made.values()}) == len(made), table.name
+        assert table.against is None or table.against in made, table.name
+
+
+TINY = evidence.Table(
+    name="tiny", question="Does it work?", methods=("opsd", "opsd+lab_terse"), seeds=2, against="opsd"
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of four runs, each of which is a second's stub."""
+    command = Recipe.command
+    stub = str(Path(__file__).with_name("stub.py"))
+    monkeypatch.setattr(Recipe, "command", lambda self, *where: [sys.executable, stub, *command(self, *where)[2:]])
+    monkeypatch.setattr(evidence, "TABLES", (TINY,))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_table_from_its_first_run_to_its_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evidence.main(["tiny", "--rebuild", "--results", "results"])
+    assert "tiny_rows.csv has no rows: make some without --rebuild" in capsys.readouterr().err
+
+    evidence.main(["tiny", "--seeds", "1", "--results", "results"])
+    assert "2 runs to make, 0 are there" in capsys.readouterr().out
+    told = evidence.state(TINY, Path("results"))
+    assert (told["rows"], told["missing"], told["stale"]) == (2, 2, 0)
+
+    evidence.main(["tiny", "--results", "results", "--jobs", "2"])
+    assert "2 runs to make, 2 are there" in capsys.readouterr().out
+    rows = read_rows(Path("results/tiny_rows.csv"))
+    assert [(row.recipe, row.seed) for row in rows] == [(m, seed) for seed in (0, 1) for m in TINY.methods]
+    row = rows[0]
+    assert (row.right, row.before, row.curve) == ("4.5", "2.4", "0:0.3 10:0.45")
+    assert (row.sampled, row.learned, row.threads) == (400, 150, 1), "50 tokens a second for 2 s, 100 for 3 s"
+    assert 0.1 < row.seconds < 60
+    text = Path("results/tiny.md").read_text()
+    assert text.startswith("Does it work?\n\n`lab.yaml`.")
+    assert "| OPSD (lab_terse) | 2 | 10 |" in text
+    assert "| OPSD (lab_terse) | OPSD | 2 |" in text
+    assert not Path("runs/a-run/checkpoints").exists()
+
+    files = [Path("results") / f"tiny{end}" for end in (".md", ".csv", "_paired.csv")]
+    before = [file.read_bytes() for file in files]
+    for file in [*files, *Path().glob("mlflow.db*")]:
+        file.unlink()
+    evidence.main(["tiny", "--rebuild", "--results", "results"])
+    assert [file.read_bytes() for file in files] == before, "without MLflow"
+
+    old = [replace(row, digest="other") if row.recipe == "opsd" else row for row in rows]
+    write_rows(Path("results/tiny_rows.csv"), old)
+    evidence.main(["tiny", "--rebuild", "--results", "results"])
+    assert "2 rows are stale, since configurations have changed since they were made: opsd" in capsys.readouterr().err
+    assert evidence.state(TINY, Path("results"))["stale"] == 2
+    monkeypatch.setenv("FAIL", "1")
+    with pytest.raises(SystemExit, match="2 runs failed; the same command makes them again"):
+        evidence.main(["tiny", "--results", "results"])
+    assert {row.recipe for row in read_rows(Path("results/tiny_rows.csv"))} == {"opsd+lab_terse"}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_list_tells_questions_rows_and_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("tiny_rows.csv"), [replace(ROW, recipe="opsd", seed=seed, seconds=1800.0) for seed in (0, 1)])
+    evidence.main(["--results", "."])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:7] == ["tiny", "0", "4", "2", "0", "2.0", "2.0"], "half an hour each, none of them sound"
+    assert lines[1].endswith("Does it work?")
+    assert lines[2].split()[0] == "tuning"
+
+
+# ---- tuning ----
+
+
+def test_a_tuned_table_runs_every_recipe_at_its_best(tmp_path: Path) -> None:
+    trials = tmp_path / "tuning.csv"
+    row = {"recipe": "opsd", "state": "COMPLETE", "seconds": 60.0}
+    made = [
+        row | {"trial": n, "accuracy": 0.4 + n % 7 / 10, "options": f'{{"model.learning_rate": {n}e-5, "a": "b"}}'}
+        for n in range(tuning.BUDGET - 1)
+    ]
+    tuning.keep(made, trials)
+    table = evidence.Table(name="t", question="", methods=("opsd", "grpo"), tuned=True)
+    assert table.recipes(trials) == {}, "the budget is not spent"
+    pruned = row | {"trial": 7, "state": "PRUNED", "accuracy": math.nan, "options": "{}"}
+    tuning.keep([*made, pruned], trials)
+    assert len(pd.read_csv(trials)) == tuning.BUDGET
+    (recipe,) = table.recipes(trials).values()
+    assert recipe.arguments == ("--model.learning_rate", "6e-05", "--a", "b")
+    assert evidence.state(table, tmp_path, trials)["not tuned"] == 1
+
+
+@pytest.mark.parametrize("recipe", tuning.LAB)
+def test_every_recipe_can_be_tuned(recipe: str) -> None:
+    setting = tuning.LAB[recipe]
+    sweep = tuning.sweep_of(recipe, setting)
+    assert [point[setting.name] for point in sweep.first] == [setting.published] * 3
+    if len(setting.values) == 2 and not isinstance(setting.values[0], str):
+        low, high = setting.values
+        assert low < setting.published < high
+    else:
+        assert setting.published in setting.values
+    assert all(
+        (evidence.tuning.RESULTS.parents[1] / "experiments" / f"{name}.yaml").exists() for name in recipe.split("+")
+    )
+
+
+def test_tuning_judges_by_problems_that_no_table_holds_out() -> None:
+    def held_out(seed: int) -> set[str]:
+        return {problem.id for problem in Chains(128, "heldout", parentheses=0.7, seed=seed)}
+
+    assert not held_out(0) & held_out(tuning.PROBLEMS)
+    words = tuning.command_line("opsd+up_to_error", 8)
+    assert shlex.join(words[words.index("--") + 1 :]).count(f"init_args.seed {tuning.PROBLEMS}") == 2
+    assert int(words[words.index("--first-seed") + 1]) >= max(table.seeds for table in evidence.TABLES)
