@@ -7,7 +7,8 @@
 
 Each table is declared once, in `TABLES`. Its runs become lines of analysis/results/NAME_rows.csv (see `rows.py`), from
 which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run, so that the command can be
-killed at any time; the same command goes on, on another machine as well. Rows whose configuration files have changed
+killed at any time; the same command goes on, on another machine as well. At the end docs/evidence.md is written, too.
+Rows whose configuration files have changed
 since are called stale and made again.
 """
 
@@ -21,6 +22,7 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
+import questions
 import tuning
 from making import complete, stale
 from methods import end
@@ -194,6 +196,12 @@ def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tun
     return pd.DataFrame(told).to_string(index=False, justify="left")
 
 
+def write_page() -> None:
+    """Writes docs/evidence.md, the answers to referees' questions, from the rows of all tables."""
+    rows = {table.name: read_rows(rows_file(RESULTS / table.name)) for table in TABLES}
+    questions.PAGE.write_text(questions.page(rows), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     tables = {table.name: table for table in TABLES}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -227,6 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if old := [row for row in rows if row.recipe not in wanted or not sound(row, wanted)]:
             print(stale(file, old), file=sys.stderr)
         print(table.write(rows, options.results))
+        if options.results == RESULTS:
+            write_page()
     except ValueError as error:
         parser.error(str(error))
     print(f"written: {options.results / table.name}.md, .csv, _paired.csv, _accuracy.png, from {len(rows)} rows")

@@ -12,6 +12,7 @@ from pathlib import Path
 import evidence
 import pandas as pd
 import pytest
+import questions
 import tuning
 from recipes import Recipe
 from rows import Row, add_row, decode, encode, read_rows, rows_file, sound, write_rows
@@ -75,13 +76,13 @@ def test_counts_of_right_rollouts_are_one_word() -> None:
         "sums/0123-1",
         "words/0123-0",
     ]
-    with pytest.raises(ValueError, match="'a' has the accuracy 0.3, which is no multiple of 1/8"):
+    with pytest.raises(ValueError, match=r"'a' has the accuracy 0\.3, which is no multiple of 1/8"):
         encode({"a": 0.3}, 8)
 
 
 def test_a_file_of_other_columns_is_refused() -> None:
     Path("rows.csv").write_text("recipe,seed\nopsd,0\n")
-    with pytest.raises(ValueError, match="rows.csv has other columns than rows have"):
+    with pytest.raises(ValueError, match=r"rows\.csv has other columns than rows have"):
         read_rows(Path("rows.csv"))
 
 
@@ -168,9 +169,9 @@ def test_a_table_from_its_first_run_to_its_last(
 
     files = [Path("results") / f"tiny{end}" for end in (".md", ".csv", "_paired.csv")]
     before = [file.read_bytes() for file in files]
-    for file in [*files, *Path().glob("mlflow.db*")]:
+    for file in files:
         file.unlink()
-    evidence.main(["tiny", "--rebuild", "--results", "results"])
+    evidence.main(["tiny", "--rebuild", "--results", "results", "--tracking-uri", "nowhere"])
     assert [file.read_bytes() for file in files] == before, "without MLflow"
 
     old = [replace(row, digest="other") if row.recipe == "opsd" else row for row in rows]
@@ -180,7 +181,7 @@ def test_a_table_from_its_first_run_to_its_last(
     assert evidence.state(TINY, Path("results"))["stale"] == 2
     monkeypatch.setenv("FAIL", "1")
     with pytest.raises(SystemExit, match="2 runs failed; the same command makes them again"):
-        evidence.main(["tiny", "--results", "results"])
+        evidence.main(["tiny", "--results", "results", "--experiment", "another"])
     assert {row.recipe for row in read_rows(Path("results/tiny_rows.csv"))} == {"opsd+lab_terse"}
 
 
@@ -192,6 +193,42 @@ def test_the_list_tells_questions_rows_and_hours(capsys: pytest.CaptureFixture[s
     assert lines[1].split()[:7] == ["tiny", "0", "4", "2", "0", "2.0", "2.0"], "half an hour each, none of them sound"
     assert lines[1].endswith("Does it work?")
     assert lines[2].split()[0] == "tuning"
+
+
+# ---- questions ----
+
+
+def test_an_answer_is_the_difference_over_common_seeds() -> None:
+    rows = [
+        replace(ROW, recipe=recipe, seed=seed, right=right, samples=8, seconds=seconds)
+        for recipe, seed, right, seconds in (
+            ("a", 0, "480", 10.0),
+            ("a", 1, "488", 12.0),
+            ("a", 2, "484", 14.0),
+            ("b", 2, "444", 9.0),
+            ("b", 1, "448", 10.0),
+            ("b", 0, "440", 11.0),
+            ("c", 0, "000", 0.0),
+        )
+    ]
+    ask = questions.Question(text="?", table="t", ours="a", theirs="b")
+    # Problem 2 has half more in every seed, the others are alike: 0.167, whatever the problem's standard error.
+    assert ask.answer(rows).startswith("**+0.167 ± ")
+    assert ask.answer(rows).endswith("; 3 seeds x 3 problems)")
+    assert replace(ask, theirs="c").answer(rows) == "+0.500, no interval: 1 seeds x 3 problems"
+    assert replace(ask, theirs="d").answer(rows) == "not run yet"
+    # -1, 2 and 5: mean 2, standard deviation 3, t(0.975, 2) = 4.30265
+    assert replace(ask, measure="seconds", unit="s").answer(rows) == "**+2.0 ± 7.5** s (3 seeds)"
+
+
+def test_the_page_is_what_the_rows_say() -> None:
+    stored = {table.name: read_rows(rows_file(evidence.RESULTS / table.name)) for table in evidence.TABLES}
+    page = questions.page(stored)
+    assert questions.PAGE.read_text() == page, "any `make evidence TABLE=NAME ARGS=--rebuild` writes it"
+    methods = {table.name: table.methods for table in evidence.TABLES}
+    for asked in (question for several in questions.QUESTIONS.values() for question in several):
+        if asked.ours:
+            assert {asked.ours, asked.theirs} <= {*methods[asked.table]}, asked.text
 
 
 # ---- tuning ----

@@ -1,0 +1,235 @@
+"""What referees ask is answered in a line each, from stored rows: the page docs/evidence.md.
+
+A question names a table, two of its recipes and a measure, of which the answer is the difference. Where the table has
+no rows of either, the answer is "not run yet".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rows import Row
+from seeds import FEWEST, difference
+
+from ogls.system.statistics import mean_interval
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "evidence.md"
+NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question of a referee is answered by the difference of two recipes of a table.
+
+    Args:
+        text: the question
+        table: name of the table
+        ours: the one recipe
+        theirs: the other one
+        measure: field of a row; ``accuracy`` is judged over seeds and problems, all others over seeds
+        unit: word behind the number
+    """
+
+    text: str
+    table: str
+    ours: str = ""
+    theirs: str = ""
+    measure: str = "accuracy"
+    unit: str = ""
+
+    def answer(self, rows: Sequence[Row]) -> str:
+        """Returns the mean difference with its 95 % interval, over the seeds that both recipes have."""
+        one, other = ({row.seed: row for row in rows if row.recipe == recipe} for recipe in (self.ours, self.theirs))
+        seeds = sorted(one.keys() & other.keys())
+        if not seeds:
+            return NOT_RUN
+        if self.measure == "accuracy":
+            table = np.array([_differences(one[seed], other[seed]) for seed in seeds])
+            found = difference(table)
+            told = f"{len(seeds)} seeds x {table.shape[1]} problems"
+            if len(seeds) < FEWEST:
+                return f"{found.mean:+.3f}, no interval: {told}"
+            return f"**{found.mean:+.3f} ± {found.half:.3f}** (p = {found.p_value:.3f}; {told})"
+        values = [getattr(one[seed], self.measure) - getattr(other[seed], self.measure) for seed in seeds]
+        digits, told = (3 if self.measure == "kl_to_base" else 1), f"{len(seeds)} seeds"
+        if len(seeds) < FEWEST:
+            return f"{np.mean(values):+.{digits}f} {self.unit}, no interval: {told}"
+        mean, _, high = mean_interval(values)
+        return f"**{mean:+.{digits}f} ± {high - mean:.{digits}f}** {self.unit} ({told})"
+
+
+def _differences(ours: Row, theirs: Row) -> list[float]:
+    one, other = (row.accuracies(row.right) for row in (ours, theirs))
+    return [one[problem] - other[problem] for problem in sorted(one.keys() & other.keys())]
+
+
+def _surface(alpha: object, clip: object = "null", divergence: str = "ForwardKL") -> str:
+    return (
+        f"ogls_sd --method.steering.alpha {alpha} --method.objective.clip {clip} "
+        f"--method.objective.divergence {divergence}"
+    )
+
+
+def _pool(size: object, without_self: str = "false") -> str:
+    return f"ogls_sd --method.privilege.max_peers {size} --method.privilege.exclude_self {without_self}"
+
+
+def _group(size: int) -> str:
+    return f"ogls_sd --data.group_size {size} --data.problems_per_step {128 // size}"
+
+
+OGLS, OPSD, UP = "ogls_sd_published", "opsd", "+up_to_error"
+STUDENT = "+rosd_student"
+FULL = f"rosd{STUDENT}"
+CAPPED = "ogls_sd --method.objective.importance_cap 2 --data.mini_batches"
+QUESTIONS: Mapping[str, tuple[Question, ...]] = {
+    "OGLS-SD (arXiv 2605.12400)": (
+        Question(text="Is it better than OPSD, both tuned?", table="lab", ours=OGLS, theirs=OPSD),
+        Question(text="And where both learn up to the error?", table="lab", ours=OGLS + UP, theirs=OPSD + UP),
+        Question(
+            text="Does the token selection matter more than the method?", table="lab", ours=OGLS + UP, theirs=OGLS
+        ),
+        Question(text="Is it better than GRPO in as many steps?", table="lab", ours=OGLS, theirs="grpo"),
+        Question(text="Is it better than likelihood of the solutions (SFT)?", table="lab", ours=OGLS, theirs="sft"),
+        Question(text="Is it better than SDPO?", table="lab", ours=OGLS, theirs="sdpo"),
+        Question(
+            text="Is it the contrast? Against the mean of right views", table="lab", ours=OGLS, theirs="positive_mean"
+        ),
+        Question(text="Are failures needed? Against success alone", table="lab", ours=OGLS, theirs="positive_only"),
+        Question(text="Is it better than RLCSD's contrast?", table="lab", ours=OGLS, theirs="rlcsd"),
+        Question(text="Is it better than opsd_ectr's contrast?", table="lab", ours=OGLS, theirs="opsd_ectr"),
+        Question(
+            text="How far does it drift? KL to base, against OPSD",
+            table="lab",
+            ours=OGLS,
+            theirs=OPSD,
+            measure="kl_to_base",
+            unit="nats a token",
+        ),
+        Question(
+            text="Does it grow longer or shorter than OPSD?",
+            table="lab",
+            ours=OGLS,
+            theirs=OPSD,
+            measure="length",
+            unit="tokens",
+        ),
+        Question(
+            text="What does it cost beside OPSD?",
+            table="lab",
+            ours=OGLS,
+            theirs=OPSD,
+            measure="seconds",
+            unit="processor seconds a run",
+        ),
+        Question(
+            text="How sensitive is it to alpha? 4 against 1", table="surface", ours=_surface(4), theirs=_surface(1)
+        ),
+        Question(text="And 0.5 against 1?", table="surface", ours=_surface(0.5), theirs=_surface(1)),
+        Question(
+            text="Does clipping help? 0.05 against none", table="surface", ours=_surface(1, 0.05), theirs=_surface(1)
+        ),
+        Question(
+            text="Which way round is the KL? Reverse against forward",
+            table="surface",
+            ours=_surface(1, "null", "ReverseKL"),
+            theirs=_surface(1),
+        ),
+        Question(text="How many views? One a pool against all", table="pools", ours=_pool(1), theirs=_pool("null")),
+        Question(
+            text="May a rollout be in its own pool? Without against with it",
+            table="pools",
+            ours=_pool("null", "true"),
+            theirs=_pool("null"),
+        ),
+        Question(
+            text="Does it bear stale rollouts? Up to 8 updates against none",
+            table="staleness",
+            ours=f"{CAPPED} 9",
+            theirs=f"{CAPPED} 1",
+        ),
+        Question(
+            text="Large groups or many problems? 16 rollouts a problem against 4, as many in all",
+            table="groups",
+            ours=_group(16),
+            theirs=_group(4),
+        ),
+        Question(text="How much of a style in the privileged view gets into the student?", table="bias"),
+    ),
+    "ROSD (arXiv 2605.28014)": (
+        Question(text="Is it better than OPSD, both tuned?", table="lab", ours="rosd", theirs=OPSD),
+        Question(text="Is it better than OGLS-SD, both tuned?", table="lab", ours="rosd", theirs=OGLS),
+        Question(text="Is it better than GRPO in as many steps?", table="lab", ours="rosd", theirs="grpo"),
+        Question(
+            text="What does it cost beside OPSD?",
+            table="lab",
+            ours="rosd",
+            theirs=OPSD,
+            measure="seconds",
+            unit="processor seconds a run",
+        ),
+        Question(text="Without its idea", table="rosd", ours=f"rosd_place_only{STUDENT}", theirs=FULL),
+        Question(
+            text="Without its place: all tokens learned",
+            table="rosd",
+            ours=f"rosd_idea_only{STUDENT}",
+            theirs=FULL,
+        ),
+        Question(text="Without its reflector", table="rosd", ours="rosd_no_reflector", theirs=FULL),
+        Question(
+            text="Does the place have to be right? Eight tokens late",
+            table="rosd",
+            ours=f"rosd_shifted{STUDENT}",
+            theirs=FULL,
+        ),
+        Question(text="At a random place", table="rosd", ours=f"rosd_random{STUDENT}", theirs=FULL),
+        Question(
+            text="Does the idea have to be that problem's?",
+            table="rosd",
+            ours=f"rosd_shuffled{STUDENT}",
+            theirs=FULL,
+        ),
+        Question(
+            text="Does the reflector have to be right? Exact against its own",
+            table="rosd",
+            ours="rosd_exact",
+            theirs=FULL,
+        ),
+        Question(text="Does it generalise out of its domain?", table="families"),
+        Question(text="Does a person find the error where the reflector does? (Cohen's kappa)", table="labels"),
+    ),
+}
+
+HEAD = """# Evidence
+
+What referees ask of two papers, answered on the lab where it can be: a student of 3 million parameters, arithmetic
+chains, 20 steps. A number is a difference in held-out accuracy where nothing else is said: the first method minus the
+second, ± half of its 95 % interval for new seeds on new problems, with p before any correction (the tables have Holm's;
+[statistics](statistics.md) says how). What holds for this student is not thereby true of large models.
+
+`make evidence` lists the tables and what they cost, `make evidence TABLE=lab` makes the rows that are missing and the
+table, and with `ARGS=--rebuild` the table alone, in seconds, from `analysis/results/lab_rows.csv`. In `lab` every
+method has its own rate and main setting, the best of as many trials for each, judged by other held-out problems
+(`make evidence TABLE=tuning`; all trials are in `analysis/results/tuning.csv`). This page is written from the same
+rows. [Results](results.md) has older tables, whose rows were not kept.
+"""
+
+
+def page(rows: Mapping[str, Sequence[Row]]) -> str:
+    """Returns the page.
+
+    Args:
+        rows: rows of each table, by its name; a table that is not among them has not been run
+    """
+    parts = [HEAD]
+    for title, questions in QUESTIONS.items():
+        lines = [f"## {title}", "", "| question | answer | command |", "|---|---|---|"]
+        for question in questions:
+            answer = question.answer(rows.get(question.table, ()))
+            command = "" if question.table not in rows else f"`make evidence TABLE={question.table}`"
+            lines.append(f"| {question.text} | {answer} | {command} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
