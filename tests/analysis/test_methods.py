@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analysis"))
 import making
 import methods
 import pandas as pd
-from recipes import Recipe, labels, recipes
+from recipes import PROJECT, Recipe, labels, recipes
 from rows import read_rows
 
 from ogls.lessons.privilege import PeerOutcomes
@@ -25,6 +27,7 @@ from ogls.methods import OGLS_SD, OPSD
 
 PLAIN = {"objective": Distillation(), "selection": UpToError(), "temperature": 1.0}
 STEERING = OGLS_SD(privilege=PeerOutcomes(max_peers=1), steering=OutcomeSteering(), **PLAIN).name
+STUDENT = PROJECT / "experiments" / "lab" / "student"
 READING = OPSD().name
 ENDS = {"opsd": [0.40, 0.44, 0.48], "ogls_sd": [0.50, 0.56, 0.56]}
 
@@ -214,3 +217,24 @@ def test_a_failed_run_is_counted_and_its_output_kept(
     assert making.make_runs([("opsd+plain_kl", 1)], wanted, "lab", "sqlite:///x.db", 2) == 1
     assert "opsd+plain_kl, seed 1: failed with 3" in capsys.readouterr().out
     assert Path("runs/logs/opsd+plain_kl-s1.log").read_text() == "said\n"
+
+
+def test_a_run_becomes_a_table_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step of two problems, in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--data.problems_per_step", "2"]
+    small += ["--data.val.init_args.size", "3", "--data.evaluation.samples", "2", "--policy.model", str(STUDENT)]
+    methods.main(["--methods", "opsd --data.group_size 2", "--seeds", "1", "--args", *small])
+    (row,) = read_rows(Path("methods_rows.csv"))
+    assert (row.recipe, row.method, row.step, row.samples) == ("opsd --data.group_size 2", "OPSD", 1, 2)
+    assert row.settings == shlex.join(["--data.group_size", "2", *small])
+    assert len(row.before) == len(row.right) == 3
+    assert sum(map(int, row.right)) / 6 == pytest.approx(row.accuracy)
+    assert row.curve == f"0:{sum(map(int, row.before)) / 6} 1:{row.accuracy}"
+    (measured,) = Path("runs").glob("OPSD*/metrics.jsonl")
+    (step,) = [line for line in map(json.loads, measured.read_text().splitlines()) if "train/length_mean" in line]
+    assert row.sampled == 4 * step["train/length_mean"], "two problems, two rollouts each"
+    assert row.learned == step["train/tokens_learned"]
+    assert (row.threads, row.seconds > 1) == (1, True)
+    assert not measured.with_name("checkpoints").exists()
+    assert Path("methods.md").read_text().splitlines()[-1] == f"- OPSD: `{row.settings}`"
