@@ -7,7 +7,7 @@ A trial is a run of 20 steps on the lab, with seed 1000, on other problems than 
 are drawn with another seed, and no held-out problem is among those of the tables. The first three trials of a study
 have the main setting that was published, at three rates; the others are Optuna's, and two of three end after 10 steps
 (successive halving). All trials are kept in
-`analysis/results/tuning.csv`, one line each, of which `best` takes the most accurate of each recipe.
+`analysis/results/tuning.csv`, one line each; a recipe that has them all there is not tuned again. Of those trials `best` takes the most accurate of each recipe.
 """
 
 from __future__ import annotations
@@ -192,6 +192,11 @@ def keep(rows: Sequence[Mapping[str, object]], file: Path = TRIALS) -> None:
     replace_text(file, added.sort_values(["recipe", "trial"]).to_csv(index=False))
 
 
+def counted(file: Path = TRIALS) -> dict[str, int]:
+    """Returns the number of trials of each recipe that the file has."""
+    return dict(pd.read_csv(file)["recipe"].value_counts()) if file.exists() else {}
+
+
 def best(file: Path = TRIALS, budget: int = BUDGET) -> dict[str, tuple[str, ...]]:
     """Returns the words of the command line that set each recipe as its most accurate trial, by recipe.
 
@@ -212,7 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=list(LAB), choices=LAB, metavar="RECIPE", help="default: all")
     parser.add_argument("--trials", type=int, default=BUDGET, help="of each recipe; default: %(default)s")
     options = parser.parse_args(arguments)
+    there = counted()
     for recipe in options.recipes:
+        if there.get(recipe, 0) >= options.trials:  # made here or on another machine
+            continue
         sweep = sweep_of(recipe, LAB[recipe])
         try:
             carry_out(sweep, command_line(recipe, options.trials))

@@ -115,8 +115,8 @@ class Settings:
     def identity(self) -> dict[str, object]:
         """Returns the settings that all trials of a study share. A worker with others may not join it."""
         configs, further = list(self.configs), list(self.further)
-        first = {"first_seed": self.first_seed} if self.first_seed else {}
-        return {"configs": configs, "further": further, "seeds": self.seeds, "against": self.against} | first
+        seeds = {"seeds": self.seeds, "first_seed": self.first_seed}
+        return {"configs": configs, "further": further, **seeds, "against": self.against}
 
 
 class _Parser(argparse.ArgumentParser):

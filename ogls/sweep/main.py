@@ -141,7 +141,8 @@ def _check(study: Study, settings: Settings, objectives: int) -> None:
     deadline = time.monotonic() + 20  # the worker that made the study may be about to say
     while _IDENTITY not in study.user_attrs and time.monotonic() < deadline:
         time.sleep(0.1)
-    has = {"objectives": len(study.directions), **study.user_attrs.get(_IDENTITY, {})}
+    # Studies that were begun before the first seed could be another say nothing of it.
+    has = {"objectives": len(study.directions), "first_seed": 0, **study.user_attrs.get(_IDENTITY, {})}
     asked = {"objectives": objectives, **settings.identity}
     wrong = [f"{name}: {has.get(name)} there, {value} here" for name, value in asked.items() if has.get(name) != value]
     if wrong:

@@ -132,6 +132,12 @@ def test_a_study_from_its_first_point_to_its_report(monkeypatch: pytest.MonkeyPa
     assert dashboard_files()["plots.html"] == Path("runs/stub/plots.html").read_bytes(), "the newest, and no second one"
 
 
+def test_the_first_seed_of_every_trial_can_be_another() -> None:
+    assert sweep("--n-trials", "1", "--seeds", "2", "--first-seed", "5") == 0
+    assert {line.split()[0] for line in steps()} == {"stub-000-s5", "stub-000-s6"}
+    assert list(table().loc[0, ["accuracy_s5", "accuracy_s6"]]) == pytest.approx([1.0, 1.1]), "x, and 0.1 per seed"
+
+
 def dashboard_files() -> dict[str, bytes]:
     """Contents of the study's artifacts by name, none of which may be there twice."""
     found = get_all_artifact_meta(study())
@@ -319,6 +325,8 @@ def test_a_study_of_other_settings_is_not_gone_on_with(capsys: pytest.CaptureFix
     assert sweep("--n-trials", "1") == 0
     assert sweep("--n-trials", "2", "--seeds", "3") == 2
     assert "seeds: 1 there, 3 here" in capsys.readouterr().err
+    assert sweep("--n-trials", "2", "--first-seed", "5") == 2
+    assert "first_seed: 0 there, 5 here" in capsys.readouterr().err
     assert sweep("--n-trials", "2", "--against", "kl") == 2
     assert "objectives: 1 there, 2 here" in capsys.readouterr().err
 
@@ -327,6 +335,7 @@ def test_a_study_of_other_settings_is_not_gone_on_with(capsys: pytest.CaptureFix
     ("arguments", "complaint"),
     [
         (["--n-trials", "0"], "--n-trials must be at least 1, got 0"),
+        (["--first-seed", "-1"], "--first-seed must be at least 0, got -1"),
         (["--device-hours", "0"], "--device-hours must be above 0, got 0"),
         (["--pruner", "halving", "--against", "kl"], "--pruner halving: with --against nothing is pruned"),
         (["--storage", "sqlite:///mlflow.db"], "cannot share a file"),
