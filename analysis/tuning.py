@@ -6,7 +6,7 @@
 A trial is a run of 20 steps on the lab, with seed 1000, on other problems than those of `analysis/evidence.py`: they
 are drawn with another seed, and no held-out problem is among those of the tables. The first three trials of a study
 have the main setting that was published, at three rates; the others are Optuna's, and two of three end after 10 steps
-(successive halving). All trials are kept in `analysis/results/tuning.csv`, one line each, of which `best` takes the most
+(successive halving). All trials are kept in `analysis/results/tuning.csv`, a line each, of which `best` takes the most
 accurate of each recipe. A recipe whose trials are all there, made here or on another machine, is not tuned again.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import math
 import shlex
@@ -116,10 +115,11 @@ def test_the_tables_of_the_repository_are_what_its_rows_give(table: evidence.Tab
     rows = read_rows(rows_file(evidence.RESULTS / table.name))
     assert {row.recipe for row in rows} <= {*table.methods}
     table.write(rows, tmp_path)
-    for file in (f"{table.name}.md", f"{table.name}.csv", f"{table.name}_paired.csv"):
-        assert filecmp.cmp(evidence.RESULTS / file, tmp_path / file, shallow=False), (
-            f"{file} is not what {table.name}_rows.csv gives: make evidence TABLE={table.name} ARGS=--rebuild"
-        )
+    told = f"is not what {table.name}_rows.csv gives: make evidence TABLE={table.name} ARGS=--rebuild"
+    file = f"{table.name}.md"
+    assert (evidence.RESULTS / file).read_text() == (tmp_path / file).read_text(), f"{file} {told}"
+    for file in (f"{table.name}.csv", f"{table.name}_paired.csv"):  # whose last digits another SciPy may change
+        pd.testing.assert_frame_equal(pd.read_csv(evidence.RESULTS / file), pd.read_csv(tmp_path / file), obj=told)
     assert (evidence.RESULTS / f"{table.name}_accuracy.png").exists()
 
 
