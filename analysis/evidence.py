@@ -184,14 +184,12 @@ def state(table: Table, results: Path = RESULTS, trials: Path = tuning.TRIALS) -
 def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tuning.TRIALS) -> str:
     """Returns all tables, one line each, and the tuning among them."""
     told = [state(table, results, trials) for table in tables]
-    budget = len(tuning.LAB) * tuning.BUDGET
-    made = pd.read_csv(trials) if trials.exists() else pd.DataFrame({"seconds": []})
-    seconds = made["seconds"].mean() if len(made) else SECONDS
-    question = "Which rate and main setting suit each method, with the same budget for all? (seconds by the clock)"
+    budget, made = len(tuning.LAB) * tuning.BUDGET, sum(tuning.counted(trials).values())
+    hours = 0.7 * SECONDS / 3600  # two of three trials end after half of the steps
+    question = "Which rate and main setting suit each method, with the same budget for all?"
     told.append(
-        {"table": "tuning", "rows": len(made), "missing": budget - len(made), "stale": 0, "not tuned": 0}
-        | {"core hours": round(budget * seconds / 3600, 1)}
-        | {"to make": round((budget - len(made)) * seconds / 3600, 1), "question": question}
+        {"table": "tuning", "rows": made, "missing": budget - made, "stale": 0, "not tuned": 0}
+        | {"core hours": round(budget * hours, 1), "to make": round((budget - made) * hours, 1), "question": question}
     )
     return pd.DataFrame(told).to_string(index=False, justify="left")
 
