@@ -124,25 +124,25 @@ TABLES = (
     Table(
         name="surface",
         question="How do alpha, clip and divergence of OGLS-SD act together?",
-        methods=_options(
-            "ogls_sd",
-            method__steering__alpha=(0.5, 1, 2, 4),
-            method__objective__clip=("null", 0.05),
-            method__objective__divergence=("ForwardKL", "ReverseKL"),
+        methods=tuple(
+            cell
+            for clip in ("ogls_sd", "ogls_sd --method.objective.clip 0.05")  # the lab has none
+            for cell in _options(
+                clip, method__objective__divergence=("ForwardKL", "ReverseKL"), method__steering__alpha=(0.5, 1, 2, 4)
+            )
         ),
         seeds=3,
-        against="ogls_sd --method.steering.alpha 1 --method.objective.clip null "
-        "--method.objective.divergence ForwardKL",
+        against="ogls_sd --method.objective.divergence ForwardKL --method.steering.alpha 1",
     ),
     Table(
         name="pools",
         question="How many attempts should a pool of OGLS-SD have, and with the rollout itself or without it?",
         methods=_options(
             "ogls_sd",
-            method__privilege__max_peers=(1, 2, "null"),
+            method__privilege__max_peers=(1, 2, 4),  # a group has 4
             method__privilege__exclude_self=("false", "true"),
         ),
-        against="ogls_sd --method.privilege.max_peers null --method.privilege.exclude_self false",
+        against="ogls_sd --method.privilege.max_peers 4 --method.privilege.exclude_self false",
     ),
     Table(
         name="staleness",

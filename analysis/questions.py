@@ -66,14 +66,11 @@ def _differences(ours: Row, theirs: Row) -> list[float]:
     return [one[problem] - other[problem] for problem in sorted(one.keys() & other.keys())]
 
 
-def _surface(alpha: object, clip: object = "null", divergence: str = "ForwardKL") -> str:
-    return (
-        f"ogls_sd --method.steering.alpha {alpha} --method.objective.clip {clip} "
-        f"--method.objective.divergence {divergence}"
-    )
+def _surface(alpha: float, clip: str = "", divergence: str = "ForwardKL") -> str:
+    return f"ogls_sd{clip} --method.objective.divergence {divergence} --method.steering.alpha {alpha}"
 
 
-def _pool(size: object, without_self: str = "false") -> str:
+def _pool(size: int, without_self: str = "false") -> str:
     return f"ogls_sd --method.privilege.max_peers {size} --method.privilege.exclude_self {without_self}"
 
 
@@ -130,20 +127,23 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         ),
         Question(text="And 0.5 against 1?", table="surface", ours=_surface(0.5), theirs=_surface(1)),
         Question(
-            text="Does clipping help? 0.05 against none", table="surface", ours=_surface(1, 0.05), theirs=_surface(1)
+            text="Does clipping help? 0.05 against none",
+            table="surface",
+            ours=_surface(1, " --method.objective.clip 0.05"),
+            theirs=_surface(1),
         ),
         Question(
             text="Which way round is the KL? Reverse against forward",
             table="surface",
-            ours=_surface(1, "null", "ReverseKL"),
+            ours=_surface(1, divergence="ReverseKL"),
             theirs=_surface(1),
         ),
-        Question(text="How many views? One a pool against all", table="pools", ours=_pool(1), theirs=_pool("null")),
+        Question(text="How many views? One a pool against all", table="pools", ours=_pool(1), theirs=_pool(4)),
         Question(
             text="May a rollout be in its own pool? Without against with it",
             table="pools",
-            ours=_pool("null", "true"),
-            theirs=_pool("null"),
+            ours=_pool(4, "true"),
+            theirs=_pool(4),
         ),
         Question(
             text="Does it bear stale rollouts? Up to 8 updates against none",
