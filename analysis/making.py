@@ -20,8 +20,8 @@ from ogls.system import attached
 from ogls.tracking.files import CHECKPOINTS
 
 LOGS = Path("runs") / "logs"
-Done = Callable[[str, int], None]
-"""Function that is called with a recipe, as it is written, and a seed."""
+Done = Callable[[str, str], None]
+"""Function that is called with a recipe, as it is written, and the id of a run in MLflow."""
 
 
 def finished(client: MlflowClient, experiment: str, recipe: Recipe) -> dict[int, str]:
@@ -58,7 +58,7 @@ def make_runs(
     experiment: str,
     tracking_uri: str,
     jobs: int,
-    done: Done = lambda key, seed: None,
+    done: Done = lambda key, run: None,
 ) -> int:
     """Makes runs, `jobs` at a time, one thread each unless the environment says otherwise; returns how many failed.
 
@@ -81,16 +81,16 @@ def make_runs(
         recipe = wanted[key]
         log = LOGS / (re.sub(r"[^\w+.-]+", "-", key) + f"-s{seed}.log")
         code, seconds = make_run(recipe.command(seed, experiment, tracking_uri), log, environment)
-        state = "finished" if code == 0 else f"failed with {code}, see {log}"
-        print(f"{key}, seed {seed}: {state} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
         with lock:
-            if code == 0:
-                client = MlflowClient(tracking_uri)
-                if run := finished(client, experiment, recipe).get(seed):
-                    client.set_tag(run, SECONDS, f"{seconds:.1f}")
-                    client.set_tag(run, THREADS, environment["OMP_NUM_THREADS"])
-                done(key, seed)
-        return code == 0
+            client = MlflowClient(tracking_uri)
+            run = finished(client, experiment, recipe).get(seed) if code == 0 else None
+            state = "finished" if run else f"failed with {code}, see {log}" if code else f"not in MLflow, see {log}"
+            print(f"{key}, seed {seed}: {state} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+            if run:
+                client.set_tag(run, SECONDS, f"{seconds:.1f}")
+                client.set_tag(run, THREADS, environment["OMP_NUM_THREADS"])
+                done(key, run)
+        return run is not None
 
     with ThreadPoolExecutor(jobs) as pool:
         return sum(not made for made in pool.map(make, todo))
@@ -128,15 +128,14 @@ def complete(
     lacking = [(key, seed) for seed in range(seeds) for key in wanted if (key, seed) not in there]
     runs = {key: finished(client, experiment, wanted[key]) for key in dict.fromkeys(key for key, _ in lacking)}
 
-    def store(key: str, seed: int) -> None:
-        run = finished(client, experiment, wanted[key])[seed]
+    def store(key: str, run: str) -> None:
         add_row(file, row_of(client, run, key, wanted[key]))
         update()
         shutil.rmtree(Path("runs") / client.get_run(run).data.tags.get("folder", "-") / CHECKPOINTS, ignore_errors=True)
 
     for key, seed in lacking:
         if seed in runs[key]:
-            store(key, seed)
+            store(key, runs[key][seed])
     todo = [(key, seed) for key, seed in lacking if seed not in runs[key]]
     print(f"{len(todo)} runs to make, {len(wanted) * seeds - len(todo)} are there", flush=True)
     return make_runs(todo, wanted, experiment, tracking_uri, jobs, store)

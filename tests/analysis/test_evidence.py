@@ -173,18 +173,19 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_table_from_its_first_run_to_its_last(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    where = ["--results", "results", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     with pytest.raises(SystemExit):
         evidence.main(["tiny", "--rebuild", "--results", "results"])
     assert "tiny_rows.csv has no rows: make some without --rebuild" in capsys.readouterr().err
 
-    evidence.main(["tiny", "--seeds", "1", "--results", "results"])
+    evidence.main(["tiny", "--seeds", "1", *where])
     assert "2 runs to make, 0 are there" in capsys.readouterr().out
     told = evidence.state(TINY, Path("results"))
     assert (told["rows"], told["missing"], told["stale"]) == (2, 2, 0)
 
-    evidence.main(["tiny", "--results", "results"])
+    evidence.main(["tiny", *where])
     assert "2 runs to make, 2 are there" in capsys.readouterr().out
     rows = read_rows(Path("results/tiny_rows.csv"))
     assert [(row.recipe, row.seed) for row in rows] == [(m, seed) for seed in (0, 1) for m in TINY.methods]
@@ -202,7 +203,7 @@ def test_a_table_from_its_first_run_to_its_last(
     before = [file.read_bytes() for file in files]
     for file in files:
         file.unlink()
-    evidence.main(["tiny", "--rebuild", "--results", "results", "--tracking-uri", "nowhere"])
+    evidence.main(["tiny", "--rebuild", "--results", "results"])
     assert [file.read_bytes() for file in files] == before, "without MLflow"
 
     old = [replace(row, digest="other") if row.recipe == "opsd" else row for row in rows]
@@ -212,7 +213,7 @@ def test_a_table_from_its_first_run_to_its_last(
     assert evidence.state(TINY, Path("results"))["stale"] == 2
     monkeypatch.setenv("FAIL", "1")
     with pytest.raises(SystemExit, match="2 runs failed; the same command makes them again"):
-        evidence.main(["tiny", "--results", "results", "--experiment", "another"])
+        evidence.main(["tiny", *where, "--experiment", "another"])
     assert {row.recipe for row in read_rows(Path("results/tiny_rows.csv"))} == {"opsd+lab_terse"}
 
 

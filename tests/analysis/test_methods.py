@@ -224,7 +224,8 @@ def test_a_run_becomes_a_table_by_one_command(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     small = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--data.problems_per_step", "2"]
     small += ["--data.val.init_args.size", "3", "--data.evaluation.samples", "2", "--policy.model", str(STUDENT)]
-    methods.main(["--methods", "opsd --data.group_size 2", "--seeds", "1", "--args", *small])
+    where = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]  # MLflow keeps connections by address
+    methods.main(["--methods", "opsd --data.group_size 2", "--seeds", "1", *where, "--args", *small])
     (row,) = read_rows(Path("methods_rows.csv"))
     assert (row.recipe, row.method, row.step, row.samples) == ("opsd --data.group_size 2", "OPSD", 1, 2)
     assert row.settings == shlex.join(["--data.group_size", "2", *small])
