@@ -323,8 +323,8 @@ class RolloutDataModule(LightningDataModule):
         without = sum(problem.solution is None for problem in problems)
         if without == len(problems):
             raise ValueError(
-                f"data.{name}: {self.method.name} learns from reference solutions, and none of {len(problems)} problems "
-                "has one; name their column by columns: {solution: NAME}, or take a method that does without, such as "
+                f"data.{name}: {self.method.name} learns from reference solutions, and none of {len(problems)} "
+                "problems has one; name their column by columns: {solution: NAME}, or take a method that does without, such as "
                 "GRPO, SDPO or OGLS_SD"
             )
         if without and self.group.rank == 0:
