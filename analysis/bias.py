@@ -63,7 +63,9 @@ def marker_ids(encoder: PromptEncoder, markers: Sequence[str]) -> list[int]:
         single = [form[0] for form in forms if len(form) == 1]
         if not single:
             pieces = [encoder.tokenizer.decode([i]) for i in forms[0]]
-            raise ValueError(f"a marker is one token, but {marker!r} is {len(pieces)}: name the telling one of {pieces}")
+            raise ValueError(
+                f"a marker is one token, but {marker!r} is {len(pieces)}: name the telling one of {pieces}"
+            )
         found += single
     return sorted(set(found))
 
@@ -198,7 +200,9 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     masses.set_xlabel("probability that a marker comes next")
     removed = table[table["quantity"] == REMOVED]
     for row in removed.itertuples():
-        sizes.set_title(f"the contrast removes {row.value:.0%} [{row.low:.0%}, {row.high:.0%}] of the shift", fontsize=9)
+        sizes.set_title(
+            f"the contrast removes {row.value:.0%} [{row.low:.0%}, {row.high:.0%}] of the shift", fontsize=9
+        )
     save(figure, file)
 
 

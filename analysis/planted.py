@@ -100,8 +100,17 @@ def held_out(data: RolloutDataModule, ids: Sequence[int]) -> dict[str, float]:
     }
 
 
-def make_row(arm: str, share: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def make_row(
+    arm: str, share: float, seed: int, options: argparse.Namespace, before: dict[str, float] | None
+) -> dict[str, Any]:
     """Returns a row: what is measured before training, and what came of a run.
+
+    Args:
+        arm: name of the arm
+        share: share of the texts in which the style is planted
+        seed: random seed of rollouts and problems
+        options: what the command line says
+        before: what `held_out` gives before training, where another row with this seed has it
 
     Raises:
         RuntimeError: the run failed.
@@ -111,11 +120,16 @@ def make_row(arm: str, share: float, seed: int, options: argparse.Namespace) -> 
     with opened([*words, "--data.problems_per_step", str(options.problems)], None) as (model, data):
         ids = marker_ids(data.encoder, [STYLE])
         found = measure(model, data, None, ids, first=True).table().set_index("quantity")["value"]
-        row |= {"bias": found[GAINED], "removed": found.get(REMOVED, np.nan), "shift": found["size of the target's shift"]}
-        row |= {f"{key}_before": value for key, value in held_out(data, ids).items()}
+        row |= {
+            "bias": found[GAINED],
+            "removed": found.get(REMOVED, np.nan),
+            "shift": found["size of the target's shift"],
+        }
+        row |= before or {f"{key}_before": value for key, value in held_out(data, ids).items()}
         row["name"] = model.method.name
-    run = [sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *words]
-    logger = {"experiment": "planted", "tracking_uri": options.tracking_uri, "run_name": name}
+    # The run's own validations are small: its last weights are evaluated below.
+    run = [sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *words, "--data.val.size", "16"]
+    logger = {"experiment": "planted", "tracking_uri": options.tracking_uri, "run_name": name, "traces": 0}
     run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", value)]
     folder, log = Path("runs") / name, Path("runs") / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -132,19 +146,21 @@ def make_row(arm: str, share: float, seed: int, options: argparse.Namespace) -> 
 def make_rows(file: Path, options: argparse.Namespace) -> int:
     """Makes the rows that are missing, seed by seed, storing each at once; returns how many failed."""
     cells = list(itertools.product(range(options.seeds), options.shares, options.arms))
-    rows, failed = read_rows(file), 0
-    there = {(row["method"], row["share"], row["seed"]) for row in rows}
+    there, failed = {(row["method"], row["share"], row["seed"]) for row in read_rows(file)}, 0
     todo = [(seed, share, arm) for seed, share, arm in cells if (arm, share, seed) not in there]
     print(f"{len(todo)} rows to make, {len(cells) - len(todo)} are there", flush=True)
     for seed, share, arm in todo:
         began = time.monotonic()
+        rows = read_rows(file)
+        start = next((row for row in rows if row["seed"] == seed), None)
+        before = start and {key: value for key, value in start.items() if key.endswith("_before")}
         try:
-            row = make_row(arm, share, seed, options)
+            row = make_row(arm, share, seed, options, before)
         except RuntimeError as error:
             print(error, file=sys.stderr)
             failed += 1
             continue
-        rows = [*read_rows(file), row]
+        rows.append(row)
         order = {arm: place for place, arm in enumerate(ARMS)}
         rows.sort(key=lambda row: (order[row["method"]], row["share"], row["seed"]))
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def told(
         "key": f"{split}/{step:06d}/{problem.name}/{place}",
         **{"step": step, "split": split, "problem": problem.name, "place": place},
         **{"group": f"{len(group.successes)} of {len(group.rollouts)} right", "policy_version": group.policy_version},
-        **{"question": problem.text, "answer": problem.answer, "text": rollout.text},
+        **{"question": problem.text, "answer": problem.answer, "solution": problem.solution, "text": rollout.text},
         **{"correct": rollout.correct, "status": "truncated" if rollout.truncated else rollout.verdict.status},
         **{"extracted": rollout.verdict.answer, "reward": float(rollout.correct)},
         "advantage": next((lesson.advantage for lesson in learned if lesson.advantage), None),

@@ -82,7 +82,8 @@ def test_what_is_kept_of_a_rollout_by_hand() -> None:
     spans = {span.pop("name"): span for span in row.pop("spans")}
     assert row == {
         **{"key": "train/000005/sum/1", "step": 5, "split": "train", "problem": "sum", "place": 1},
-        **{"group": "1 of 2 right", "policy_version": 4, "question": "What is 1+1?", "answer": "2", "text": "1+1=3"},
+        **{"group": "1 of 2 right", "policy_version": 4, "question": "What is 1+1?", "answer": "2"},
+        **{"solution": None, "text": "1+1=3"},
         **{"correct": False, "status": "graded", "extracted": "3", "reward": 0.0, "advantage": -0.5},
         "error": {"span": [4, 5], "text": "3"},
     }
