@@ -94,8 +94,7 @@ def items(rollouts: Sequence[dict[str, Any]], count: int, judges: int, seed: int
         cells = (item, row["question"], row.get("solution") or row["answer"], marked, text[start:end])
         shown.append({name: _as_text(cell) for name, cell in zip(SHOWN, cells, strict=True)})
         key.append({**{name: row[name] for name in KEY[1:-1]}, "item": item, "located": is_own})
-    filled = pd.DataFrame(shown, columns=[*SHOWN, *(f"judge {i + 1}" for i in range(judges))])
-    return filled.fillna(""), pd.DataFrame(key, columns=list(KEY))
+    return pd.DataFrame(shown).assign(**{f"judge {i + 1}": "" for i in range(judges)}), pd.DataFrame(key, columns=list(KEY))
 
 
 def _as_text(cell: str) -> str:
