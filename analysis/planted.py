@@ -130,7 +130,7 @@ def make_row(
     # The run's own validations are small: its last weights are evaluated below.
     run = [sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *words, "--data.val.size", "16"]
     logger = {"experiment": "planted", "tracking_uri": options.tracking_uri, "run_name": name, "traces": 0}
-    run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", value)]
+    run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
     folder, log = Path("runs") / name, Path("runs") / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
@@ -193,8 +193,8 @@ def cells_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Returns Spearman's correlation with the ends of its interval from resampling pairs; nan of fewer than three."""
-    if len(x) < 3:
+    """Returns Spearman's correlation with the ends of its interval from resampling pairs; nan where there is none."""
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return float("nan"), float("nan"), float("nan")
     rng = np.random.default_rng(0)
     draws = [rng.integers(len(x), size=len(x)) for _ in range(RESAMPLES)]
