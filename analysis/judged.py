@@ -57,7 +57,7 @@ def located(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
         description, rollouts = folder / DESCRIPTION, folder / ROLLOUTS
         missing = [file.name for file in (description, rollouts) if not file.is_file()]
         if missing:
-            raise ValueError(f"{folder}: expected the folder of a run with stored rollouts, but it has no {missing[0]}")
+            raise ValueError(f"{folder}: expected a run's folder with stored rollouts, but it has no {missing[0]}")
         method = json.loads(description.read_text(encoding="utf-8"))["tags"].get("method", "unnamed")
         for number, line in enumerate(rollouts.read_text(encoding="utf-8").splitlines(), start=1):
             try:
@@ -94,7 +94,9 @@ def items(rollouts: Sequence[dict[str, Any]], count: int, judges: int, seed: int
         cells = (item, row["question"], row.get("solution") or row["answer"], marked, text[start:end])
         shown.append({name: _as_text(cell) for name, cell in zip(SHOWN, cells, strict=True)})
         key.append({**{name: row[name] for name in KEY[1:-1]}, "item": item, "located": is_own})
-    return pd.DataFrame(shown).assign(**{f"judge {i + 1}": "" for i in range(judges)}), pd.DataFrame(key, columns=list(KEY))
+    return pd.DataFrame(shown).assign(**{f"judge {i + 1}": "" for i in range(judges)}), pd.DataFrame(
+        key, columns=list(KEY)
+    )
 
 
 def _as_text(cell: str) -> str:

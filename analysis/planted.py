@@ -18,7 +18,6 @@ Writes NAME_rows.csv, NAME.md and NAME.png.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import shutil
@@ -145,11 +144,11 @@ def make_row(
 
 def make_rows(file: Path, options: argparse.Namespace) -> int:
     """Makes the rows that are missing, seed by seed, storing each at once; returns how many failed."""
-    cells = list(itertools.product(range(options.seeds), options.shares, options.arms))
+    cells = [(a, share, seed) for seed in range(options.seeds) for share in options.shares for a in options.arms]
     there, failed = {(row["method"], row["share"], row["seed"]) for row in read_rows(file)}, 0
-    todo = [(seed, share, arm) for seed, share, arm in cells if (arm, share, seed) not in there]
+    todo = [cell for cell in cells if cell not in there]
     print(f"{len(todo)} rows to make, {len(cells) - len(todo)} are there", flush=True)
-    for seed, share, arm in todo:
+    for arm, share, seed in todo:
         began = time.monotonic()
         rows = read_rows(file)
         start = next((row for row in rows if row["seed"] == seed), None)

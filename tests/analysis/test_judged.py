@@ -49,7 +49,7 @@ def test_passages_are_lines_and_sentences():
 
 def test_kappa_by_hand():
     """20 both yes, 15 both no, 5 and 10 one each: agreement 0.7, by chance 0.5, so kappa 0.4."""
-    one, other = (np.array(column) for column in zip(*[(1, 1)] * 20, *[(1, 0)] * 5, *[(0, 1)] * 10, *[(0, 0)] * 15))
+    one, other = np.array([(1, 1)] * 20 + [(1, 0)] * 5 + [(0, 1)] * 10 + [(0, 0)] * 15).T
     assert judged.kappa(one == 1, other == 1) == pytest.approx(0.4)
     assert judged.kappa(one == 1, one == 1) == 1.0
     assert np.isnan(judged.kappa(np.ones(5, bool), np.ones(5, bool)))
@@ -122,7 +122,7 @@ def test_what_cannot_be_exported_is_refused(runs: list[str], tmp_path: Path, cap
     (tmp_path / "empty").mkdir()
     cases = {
         "is there already, perhaps filled in": [*runs, "--out", str(tmp_path / "j")],
-        "expected the folder of a run with stored rollouts, but it has no run.json": [str(tmp_path / "empty")],
+        "expected a run's folder with stored rollouts, but it has no run.json": [str(tmp_path / "empty")],
         "--count and --judges must be at least 1": [*runs, "--count", "0", "--out", str(tmp_path / "k")],
     }
     for complaint, words in cases.items():

@@ -11,7 +11,7 @@ import planted
 import pytest
 from scipy.stats import spearmanr
 
-RESULTS = Path(planted.__file__).parent / "results"
+RESULTS = planted.PROJECT / "analysis" / "results"
 
 
 def row(arm: str, share: float, seed: int, bias: float, accuracy: float) -> dict[str, Any]:
@@ -31,7 +31,9 @@ ROWS = [
 
 def test_losses_are_against_the_same_method_and_seed_with_nothing_planted():
     cells = planted.cells_of(pd.DataFrame(ROWS)).set_index(["method", "share"])
-    assert cells.loc[("OPSD", 1.0), ["excess", "loss", "change", "seeds"]].tolist() == pytest.approx([0.6, 0.2, -0.04, 2])
+    assert cells.loc[("OPSD", 1.0), ["excess", "loss", "change", "seeds"]].tolist() == pytest.approx(
+        [0.6, 0.2, -0.04, 2]
+    )
     found = planted.forecasts(cells.reset_index())
     value, low, high, count = found["bias that the style adds, and loss of accuracy by it (share > 0)"]
     assert (value, count) == (pytest.approx(1.0), 3)  # 0, 0.1, 0.6 with 0.02, 0.04, 0.2
@@ -63,7 +65,14 @@ def test_only_missing_rows_are_made_and_each_is_stored_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     made: list[tuple[str, float, int]] = []
-    ends: list[BaseException | None] = [None, RuntimeError("failed"), None, KeyboardInterrupt(), None, RuntimeError("x")]
+    ends: list[BaseException | None] = [
+        None,
+        RuntimeError("failed"),
+        None,
+        KeyboardInterrupt(),
+        None,
+        RuntimeError("x"),
+    ]
     start = {key: value for key, value in ROWS[0].items() if key.endswith("_before")}
 
     def make(arm: str, share: float, seed: int, options: Any, before: dict[str, float] | None) -> dict[str, Any]:
