@@ -281,6 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         failed = make_rows(file, options)
     except ValueError as error:
         parser.error(str(error))
+    if failed and not file.is_file():
+        sys.exit(f"all {failed} rows failed")
     if not file.is_file():
         parser.error(f"{file}: there are no rows yet; --seeds 1 makes some")
     rows = pd.read_csv(file)
