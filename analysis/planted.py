@@ -225,7 +225,7 @@ def markdown(rows: pd.DataFrame) -> str:
         removed = "" if some["removed"].isna().any() else f"{some['removed'].mean():.2f}"
         cells = [f"{some['bias'].mean():+.3f}", removed]
         cells += [_shown(some[key]) for key in ("terse", "length", "accuracy", "change")]
-        lines.append(f"| {method} | {share:g} | {len(some)} | {' | '.join(cells)} |")
+        lines.append(f"| {label(str(method))} | {share:g} | {len(some)} | {' | '.join(cells)} |")
     lines += ["", "| rank correlation of | value | 95 % interval | cells |", "|---|---:|---:|---:|"]
     for text, (value, low, high, count) in forecasts(cells_of(rows)).items():
         lines.append(f"| {text} | {value:.2f} | [{low:.2f}, {high:.2f}] | {count} |")
@@ -235,8 +235,14 @@ def markdown(rows: pd.DataFrame) -> str:
     lines[-1] += "largest share:"
     lines.append("")
     for method, some in rows.groupby("method", sort=False):
-        lines.append(f"- {method}: `{some.sort_values('share')['name'].iloc[-1]}`")
+        lines.append(f"- {label(str(method))}: `{some.sort_values('share')['name'].iloc[-1]}`")
     return "\n".join(lines) + "\n"
+
+
+def label(arm: str) -> str:
+    """Returns what tables and figures call an arm: none is a method as published, and the true name is in its rows."""
+    kind, comma, rest = arm.partition(",")
+    return f"{kind}[...]{comma}{rest}"
 
 
 def _shown(values: pd.Series) -> str:
@@ -251,7 +257,7 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
     kinds = {"terse": "answers without work, after training", "length": "tokens per answer", "accuracy": "accuracy"}
     for one, (key, label) in zip(axes, kinds.items(), strict=False):
         for number, (method, some) in enumerate(cells.groupby("method", sort=False)):
-            style = {"color": COLORS[number], "marker": MARKERS[number], "label": method}
+            style = {"color": COLORS[number], "marker": MARKERS[number], "label": label(str(method))}
             one.plot(some["share"], some[key], linewidth=2, **style)
             seeds = rows[rows["method"] == method]
             one.plot(seeds["share"], seeds[key], "_", color=COLORS[number], alpha=0.6)
@@ -259,7 +265,7 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
         one.set(xlabel="share of the texts in view that are the answer alone", ylabel=label)
     last = axes[3]
     for number, (method, some) in enumerate(cells[cells["share"] > 0].groupby("method", sort=False)):
-        last.plot(some["excess"], some["loss"], MARKERS[number], color=COLORS[number], label=method)
+        last.plot(some["excess"], some["loss"], MARKERS[number], color=COLORS[number], label=label(str(method)))
     last.axhline(0, color="#555555", linewidth=0.8)
     last.set(xlabel="bias that the style adds, before training", ylabel="loss of accuracy by the style")
     axes[0].legend(frameon=False, fontsize=8)

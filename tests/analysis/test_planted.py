@@ -56,9 +56,10 @@ def test_a_rank_correlation_has_the_interval_of_its_pairs():
 def test_a_table_says_what_the_rows_say():
     lines = planted.markdown(pd.DataFrame(ROWS)).splitlines()
     # Two seeds, 0.60 and 0.62: half of the interval is t(0.975, 1) 0.01 = 0.127.
-    assert lines[2] == "| OPSD | 0 | 2 | +0.100 |  | 0.300 ± 0.000 | 18.0 ± 0.0 | 0.610 ± 0.127 | 0.160 ± 0.127 |"
+    assert lines[2] == "| OPSD[...] | 0 | 2 | +0.100 |  | 0.300 ± 0.000 | 18.0 ± 0.0 | 0.610 ± 0.127 | 0.160 ± 0.127 |"
     assert "Before training: accuracy 0.450, length 20.0, without work 0.200. Steps: 20." in "\n".join(lines)
-    assert lines[-2:] == ["- OPSD: `OPSD[1]`", "- OGLS_SD: `OGLS_SD[1]`"]
+    assert lines[-2:] == ["- OPSD[...]: `OPSD[1]`", "- OGLS_SD[...]: `OGLS_SD[1]`"]
+    assert planted.label("OGLS_SD, right views alone") == "OGLS_SD[...], right views alone"
 
 
 def test_only_missing_rows_are_made_and_each_is_stored_at_once(
