@@ -255,14 +255,14 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
     figure, axes = panels(2, 2, 9.5, 7.0)
     cells = cells_of(rows)
     kinds = {"terse": "answers without work, after training", "length": "tokens per answer", "accuracy": "accuracy"}
-    for one, (key, label) in zip(axes, kinds.items(), strict=False):
+    for one, (key, said) in zip(axes, kinds.items(), strict=False):
         for number, (method, some) in enumerate(cells.groupby("method", sort=False)):
             style = {"color": COLORS[number], "marker": MARKERS[number], "label": label(str(method))}
             one.plot(some["share"], some[key], linewidth=2, **style)
             seeds = rows[rows["method"] == method]
             one.plot(seeds["share"], seeds[key], "_", color=COLORS[number], alpha=0.6)
         one.axhline(rows[f"{key}_before"].mean(), color="#555555", linestyle=":", label="before training")
-        one.set(xlabel="share of the texts in view that are the answer alone", ylabel=label)
+        one.set(xlabel="share of the texts in view that are the answer alone", ylabel=said)
     last = axes[3]
     for number, (method, some) in enumerate(cells[cells["share"] > 0].groupby("method", sort=False)):
         last.plot(some["excess"], some["loss"], MARKERS[number], color=COLORS[number], label=label(str(method)))
