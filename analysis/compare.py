@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 from curves import draw, half_width
 from mlflow import MlflowClient
+from runs import accuracy_by_problem, comparison, of_preset, parser_of, read
 from seeds import difference, holm, interquartile_mean, probability_of_improvement, seeds_needed
 
 from ogls.system.statistics import paired_difference
-from runs import accuracy_by_problem, comparison, of_preset, parser_of, read
 
 Problems = Mapping[str, Mapping[str, float]]
 """By run, the accuracy of each problem at its last validation."""

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
+from runs import of_preset, parser_of, read
 from style import COLORS, GREY, MARKERS, panels, save
 
 from ogls.system.statistics import mean_interval
-from runs import of_preset, parser_of, read
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from recipes import Recipe, labels
+from runs import accuracy_by_problem
 
 from ogls.tracking.files import replace_text
-from runs import accuracy_by_problem
 
 SECONDS, THREADS = "processor_seconds", "threads"
 """Tags of a run in MLflow that say what it took."""

@@ -324,8 +324,8 @@ class RolloutDataModule(LightningDataModule):
         if without == len(problems):
             raise ValueError(
                 f"data.{name}: {self.method.name} learns from reference solutions, and none of {len(problems)} "
-                "problems has one; name their column by columns: {solution: NAME}, or take a method that does without, such as "
-                "GRPO, SDPO or OGLS_SD"
+                "problems has one; name their column by columns: {solution: NAME}, or take a method that does without, "
+                "such as GRPO, SDPO or OGLS_SD"
             )
         if without and self.group.rank == 0:
             print(f"data.{name}: {without} of {len(problems)} problems teach nothing, for want of a reference solution")

@@ -10,12 +10,12 @@ import compare
 import curves
 import numpy as np
 import pytest
+import runs
 import seeds
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from scipy.stats import ttest_rel
 
-import runs
 from ogls.lessons.selection import ErrorSpan
 from ogls.methods import OGLS_SD, OPSD
 from ogls.tracking import Tracker
