@@ -153,6 +153,37 @@ class ErrorLocator(ABC):
         """Returns the characters [start, end) of the first error in `text`; None where none is found."""
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake is the first error of an attempt.
+
+    Args:
+        span: characters [start, end) of the error
+        quote: step or answer that holds the error
+        idea: what to do instead
+    """
+
+    span: Span
+    quote: str
+    idea: str
+
+
+class MistakeLocator(ErrorLocator):
+    """A mistake locator knows a task so well that it also says what to do instead."""
+
+    @abstractmethod
+    def mistake(self, problem: Problem, text: str) -> Mistake | None:
+        """Returns the first mistake of an attempt; None where none is found."""
+
+    @abstractmethod
+    def idea(self, problem: Problem) -> str:
+        """Returns what to keep in mind from the first step on."""
+
+    def locate(self, problem: Problem, text: str) -> Span | None:
+        found = self.mistake(problem, text)
+        return None if found is None else found.span
+
+
 def drawn(source: ProblemSource, count: int, draw: int, seed: int) -> list[Problem]:
     """Returns `count` problems of an endless sequence of shuffled passes over the source.
 

@@ -23,7 +23,7 @@ from typing import Literal
 
 from ogls.records import Problem, Span
 from ogls.system.seeds import derive
-from ogls.tasks.base import ErrorLocator, ProblemSource
+from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
 
 _CHAIN = re.compile(r"(?:\(|(?<!\d))\d++(?:[+-]\(?\d++\)?)+")
 _STEP = re.compile(r"(?<!\d)(\d++)([+-])(\d++)=(\d+)")
@@ -210,21 +210,6 @@ class Chains(ProblemSource):
         return Problem(id=f"chain-{chain}", text=f"What is {chain}?", answer=str(chain.answer), solution=chain.work())
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A mistake is the first error of an attempt.
-
-    Args:
-        span: characters [start, end) of the error
-        quote: step or answer that holds the error
-        idea: what to do instead
-    """
-
-    span: Span
-    quote: str
-    idea: str
-
-
 def first_mistake(problem: Problem, text: str) -> Mistake | None:
     """Returns the first number of an attempt that should have been another; None where none is found.
 
@@ -254,12 +239,14 @@ PARENTHESES_FIRST = "Start with the parentheses."
 
 
 @dataclass(frozen=True)
-class ChainErrors(ErrorLocator):
+class ChainErrors(MistakeLocator):
     """This locator recomputes a chain and finds the first wrong number of an attempt."""
 
-    def locate(self, problem: Problem, text: str) -> Span | None:
-        mistake = first_mistake(problem, text)
-        return None if mistake is None else mistake.span
+    def mistake(self, problem: Problem, text: str) -> Mistake | None:
+        return first_mistake(problem, text)
+
+    def idea(self, problem: Problem) -> str:
+        return Chain.parse(problem.text).idea
 
 
 def _first_difference(start: int, got: str, expected: str) -> Span:
