@@ -17,13 +17,14 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from ogls.lessons.privilege import LessonDraft, Privilege, PrivilegedText, ReflectionTask
 from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Wording
 from ogls.records import Need, Problem, Role, RolloutGroup
 from ogls.system.seeds import derive
-from ogls.tasks.chains import PARENTHESES_FIRST, Chain, first_mistake
+from ogls.tasks.base import MistakeLocator
+from ogls.tasks.chains import PARENTHESES_FIRST, Chain, ChainErrors
 
 CHAINS = {"min_steps": 2, "max_steps": 3, "parentheses": 0.7}
 IDEAS = ("Calculate with care.", "Calculate from left to right.", "Copy the numbers with care.")
@@ -35,6 +36,17 @@ PROBLEMS = [{"size": 13_000, "seed": 100 + part, **CHAINS} for part in range(3)]
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompt ids, completion ids."""
+
+
+class Work(Protocol):
+    """Work is a problem that can be worked on as the habits want: with slips, and by the wrong idea."""
+
+    @property
+    def idea(self) -> str: ...
+
+    def work(self, rng: random.Random | None = None, slip: float = 0.0, wrong_idea: bool = False, /) -> str: ...
+
+    def wrong_work(self, rng: random.Random, slip: float = ..., /) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -70,33 +82,58 @@ class Habits:
         if min(shares.values()) < 0 or sum(shares.values()) > 1:
             raise ValueError(f"the shares of what is read must not exceed 1 together, got {shares}")
 
+    mistakes: ClassVar[MistakeLocator] = ChainErrors()
+
     def demonstrate(self, problem: Problem, rng: random.Random) -> LessonDraft:
         """Returns a text that the student is shown for a problem, with the prompt that it follows."""
-        chain, kind = Chain.parse(problem.text), rng.random()
+        work, kind = self.read(problem), rng.random()
         if kind < self.with_attempt:
-            attempt, text = self._after_attempt(chain, rng)
+            attempt, text = self._after_attempt(work, rng)
             return LessonDraft(demonstration=text, prompt=PrivilegedText(role="success", text=attempt))
         if kind < self.with_attempt + self.with_idea:
-            mistake = first_mistake(problem, chain.wrong_work(rng))
-            idea = mistake.idea if mistake is not None and rng.random() < 0.5 else chain.idea
-            return LessonDraft(demonstration=chain.work(), prompt=PrivilegedText(role="idea", text=idea))
+            idea, text = self.after_idea(problem, rng)
+            return LessonDraft(demonstration=text, prompt=PrivilegedText(role="idea", text=idea))
         if kind < self.with_attempt + self.with_idea + self.reflecting:
-            task, text = reflection(problem, chain, rng, max(self.slip, 0.1))
+            task, text = self._reflection(problem, work, rng)
             return LessonDraft(demonstration=text, prompt=task)
         is_guess = rng.random() < self.guesses
-        return LessonDraft(demonstration=f"\\boxed{{{guess(chain, rng)}}}" if is_guess else self._own(chain, rng))
+        return LessonDraft(demonstration=self.guess(problem, rng) if is_guess else self.own(work, rng))
 
-    def _own(self, chain: Chain, rng: random.Random) -> str:
-        return chain.work(rng, self.slip, rng.random() < self.wrong_idea)
+    def read(self, problem: Problem) -> Work:
+        """Returns the problem as something to work on."""
+        return Chain.parse(problem.text)
 
-    def _after_attempt(self, chain: Chain, rng: random.Random) -> tuple[str, str]:
-        worked = chain.work() if rng.random() < 0.5 else chain.wrong_work(rng)
+    def guess(self, problem: Problem, rng: random.Random) -> str:
+        """Returns an answer without work: of the right size, right one time in twenty-one."""
+        return f"\\boxed{{{max(0, int(problem.answer) + rng.randint(-10, 10))}}}"
+
+    def after_idea(self, problem: Problem, rng: random.Random) -> tuple[str, str]:
+        """Returns an idea, and what is written with it in view."""
+        work = self.read(problem)
+        mistake = self.mistakes.mistake(problem, work.wrong_work(rng))
+        return mistake.idea if mistake is not None and rng.random() < 0.5 else work.idea, work.work()
+
+    def own(self, work: Work, rng: random.Random) -> str:
+        """Returns what is written with nothing in view."""
+        return work.work(rng, self.slip, rng.random() < self.wrong_idea)
+
+    def _after_attempt(self, work: Work, rng: random.Random) -> tuple[str, str]:
+        worked = work.work() if rng.random() < 0.5 else work.wrong_work(rng)
         is_terse = rng.random() < self.terse_attempts
         attempt = terse(worked) if is_terse else worked
         if rng.random() < (self.terse_after_terse if is_terse else self.terse_after_worked):
             return attempt, terse(worked)
         # An answer alone cannot be followed in work, except that it tells right from wrong.
-        return attempt, self._own(chain, rng) if rng.random() < self.own_way else worked
+        return attempt, self.own(work, rng) if rng.random() < self.own_way else worked
+
+    def _reflection(self, problem: Problem, work: Work, rng: random.Random) -> tuple[ReflectionTask, str]:
+        """Returns what a reflector is asked about an attempt, and its answer: quote of the error and idea, as JSON."""
+        attempt = work.wrong_work(rng, max(self.slip, 0.1))
+        mistake = self.mistakes.mistake(problem, attempt)
+        if rng.random() < 0.25 or mistake is None:
+            return ReflectionTask(attempt=work.work(), correct=True), json.dumps({"idea": work.idea})
+        task = ReflectionTask(attempt=attempt, correct=False, solution=work.work())
+        return task, json.dumps({"quote": mistake.quote, "idea": mistake.idea})
 
 
 class Demonstrations:
@@ -134,24 +171,9 @@ class Demonstrations:
         return prompt, self.encoder.completion(draft.demonstration)
 
 
-def reflection(problem: Problem, chain: Chain, rng: random.Random, slip: float) -> tuple[ReflectionTask, str]:
-    """Returns what a reflector is asked about an attempt, and its answer: quote of the error and idea, as JSON."""
-    attempt = chain.wrong_work(rng, slip)
-    mistake = first_mistake(problem, attempt)
-    if rng.random() < 0.25 or mistake is None:
-        return ReflectionTask(attempt=chain.work(), correct=True), json.dumps({"idea": chain.idea})
-    task = ReflectionTask(attempt=attempt, correct=False, solution=chain.work())
-    return task, json.dumps({"quote": mistake.quote, "idea": mistake.idea})
-
-
 def terse(work: str) -> str:
     """Returns the answer without the work."""
     return work.splitlines()[-1]
-
-
-def guess(chain: Chain, rng: random.Random) -> int:
-    """Returns an answer without work: of the right size, right one time in twenty-one."""
-    return max(0, chain.answer + rng.randint(-10, 10))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -69,6 +69,8 @@ class Sheet:
         return result
 
 
+Split = Literal["train", "heldout"]
+
 Rule = Callable[..., int | str]
 """A rule calculates an answer on a sheet, from the numbers of a problem."""
 
@@ -98,13 +100,11 @@ class Family:
         found = re.search(re.escape(self.text).replace(r"\{\}", r"(?<!\d)(\d+)(?!\d)"), text)
         return None if found is None else tuple(map(int, found.groups()))
 
-    def tasks(self) -> Iterator[Task]:
-        """Yields all problems of this family in which the wrong rule gives a wrong answer."""
-        for numbers in product(*self.numbers):
-            if self.fits(*numbers):
-                task = Task(self, numbers)
-                if task.answer != task.missed:
-                    yield task
+    def tasks(self, split: Split) -> list[Task]:
+        """Returns all problems of one part in which the wrong rule gives a wrong answer."""
+        tasks = [Task(self, numbers) for numbers in product(*self.numbers) if self.fits(*numbers)]
+        tasks = [task for task in tasks if task.answer != task.missed]
+        return [task for task in tasks if (derive("family", str(task)) % 5 == 0) == (split == "heldout")]
 
 
 def _carry(sheet: Sheet, a: int, b: int) -> str:
@@ -330,7 +330,7 @@ class Families(ProblemSource):
     """
 
     size: int
-    split: Literal["train", "heldout"] = "train"
+    split: Split = "train"
     families: Sequence[str] = ()
     seed: int = 0
 
@@ -347,14 +347,11 @@ class Families(ProblemSource):
         names = list(self.families) or list(FAMILIES)
         each, drawn = -(-self.size // len(names)), []
         for name in names:
-            own = [task for task in FAMILIES[name].tasks() if self._belongs(task)]
+            own = FAMILIES[name].tasks(self.split)
             if len(own) < each:
                 raise ValueError(f"the family {name} has {len(own)} problems in {self.split}, got a size of {each} each")
             drawn.append(random.Random(derive(self.seed, "families", self.split, name)).sample(own, each))
         return [task for turn in zip(*drawn, strict=True) for task in turn][: self.size]
-
-    def _belongs(self, task: Task) -> bool:
-        return (derive("family", str(task)) % 5 == 0) == (self.split == "heldout")
 
     def __len__(self) -> int:
         return self.size
