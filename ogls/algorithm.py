@@ -85,9 +85,9 @@ def collect(
     measured = summarise(groups)
     if method.reflector is not None and sampler is not None:
         limits, seed = sizes.reflection, seed_of("reflections")
-        context = ReflectionContext(encoder=encoder, ask=sampler.replies, seed=seed, limits=limits)
+        context = ReflectionContext(encoder=encoder, ask=sampler.replies, seed=seed, limits=limits, truth=locator)
         with sampler.at_start("start" in method.needs and any(group.mixed for group in groups)):
-            groups, rates = method.reflector.reflect(groups, context, locator)
+            groups, rates = method.reflector.reflect(groups, context)
         measured |= rates
     builder = LessonBuilder(
         encoder=encoder,

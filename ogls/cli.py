@@ -28,6 +28,7 @@ import ogls.rollout.servers
 import ogls.rollout.transformers
 import ogls.rollout.vllm
 import ogls.tasks.chains
+import ogls.tasks.families
 import ogls.tasks.function
 import ogls.tasks.reasoning_gym
 import ogls.tasks.tables

@@ -31,7 +31,7 @@ from ogls.system.process_group import ProcessGroup
 from ogls.system.ranges import check
 from ogls.system.seeds import derive
 from ogls.system.step_metrics import StepMetrics
-from ogls.tasks.base import ErrorLocator, Kept, ProblemSets, ProblemSource, Verifier, drawn
+from ogls.tasks.base import ErrorLocator, Kept, MistakeLocator, ProblemSets, ProblemSource, Verifier, drawn
 from ogls.tasks.by_kind import ByKind
 from ogls.tasks.gold import complaint, gold_faults
 from ogls.tasks.grading import GradingPool
@@ -40,6 +40,7 @@ _CURES: dict[Need, str] = {
     "rollouts": "learns from rollouts: set data.engine",
     "peers": "compares rollouts of one group: data.group_size must be at least 2, got {group_size}",
     "error": "needs an error locator: set data.locator",
+    "ideas": "needs a locator that knows ideas, such as ChainErrors: set data.locator",
 }
 
 
@@ -219,6 +220,7 @@ class RolloutDataModule(LightningDataModule):
         if not self.predict_file:
             raise ValueError("data.predict_file needs the name of a file, got ''")
         given = {"rollouts": self.engine, "peers": self.sizes.group_size > 1, "error": self.locator}
+        given["ideas"] = isinstance(self.locator, MistakeLocator)
         for need, cure in _CURES.items():
             if need in self.method.needs and not given[need]:
                 raise ValueError(f"{self.method.name} {cure.format(group_size=self.sizes.group_size)}")

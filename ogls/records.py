@@ -36,6 +36,7 @@ Need = Literal[
     "solutions",
     "reflections",
     "error",
+    "ideas",
     "advantages",
     "logprobs",
     "replies",
@@ -45,11 +46,12 @@ Need = Literal[
 """A need is what one choice of a method asks of the other choices or of the run.
 
 ``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``solutions``: problems with a reference
-solution, without which a problem teaches nothing. ``reflections``: a reflector. ``error``: the
-place where a wrong rollout first goes wrong, from a reflector or an error locator. ``advantages``: a value of each
-rollout relative to its group. ``logprobs``: sampling with the loss's own probabilities, that is at the same temperature
-and without top_k or top_p. ``replies``: an engine that answers a reflector. ``start``: the weights that training began
-with, for these replies. ``demonstrations``: an end of written texts at which an engine stops.
+solution, without which a problem teaches nothing. ``reflections``: a reflector. ``error``: the place where a wrong
+rollout first goes wrong, from a reflector or an error locator. ``ideas``: an error locator that knows what to do
+instead. ``advantages``: a value of each rollout relative to its group. ``logprobs``: sampling with the loss's own
+probabilities, that is at the same temperature and without top_k or top_p. ``replies``: an engine that answers a
+reflector. ``start``: the weights that training began with, for these replies. ``demonstrations``: an end of written
+texts at which an engine stops.
 """
 
 

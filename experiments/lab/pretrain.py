@@ -1,10 +1,10 @@
 """Make the micro student of a lab, in 25 minutes of one core.
 
     OMP_NUM_THREADS=1 python experiments/lab/pretrain.py
-    OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab families --steps 1000 --rate 1e-3
+    OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab families --steps 1400 --batch 32 --rate 1e-3
 
 A Llama of 3.2 million parameters that reads and writes characters learns demonstrations: those of `demonstrations.py`
-for `lab.yaml`, those of `families.py` for `families.yaml`. The second student begins as the first one, which can
+for `lab.yaml`, those of `family_habits.py` for `families.yaml`. The second student begins as the first one, which can
 calculate. The same seed, number of threads and type of numbers give the same student. What was interrupted goes on.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import families
+import family_habits
 import torch
 import yaml
 from demonstrations import CHAINS, PHRASES, PROBLEMS, Demonstrations, Example, Habits, terse
@@ -29,10 +29,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts
-from ogls.policy.policy import Policy
+from ogls.policy.policy import Policy, quickest_dtype
 from ogls.policy.pretrained import load_tokenizer, quiet_transformers
 from ogls.records import Problem, Sampling
-from ogls.policy.policy import quickest_dtype
 from ogls.rollout.transformers import TransformersEngine
 from ogls.tasks.by_kind import ByKind
 from ogls.tasks.chains import Chains
@@ -83,10 +82,10 @@ LABS = {
     "families": Lab(
         "families.yaml",
         HERE / "families",
-        families.FamilyHabits(),
-        families.problems,
+        family_habits.FamilyHabits(),
+        family_habits.problems,
         lambda size: list(Families(size=min(size, 300), split="heldout")),
-        (*families.PHRASES, *families.IDEAS),
+        (*family_habits.PHRASES, *family_habits.IDEAS),
         STUDENT,
     ),
 }

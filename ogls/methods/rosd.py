@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ogls.lessons.privilege import Privilege, SuccessfulPeer
-from ogls.lessons.reflection.chains import ChainReflector
+from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea, LocatedSolution
 from ogls.lessons.reflection.reflector import Reflector
@@ -66,9 +66,9 @@ class ROSDPlaceOnly(ROSD):
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDExact(ROSD):
-    """ROSD with exact reflections is a control: its reflector recomputes the steps of `Chains`, and is never wrong."""
+    """ROSD with exact reflections is a control: its reflector recomputes the problems, and is never wrong."""
 
-    reflector: Reflector | None = ChainReflector()
+    reflector: Reflector | None = ExactReflector()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -349,7 +349,9 @@ class Families(ProblemSource):
         for name in names:
             own = FAMILIES[name].tasks(self.split)
             if len(own) < each:
-                raise ValueError(f"the family {name} has {len(own)} problems in {self.split}, got a size of {each} each")
+                raise ValueError(
+                    f"the family {name} has {len(own)} problems in {self.split}, got a size of {each} each"
+                )
             drawn.append(random.Random(derive(self.seed, "families", self.split, name)).sample(own, each))
         return [task for turn in zip(*drawn, strict=True) for task in turn][: self.size]
 

@@ -21,7 +21,7 @@ from ogls.lessons.privilege import (
     ShortSuccesses,
     Unprivileged,
 )
-from ogls.lessons.reflection.chains import ChainReflector
+from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
 from ogls.lessons.selection import (
@@ -102,7 +102,7 @@ NAMES: list[tuple[Method, str]] = [
     (OGLS_SD(steering=OutcomeSteering(0.5, 100)), "OGLS_SD[alpha=0.5]"),
     (OGLS_SD(steering=OutcomeSteering(2.0)), "OGLS_SD[alpha=2, ramp_steps=0]"),
     (ROSD(reflector=ModelReflector(right_rollouts=False)), "ROSD[right_rollouts=False]"),
-    (ROSD(reflector=ChainReflector()), "ROSD[reflector=ChainReflector]"),
+    (ROSD(reflector=ExactReflector()), "ROSD[reflector=ExactReflector]"),
     (ROSDExact(), "ROSDExact"),
     (OfMyOwn(), "OfMyOwn"),
     (OfMyOwn(top_p=0.5), "OfMyOwn[top_p=0.5]"),
@@ -295,7 +295,7 @@ COMPARED: set[Need] = {"rollouts", "peers"}
         (SFT(), {"demonstrations"}),
         (OPSD(), SAMPLED),
         (OPSD(selection=ErrorSpan()), SAMPLED | {"error"}),
-        (OPSD(selection=ErrorSpan(), reflector=ChainReflector()), SAMPLED),
+        (OPSD(selection=ErrorSpan(), reflector=ExactReflector()), SAMPLED),
         (SDPO(), COMPARED),
         (OGLS_SD(), COMPARED),
         (OGLS_SD_v2(selection=UpToError()), COMPARED | {"error"}),

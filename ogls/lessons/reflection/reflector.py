@@ -58,12 +58,14 @@ class ReflectionContext:
             weights that the reflector needs
         seed: seed of this step's reflections alone
         limits: largest lengths of prompts and replies
+        truth: locator of the true errors, against which reflections are measured; None where there is none
     """
 
     encoder: PromptEncoder
     ask: Callable[[Sequence[tuple[int, ...]], Sampling, int], list[Completion]]
     seed: int
     limits: ReflectionLimits
+    truth: ErrorLocator | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Reflector(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Returns what the reflector asks of the run: ``replies`` of a language model, the weights of the ``start``."""
+        """Returns what the reflector asks of the run, such as ``replies`` of a language model."""
         return frozenset()
 
     @abstractmethod
@@ -95,14 +97,13 @@ class Reflector(ABC):
 
     @timed("reflect")
     def reflect(
-        self, groups: Sequence[RolloutGroup], context: ReflectionContext, truth: ErrorLocator | None
+        self, groups: Sequence[RolloutGroup], context: ReflectionContext
     ) -> tuple[list[RolloutGroup], dict[str, float]]:
         """Returns the groups with their reflections, and measurements by name.
 
         Args:
             groups: rollout groups, of which those with both outcomes are reflected on
             context: what the reflector works with
-            truth: locator of the true errors, against which reflections are measured; None where there is none
         """
         cases, places = [], []
         for place, group in enumerate(groups):
@@ -112,7 +113,7 @@ class Reflector(ABC):
                 places += [(place, index) for index in own]
         found, measured = self.answer(cases, context) if cases else ([], {})
         measured |= report(
-            [(c.problem, c.rollout, r) for c, r in zip(cases, found, strict=True)], context.encoder, truth
+            [(c.problem, c.rollout, r) for c, r in zip(cases, found, strict=True)], context.encoder, context.truth
         )
         if self.shuffle_ideas:
             found = exchange_ideas(cases, found)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ogls.lessons.prompts import PromptEncoder
 from ogls.lessons.reflection.reflector import ReflectionContext, ReflectionLimits
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Sampling, Verdict
+from ogls.tasks.base import ErrorLocator
 
 SUM = Problem(id="sum", text="What is 12+8-9?", answer="11")
 OTHER = Problem(id="other", text="What is 20-(9-4)+7?", answer="22")
@@ -61,5 +62,5 @@ class Scripted:
         ]
 
 
-def context(asked: Scripted, **limits: int) -> ReflectionContext:
-    return ReflectionContext(encoder=asked.encoder, ask=asked, seed=1, limits=ReflectionLimits(**limits))
+def context(asked: Scripted, truth: ErrorLocator | None = None, **limits: int) -> ReflectionContext:
+    return ReflectionContext(encoder=asked.encoder, ask=asked, seed=1, limits=ReflectionLimits(**limits), truth=truth)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ogls.lessons.prompts import PromptEncoder, Prompts
-from ogls.lessons.reflection.chains import ChainReflector
+from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.metrics import answer_in, without_answer
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea, LocatedSolution
@@ -45,7 +45,7 @@ def test_only_groups_with_both_outcomes_are_reflected_on_and_right_rollouts_take
     ]
     for right_rollouts, expected in ((True, [0, 1, 2, 3, 4]), (False, [0, 2, 4])):
         reflector = Noted(right_rollouts=right_rollouts)
-        made, _ = reflector.reflect(groups, context(Scripted(encoder, lambda *_: "")), None)
+        made, _ = reflector.reflect(groups, context(Scripted(encoder, lambda *_: "")))
         assert [made[g].rollouts[r].reflection for g in (0, 1) for r in (0, 1)] == [None] * 4
         assert [r for r, x in enumerate(made[2].rollouts) if x.reflection] == expected
         solutions = [case.solution for case in reflector.cases if not case.rollout.correct]
@@ -55,7 +55,7 @@ def test_only_groups_with_both_outcomes_are_reflected_on_and_right_rollouts_take
 
 def test_the_exact_reflector_is_where_the_exact_locator_is(encoder: PromptEncoder):
     groups = [group(encoder, p, RIGHT[p.id], WRONG[p.id]) for p in (SUM, OTHER)]
-    (one, two), rates = ChainReflector().reflect(groups, context(Scripted(encoder, lambda *_: "")), TRUTH)
+    (one, two), rates = ExactReflector().reflect(groups, context(Scripted(encoder, lambda *_: ""), TRUTH))
     assert one.rollouts[0].reflection == Reflection(idea="Calculate from left to right.")
     assert one.rollouts[1].reflection == Reflection(idea="Calculate 20-9 again.", quote="20-9=12", span=(14, 15))
     assert two.rollouts[1].reflection == Reflection(idea="Start with the parentheses.", quote="20-9=11", span=(0, 2))
@@ -73,7 +73,7 @@ def test_rates_worked_by_hand(encoder: PromptEncoder):
         return reply(quotes[wrong], "It is 11.") if wrong else "no idea"
 
     groups = [group(encoder, p, RIGHT[p.id], WRONG[p.id]) for p in (SUM, OTHER)]
-    made, rates = ModelReflector(retries=0).reflect(groups, context(Scripted(encoder, script)), TRUTH)
+    made, rates = ModelReflector(retries=0).reflect(groups, context(Scripted(encoder, script), TRUTH))
     assert len(made[0].rollouts[1].completion.token_ids) == 8 + 8 + 10 + 1
     assert rates == {
         "reflections": 2,
@@ -94,7 +94,7 @@ def test_rates_worked_by_hand(encoder: PromptEncoder):
 
 def test_a_rate_of_nothing_is_left_out(encoder: PromptEncoder):
     _, rates = ModelReflector().reflect(
-        [group(encoder, SUM, RIGHT["sum"])], context(Scripted(encoder, lambda *_: "")), TRUTH
+        [group(encoder, SUM, RIGHT["sum"])], context(Scripted(encoder, lambda *_: ""), TRUTH)
     )
     assert rates == {"reflections": 0}
 
@@ -113,7 +113,7 @@ def test_a_bad_reply_is_asked_for_once_more_with_another_seed(encoder: PromptEnc
     asked = Scripted(encoder, script)
     groups = [group(encoder, p, WRONG[p.id], RIGHT[p.id]) for p in (SUM, OTHER)]
     reflector = ModelReflector(right_rollouts=False, weights="frozen")
-    (one, two), rates = reflector.reflect(groups, context(asked), None)
+    (one, two), rates = reflector.reflect(groups, context(asked))
     assert one.rollouts[0].reflection == Reflection(idea="good at once", quote="20-9=12", span=(8, 15))
     assert two.rollouts[0].reflection == Reflection(idea="good at last", quote="20-9=11", span=(0, 7))
     assert rates["reflection_retry_rate"] == 1 / 2
@@ -141,7 +141,7 @@ def test_a_bad_reply_is_asked_for_once_more_with_another_seed(encoder: PromptEnc
 def test_the_best_of_both_replies_counts(encoder: PromptEncoder, first: str, second: str, expected: Reflection | None):
     asked = Scripted(encoder, lambda prompt, turn: (first, second)[turn])
     reflector = ModelReflector(right_rollouts=False, min_similarity=0.85)
-    (made,), _ = reflector.reflect([group(encoder, SUM, WRONG["sum"], RIGHT["sum"])], context(asked), None)
+    (made,), _ = reflector.reflect([group(encoder, SUM, WRONG["sum"], RIGHT["sum"])], context(asked))
     assert made.rollouts[0].reflection == expected
 
 
@@ -152,11 +152,11 @@ def test_prompts_are_shortened_or_left_out_and_counted(encoder: PromptEncoder):
     whole = len(encoder.reflect(SUM, text, False, texts[1]))
     reflector = ModelReflector(right_rollouts=False, retries=0)
     of = [group(encoder, SUM, *texts)]
-    (made,), rates = reflector.reflect(of, context(asked, prompt_tokens=whole - 1), None)
+    (made,), rates = reflector.reflect(of, context(asked, prompt_tokens=whole - 1))
     assert rates["reflection_shortened_rate"] == 1
     assert made.rollouts[0].reflection is not None
 
-    (made,), rates = reflector.reflect(of, context(asked, prompt_tokens=100), None)
+    (made,), rates = reflector.reflect(of, context(asked, prompt_tokens=100))
     assert rates["dropped_reflection_too_long"] == 1
     assert made.rollouts[0].reflection is None
     assert len(asked.prompts) == 1
@@ -165,7 +165,7 @@ def test_prompts_are_shortened_or_left_out_and_counted(encoder: PromptEncoder):
 def test_a_reply_that_hits_its_limit_is_counted(encoder: PromptEncoder):
     asked = Scripted(encoder, lambda *_: reply("20-9=12", "again and again"))
     reflector, of = ModelReflector(right_rollouts=False), [group(encoder, SUM, WRONG["sum"], RIGHT["sum"])]
-    (made,), rates = reflector.reflect(of, context(asked, max_tokens=20), None)
+    (made,), rates = reflector.reflect(of, context(asked, max_tokens=20))
     assert made.rollouts[0].reflection is None
     assert rates["reflection_cut_rate"] == 1
 
@@ -184,7 +184,7 @@ def test_shuffled_ideas_come_from_other_problems_and_places_stay(encoder: Prompt
 def test_the_teacher_reads_the_idea_alone_or_a_peer_that_is_not_the_rollout(encoder: PromptEncoder):
     right, wrong = RIGHT["sum"], WRONG["sum"]
     of = group(encoder, SUM, right, wrong, right + " ")
-    (of,), _ = ChainReflector().reflect([of], context(Scripted(encoder, lambda *_: "")), None)
+    (of,), _ = ExactReflector().reflect([of], context(Scripted(encoder, lambda *_: ""), TRUTH))
     ideas = {d.rollout.text: [(t.role, t.text) for t in d.texts] for d in CorrectiveIdea().drafts(of)}
     assert ideas == {
         right: [("idea", "Calculate from left to right.")],
@@ -198,7 +198,7 @@ def test_the_teacher_reads_the_idea_alone_or_a_peer_that_is_not_the_rollout(enco
         right + " ": [("success", right)],
     }
     alone = group(encoder, SUM, right, wrong)
-    (alone,), _ = ChainReflector().reflect([alone], context(Scripted(encoder, lambda *_: "")), None)
+    (alone,), _ = ExactReflector().reflect([alone], context(Scripted(encoder, lambda *_: ""), TRUTH))
     assert [d.rollout.text for d in LocatedSolution().drafts(alone)] == [wrong]
     assert list(CorrectiveIdea().drafts(group(encoder, SUM, right, wrong))) == []
 
@@ -228,7 +228,7 @@ def test_an_answer_given_away_is_seen_and_blotted_out(kind: str, answer: str, id
 def test_the_idea_is_redacted_where_that_is_asked_for(encoder: PromptEncoder):
     asked = Scripted(encoder, lambda *_: reply("20-9=12", "It is 11."))
     (made,), _ = ModelReflector(right_rollouts=False).reflect(
-        [group(encoder, SUM, RIGHT["sum"], WRONG["sum"])], context(asked), None
+        [group(encoder, SUM, RIGHT["sum"], WRONG["sum"])], context(asked)
     )
     for redact, text in ((False, "It is 11."), (True, "It is ___.")):
         (draft,) = CorrectiveIdea(redact_answer=redact).drafts(made)

@@ -21,7 +21,7 @@ from ogls.cli import build
 from ogls.data import RolloutDataModule
 from ogls.lessons.privilege import PeerOutcomes
 from ogls.lessons.prompts import PromptEncoder, Prompts
-from ogls.lessons.reflection.chains import ChainReflector
+from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
 from ogls.lessons.reflection.reflector import ReflectionLimits
@@ -212,7 +212,7 @@ def test_places_of_the_reflector_serve_any_other_method(encoder: PromptEncoder, 
     [
         (ROSD, 600 + 100),
         (replace(ROSD, reflector=ModelReflector(weights="frozen")), 600 + 100),
-        (replace(ROSD, reflector=ChainReflector()), 450),
+        (replace(ROSD, reflector=ExactReflector()), 450),
         (Method(privilege=PeerOutcomes(), steering=OutcomeSteering()), 450),
     ],
 )
@@ -306,7 +306,7 @@ def test_rosd_learns_from_the_quote_on_and_right_rollouts_whole(configured: Call
 
 def test_exact_reflections(configured: Callable[..., Made]):
     (_, rosd), (data, exact) = configured("rosd"), configured("rosd_exact")
-    assert isinstance(data.method.reflector, ChainReflector)
+    assert isinstance(data.method.reflector, ExactReflector)
     assert exact.metrics["train/reflection_token_precision"] == exact.metrics["train/reflection_token_recall"] == 1
     assert weights(exact).keys() == weights(rosd).keys()
     assert all(sum(weights(exact)[ids]) <= sum(weights(rosd)[ids]) for ids in wrong(rosd))
