@@ -174,8 +174,8 @@ def train(
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step:5d}  loss {mean:.3f}  {60 * elapsed / (step - done + 1):.2f} s a step", flush=True)
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "mean": mean, "done": step + 1}
-            torch.save(saved, state.with_suffix(".part"))
-            state.with_suffix(".part").replace(state)
+            torch.save(saved, state.with_suffix(".part.ckpt"))
+            state.with_suffix(".part.ckpt").replace(state)
 
 
 def padded(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,7 +260,7 @@ def main() -> None:
         model = make_model(lab, tokenizer)
         examples = Demonstrations(PromptEncoder(lab.prompts, tokenizer), lab.habits, options.seed, lab.problems())
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
-        state = out.with_suffix(".state")
+        state = out.with_suffix(".ckpt")
         train(model, examples.batches(options.batch), options.steps, options.rate, options.minutes, state)
         model.to(torch.bfloat16).save_pretrained(out)
         tokenizer.save_pretrained(out)

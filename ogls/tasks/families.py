@@ -340,10 +340,11 @@ class Families(ProblemSource):
             raise ValueError(f"expected different ones of the families {', '.join(FAMILIES)}, got {self.families}")
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
+        _ = self.tasks  # which says whether there are enough
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """Returns the tasks of all problems, drawn at the first use; families take turns."""
+        """Returns the tasks of all problems; families take turns."""
         names = list(self.families) or list(FAMILIES)
         each, drawn = -(-self.size // len(names)), []
         for name in names:
