@@ -30,7 +30,7 @@ import pretrain  # noqa: E402
 
 @pytest.fixture(scope="module")
 def encoder() -> PromptEncoder:
-    return PromptEncoder(pretrain.prompts(), load_tokenizer(pretrain.STUDENT))
+    return PromptEncoder(pretrain.LABS["chains"].prompts, load_tokenizer(pretrain.STUDENT))
 
 
 def test_every_digit_is_a_token_and_every_text_comes_back(encoder: PromptEncoder):
@@ -48,8 +48,9 @@ def test_every_digit_is_a_token_and_every_text_comes_back(encoder: PromptEncoder
         assert encoder.decode_offsets(ids[:-1])[0] == text
 
 
-def test_the_tokenizer_that_is_shipped_is_the_one_that_would_be_made(encoder: PromptEncoder):
-    assert pretrain.make_tokenizer(pretrain.prompts()).get_vocab() == encoder.tokenizer.get_vocab()
+@pytest.mark.parametrize("lab", pretrain.LABS.values(), ids=pretrain.LABS)
+def test_the_tokenizer_that_is_shipped_is_the_one_that_would_be_made(lab: pretrain.Lab):
+    assert pretrain.make_tokenizer(lab).get_vocab() == load_tokenizer(lab.student).get_vocab()
 
 
 def test_demonstrations_follow_from_the_seed_and_teach_completions_only(encoder: PromptEncoder):

@@ -19,6 +19,7 @@ from ogls import methods
 from ogls.cli import OglsCLI, build, main
 from ogls.lessons.privilege import PeerOutcomes, ReferenceSolution, SuccessfulPeer
 from ogls.lessons.prompts import Prompts
+from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.lessons.selection import AllTokens, ErrorSpan, FirstTokens, FromError, UpToError
@@ -26,7 +27,7 @@ from ogls.loss.divergence import ForwardKL, JensenShannon
 from ogls.loss.objective import Distillation
 from ogls.loss.steering import OutcomeSteering, PositiveOnly, Unsteered
 from ogls.loss.topk import TopK
-from ogls.methods import GRPO, OGLS_SD, OPSD, ROSD, SDPO, Method, OGLS_SD_v2
+from ogls.methods import GRPO, OGLS_SD, OPSD, ROSD, SDPO, Method, OGLS_SD_v2, ROSDExact, ROSDIdeaOnly
 from ogls.policy.pretrained import load_tokenizer
 from ogls.policy.teacher import EMA, Frozen, OtherModel
 from ogls.records import Problem, Sampling
@@ -37,7 +38,12 @@ from tests.scripted import ScriptedEngine
 from tests.test_module import fit, pair, weights
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-STANDING = ("math", "lab", *(f"qwen3_{name}" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo")))  # stand alone
+STANDING = (
+    "math",
+    "lab",
+    "families",
+    *(f"qwen3_{name}" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo")),
+)  # stand alone
 PRESETS = {  # name of the file, and of the method that it names
     file.stem: said["method"]
     for file in sorted(EXPERIMENTS.glob("*.yaml"))
@@ -145,6 +151,17 @@ def test_a_method_on_top_of_others_carries_nothing_over(stack: tuple[str, ...]):
             "OGLS_SD_v2[alpha=2, ramp_steps=0]",
         ),
         (("lab", "grpo", "--method.temperature 1.0"), GRPO(), "GRPO"),
+        (("families",), ROSD(), "ROSD"),
+        (
+            ("families", "rosd_exact", "shuffle_ideas"),
+            ROSDExact(reflector=ExactReflector(shuffle_ideas=True)),
+            "ROSDExact[shuffle_ideas=True]",
+        ),
+        (
+            ("families", "rosd_idea_only", "exact_reflections", "families_each", "families_four"),
+            ROSDIdeaOnly(reflector=ExactReflector()),
+            "ROSDIdeaOnly[reflector=ExactReflector]",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
@@ -184,6 +201,7 @@ def test_a_choice_that_replaces_another_takes_nothing_over():
         ("--method ROSD --method.reflector null", "CorrectiveIdea reads reflections: set method.reflector"),
         ("--method OPSD --method.selection.cuont 3", "method.selection (FirstTokens): Option 'cuont' is not accepted"),
         ("--method OPSD --method.selection UpToError --data.locator null", "needs an error locator: set data.locator"),
+        ("--method ROSDExact --data.locator null", "ROSDExact needs a locator that knows ideas, such as ChainErrors"),
         ("--method OPDS", "method: there is no class 'OPDS'; did you mean 'OPSD'?"),
     ],
 )
