@@ -38,12 +38,8 @@ from tests.scripted import ScriptedEngine
 from tests.test_module import fit, pair, weights
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-STANDING = (
-    "math",
-    "lab",
-    "families",
-    *(f"qwen3_{name}" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo")),
-)  # stand alone
+STANDING = ("math", "lab", "families")  # stand alone
+STANDING += tuple(f"qwen3_{name}" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo"))
 PRESETS = {  # name of the file, and of the method that it names
     file.stem: said["method"]
     for file in sorted(EXPERIMENTS.glob("*.yaml"))

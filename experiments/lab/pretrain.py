@@ -1,4 +1,4 @@
-"""Make the micro student of a lab, in 25 minutes of one core, that of the second lab in 7.
+"""Make the micro student of a lab, in 7 to 25 minutes of one core.
 
     OMP_NUM_THREADS=1 python experiments/lab/pretrain.py
     OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab families --steps 800 --batch 32 --rate 1e-3
