@@ -61,8 +61,8 @@ def test_demonstrations_say_what_is_true():
             assert mistake is None or said["idea"] == mistake.idea
         elif isinstance(draft.prompt, PrivilegedText) and draft.prompt.role == "idea":
             kinds["idea"] += 1
-    assert kinds["ReflectionTask"] / 900 == pytest.approx(0.2, abs=0.05)
-    assert kinds["idea"] / 900 == pytest.approx(0.3, abs=0.06)
+    assert kinds["ReflectionTask"] / 900 == pytest.approx(0.15, abs=0.05)
+    assert kinds["idea"] / 900 == pytest.approx(0.4, abs=0.06)
 
 
 @pytest.fixture(scope="module")

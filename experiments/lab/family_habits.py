@@ -41,12 +41,12 @@ class FamilyHabits(Habits):
             belongs to other families
     """
 
-    slip: float = 0.05
+    slip: float = 0.03
     wrong_idea: float = 0.5
-    guesses: float = 0.05
-    with_attempt: float = 0.22
-    with_idea: float = 0.3
-    reflecting: float = 0.2
+    guesses: float = 0.03
+    with_attempt: float = 0.15
+    with_idea: float = 0.4
+    reflecting: float = 0.15
     own_idea: float = 0.45
     mistakes: ClassVar[MistakeLocator] = FamilyErrors()
 

@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import family_habits
@@ -84,7 +84,7 @@ LABS = {
         HERE / "families",
         family_habits.FamilyHabits(),
         family_habits.problems,
-        lambda size: list(Families(size=min(size, 300), split="heldout")),
+        lambda size: list(Families(size=min(size, 285), split="heldout")),
         (*family_habits.PHRASES, *family_habits.IDEAS),
         STUDENT,
     ),
@@ -248,11 +248,13 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=512, help="of the report; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="default: the lab's student")
+    parser.add_argument("--first", type=Path, help="student to begin as; default: the lab's")
     parser.add_argument("--report", action="store_true", help="train nothing, and say how good the student is")
     options = parser.parse_args()
     quiet_transformers()
     torch.manual_seed(options.seed)
     lab = LABS[options.lab]
+    lab = replace(lab, first=options.first or lab.first)
     out = options.out or lab.student
     out.parent.mkdir(parents=True, exist_ok=True)
     if not options.report:

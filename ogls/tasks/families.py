@@ -125,14 +125,14 @@ FAMILIES: dict[str, Family] = {
     "order": Family(
         text="What is {}+{}*{}?",
         idea="Multiply first.",
-        numbers=(range(2, 21), range(2, 10), range(2, 10)),
+        numbers=(range(2, 21), range(2, 6), range(2, 6)),
         right=lambda s, a, b, c: s.do(a, "+", s.do(b, "*", c)),
         wrong=lambda s, a, b, c: s.do(s.do(a, "+", b), "*", c),
     ),
     "sign": Family(
         text="What is {}-({}-{})?",
         idea="The minus turns the sign.",
-        numbers=(range(20, 41), range(8, 20), range(2, 8)),
+        numbers=(range(20, 31), range(8, 20), range(2, 8)),
         right=lambda s, a, b, c: s.do(s.do(a, "-", b), "+", c),
         wrong=lambda s, a, b, c: s.do(s.do(a, "-", b), "-", c),
         fits=lambda a, b, c: a >= b + c,
@@ -140,15 +140,15 @@ FAMILIES: dict[str, Family] = {
     "square": Family(
         text="What is ({}+{})^2?",
         idea="Square the sum.",
-        numbers=(range(1, 16), range(1, 10)),
+        numbers=(range(1, 13), range(1, 13)),
         right=lambda s, a, b: s.do(c := s.do(a, "+", b), "*", c),
         wrong=lambda s, a, b: s.do(s.do(a, "*", a), "+", s.do(b, "*", b)),
-        fits=lambda a, b: a + b <= 20,
+        fits=lambda a, b: a + b <= 14,
     ),
     "carry": Family(
         text="Add in columns: {} and {}.",
         idea="Carry the ten.",
-        numbers=(range(11, 60), range(11, 40)),
+        numbers=(range(11, 40), range(11, 40)),
         right=_carry,
         wrong=_no_carry,
         fits=lambda a, b: a % 10 + b % 10 >= 10,
@@ -156,14 +156,14 @@ FAMILIES: dict[str, Family] = {
     "units": Family(
         text="How many minutes are {} h {} min?",
         idea="An hour has 60 minutes.",
-        numbers=(range(1, 10), range(1, 60)),
+        numbers=(range(1, 6), range(1, 40)),
         right=lambda s, a, b: s.do(s.do(a, "*", 60), "+", b),
         wrong=lambda s, a, b: s.do(s.do(a, "*", 100), "+", b),
     ),
     "pages": Family(
         text="How many pages are {} to {}?",
         idea="Count the first page, too.",
-        numbers=(range(2, 40), range(5, 70)),
+        numbers=(range(2, 20), range(5, 30)),
         right=lambda s, a, b: s.do(s.do(b, "-", a), "+", 1),
         wrong=lambda s, a, b: s.do(b, "-", a),
         fits=lambda a, b: b >= a + 3,
@@ -171,10 +171,10 @@ FAMILIES: dict[str, Family] = {
     "cuts": Family(
         text="How many cuts make {} m into pieces of {} m?",
         idea="The last piece needs no cut.",
-        numbers=(range(6, 121), range(2, 11)),
+        numbers=(range(6, 91), range(2, 11)),
         right=lambda s, a, b: s.do(s.do(a, "/", b), "-", 1),
         wrong=lambda s, a, b: s.do(a, "/", b),
-        fits=lambda a, b: a % b == 0 and 3 <= a // b <= 20,
+        fits=lambda a, b: a % b == 0 and 3 <= a // b <= 14,
     ),
     "percent": Family(
         text="Of {} pupils {}% are girls, and {}% of the girls sing. How many?",
@@ -186,7 +186,7 @@ FAMILIES: dict[str, Family] = {
     "cars": Family(
         text="How many cars do {} guests need, {} in each?",
         idea="The rest needs a car, too.",
-        numbers=(range(10, 61), range(3, 10)),
+        numbers=(range(7, 36), range(3, 7)),
         right=lambda s, a, b: s.do(s.do(a, "/", b), "+", 1),
         wrong=lambda s, a, b: s.do(a, "/", b),
         fits=lambda a, b: a % b > 0,
@@ -194,7 +194,7 @@ FAMILIES: dict[str, Family] = {
     "modulo": Family(
         text="What is -{} mod {}?",
         idea="Go up from below zero.",
-        numbers=(range(5, 61), range(3, 10)),
+        numbers=(range(5, 41), range(3, 7)),
         right=lambda s, a, b: s.do(s.do(b, "*", (a + b - 1) // b), "-", a),
         wrong=lambda s, a, b: s.do(a, "-", s.do(b, "*", a // b)),
         fits=lambda a, b: a > b and a % b > 0,
@@ -202,7 +202,7 @@ FAMILIES: dict[str, Family] = {
     "fraction": Family(
         text="What is 1/{}+1/{}?",
         idea="Take a common denominator.",
-        numbers=(range(2, 13), range(2, 13)),
+        numbers=(range(2, 12), range(2, 12)),
         right=lambda s, a, b: f"{s.do(a, '+', b)}/{s.do(a, '*', b)}",
         wrong=lambda s, a, b: f"{s.do(1, '+', 1)}/{s.do(a, '+', b)}",
         fits=lambda a, b: a != b,
@@ -210,7 +210,7 @@ FAMILIES: dict[str, Family] = {
     "average": Family(
         text="{} of us have {} points each, {} have {}. What is the average?",
         idea="Weigh the groups.",
-        numbers=(range(1, 5), range(2, 21), range(1, 5), range(2, 21)),
+        numbers=(range(1, 5), range(2, 13), range(1, 5), range(2, 13)),
         right=_mean,
         wrong=lambda s, n, a, m, b: s.do(s.do(a, "+", b), "/", 2),
         fits=lambda n, a, m, b: n != m and a != b and (a + b) % 2 == 0 and (n * a + m * b) % (n + m) == 0,
@@ -218,7 +218,7 @@ FAMILIES: dict[str, Family] = {
     "fence": Family(
         text="How long is a fence around {} m by {} m?",
         idea="A fence goes around, not over.",
-        numbers=(range(2, 31), range(2, 10)),
+        numbers=(range(2, 21), range(2, 7)),
         right=lambda s, a, b: s.do(s.do(a, "+", b), "*", 2),
         wrong=lambda s, a, b: s.do(a, "*", b),
     ),
