@@ -391,8 +391,9 @@ def test_configurations_are_found_here_first_then_beside_run_py(tmp_path: Path, 
 def test_every_configuration_parses(overlay: str):
     """Values only: data sets and models of the Hub are not loaded. Those of a method alone are built elsewhere."""
     recipes = (f"qwen3_{name}.yaml" for name in ("ogls_sd", "opsd", "rosd", "sdpo", "grpo"))
-    below = {name: [] for name in ("math.yaml", "lab.yaml", *recipes)}  # stand alone
+    below = {name: [] for name in ("math.yaml", "lab.yaml", "families.yaml", *recipes)}  # stand alone
     below |= {"qwen3_4b.yaml": ["qwen3_ogls_sd.yaml"], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}
+    below |= {f"families_{name}.yaml": ["families.yaml"] for name in ("each", "four", "other_four")}
     own = [word for file in (*below.get(overlay, ["math.yaml"]), overlay) for word in ("--config", file)]
     assert parsed(["fit", *own, "--data.seed", "7"]).data.seed == 7
 

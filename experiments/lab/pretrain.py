@@ -1,7 +1,7 @@
-"""Make the micro student of a lab, in 7 to 25 minutes of one core.
+"""Make the micro student of a lab, in 25 minutes of one core.
 
     OMP_NUM_THREADS=1 python experiments/lab/pretrain.py
-    OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab families --steps 800 --batch 32 --rate 1e-3
+    OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab families --steps 3200 --batch 32 --rate 1e-3
 
 A Llama of 3.2 million parameters that reads and writes characters learns demonstrations: those of `demonstrations.py`
 for `lab.yaml`, those of `family_habits.py` for `families.yaml`. The second student begins as the first one, which can
