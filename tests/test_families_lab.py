@@ -84,7 +84,7 @@ def test_its_own_idea_helps_the_student_and_another_does_not(encoder: PromptEnco
     engine = TransformersEngine(batch_size=256)
     engine.start(LAB.student, 256)
     engine.load(Policy(str(LAB.student), dtype="float32").load(), 0)
-    heldout = list(Families(size=150, split="heldout"))
+    heldout = list(Families(size=285, split="heldout"))
     ideas = [Task.parse(problem.text).idea for problem in heldout]
 
     def accuracy(prompts: Sequence[Sequence[int]]) -> float:
@@ -97,7 +97,7 @@ def test_its_own_idea_helps_the_student_and_another_does_not(encoder: PromptEnco
 
     plain = accuracy([encoder.student(problem) for problem in heldout])
     assert 0.25 < plain < 0.6
-    assert with_ideas(ideas) > plain + 0.2
+    assert with_ideas(ideas) > plain + 0.15
     assert abs(with_ideas(ideas[1:] + ideas[:1]) - plain) < 0.15
 
 
