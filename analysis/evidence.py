@@ -122,6 +122,17 @@ TABLES = (
         against=f"rosd{STUDENT}",
     ),
     Table(
+        name="families",
+        question="Where ideas decide, what of ROSD makes the difference? (reflections are exact: one thing at a time)",
+        config="families.yaml",
+        methods=(
+            *("rosd_exact", "rosd_exact+shuffle_ideas", "rosd_idea_only+exact_reflections"),
+            *("rosd_place_only+exact_reflections", "rosd_shifted+exact_reflections", "rosd_random+exact_reflections"),
+            *("rosd_no_reflector", "rosd", "opsd", "ogls_sd", "sft", "grpo", "sdpo"),
+        ),
+        against="rosd_exact",
+    ),
+    Table(
         name="surface",
         question="How do alpha, clip and divergence of OGLS-SD act together?",
         methods=tuple(

@@ -31,6 +31,7 @@ class Question:
         theirs: the other one
         measure: field of a row; ``accuracy`` is judged over seeds and problems, all others over seeds
         unit: word behind the number
+        page: file in docs that has the answer, where it is more than a difference
     """
 
     text: str
@@ -39,9 +40,12 @@ class Question:
     theirs: str = ""
     measure: str = "accuracy"
     unit: str = ""
+    page: str = ""
 
     def answer(self, rows: Sequence[Row]) -> str:
         """Returns the mean difference with its 95 % interval, over the seeds that both recipes have."""
+        if self.page:
+            return f"see [{self.page}]({self.page}.md)"
         one, other = ({row.seed: row for row in rows if row.recipe == recipe} for recipe in (self.ours, self.theirs))
         seeds = sorted(one.keys() & other.keys())
         if not seeds:
@@ -157,7 +161,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             ours=_group(16),
             theirs=_group(4),
         ),
-        Question(text="How much of a style in the privileged view gets into the student?", table="bias"),
+        Question(text="How much of a style in the privileged view gets into the student?", table="bias", page="bias"),
     ),
     "ROSD (arXiv 2605.28014)": (
         Question(text="Is it better than OPSD, both tuned?", table="lab", ours="rosd", theirs=OPSD),
@@ -198,7 +202,20 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             ours="rosd_exact",
             theirs=FULL,
         ),
-        Question(text="Does it generalise out of its domain?", table="families"),
+        Question(
+            text="Where ideas decide: those of other problems",
+            table="families",
+            ours="rosd_exact+shuffle_ideas",
+            theirs="rosd_exact",
+        ),
+        Question(
+            text="Where ideas decide: a right rollout to read instead",
+            table="families",
+            ours="rosd_no_reflector",
+            theirs="rosd_exact",
+        ),
+        Question(text="Where ideas decide, is it better than OPSD?", table="families", ours="rosd", theirs="opsd"),
+        Question(text="Does it generalise out of its domain?", table="domains"),
         Question(text="Does a person find the error where the reflector does? (Cohen's kappa)", table="labels"),
     ),
 }
