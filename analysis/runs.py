@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlflow.entities import Run
 from ogls.tracking.mlflow_run import COMMAND
 from ogls.tracking.pages import address, page_of_comparison
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _SEEDS = ("seed", "seed_everything", "data.seed")
 
 

@@ -18,6 +18,7 @@ import jsonargparse._postponed_annotations
 import jsonargparse._typehints
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse._util import NestedArg
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,7 +36,7 @@ import ogls.tasks.tables
 from ogls import export, generate
 from ogls.callbacks import RunRecorder
 from ogls.callbacks.best import BestCheckpoint, newest_run
-from ogls.callbacks.checkpoint_io import SoundCheckpoints, check_checkpoint, read_manifest
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, read_manifest
 from ogls.callbacks.conclusion import improvement, next_commands
 from ogls.data import RolloutDataModule
 from ogls.help import list_classes
@@ -54,7 +55,7 @@ from ogls.system.suggestions import in_one_line, one_line
 from ogls.system.yaml_text import find_config, read_strictly
 from ogls.tracking import Tracker, tracker_of
 from ogls.tracking.config import given, parameters
-from ogls.tracking.files import CHECKPOINTS
+from ogls.tracking.files import CHECKPOINTS, check_checkpoint
 from ogls.training import SETTINGS, callbacks, check_settings, refused, validate_first
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,17 @@ def _hints(of: Any, names: dict[str, Any] | None = None, more: dict[str, Any] | 
     return get_type_hints(of, names, more)
 
 
+_as_choice = jsonargparse._typehints.subclass_spec_as_namespace
+
+
+def _null_kept(value: Any, before: Any = None) -> Any:
+    """Does as jsonargparse does, which would hand on the null of a key within a choice within a choice as "None"."""
+    if isinstance(value, NestedArg) and value.val is None and "." in value.key:
+        value = NestedArg(value.key, "null")
+    return _as_choice(value, before)
+
+
+jsonargparse._typehints.subclass_spec_as_namespace = _null_kept
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_arguments  # jsonargparse's keeps what fits
 # jsonargparse's reads all of them by the names of the last file.
 jsonargparse._postponed_annotations.get_type_hints = _hints  # pyright: ignore[reportPrivateImportUsage]

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import yaml
 
-from ogls.callbacks.checkpoint_io import SoundCheckpoints, check_checkpoint, policy_weights
+from ogls.callbacks.checkpoint_io import SoundCheckpoints, policy_weights
 from ogls.policy.lora import Lora, join_adapters
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import weights_sha256, write_model
 from ogls.tracking.card import card
-from ogls.tracking.files import CONFIG
+from ogls.tracking.files import CONFIG, check_checkpoint
 
 
 def export(

@@ -19,12 +19,11 @@ from typing import Any
 
 import yaml
 
-from ogls.callbacks.checkpoint_io import check_checkpoint
 from ogls.export import take
 from ogls.lessons.prompts import PromptEncoder
 from ogls.records import Problem
 from ogls.system.seeds import derive
-from ogls.tracking.files import CONFIG
+from ogls.tracking.files import CONFIG, check_checkpoint
 
 _SECTIONS = ("seed_everything", "trainer", "method", "policy", "model", "data")
 

@@ -198,6 +198,15 @@ def test_texts_stay_what_they_are():
     assert made("--data.prompts.system", "null").datamodule.prompts.system is None
 
 
+def test_null_is_null_however_deep_its_key():
+    assert made("--method.objective.clip", "0.05").model.method.objective.clip == 0.05
+    deep = ("--method.objective.clip", "0.05", "--method.objective.clip", "null")
+    assert (
+        made(*deep, "--method.privilege.max_peers", "null").model.method.name
+        == made("--method.privilege", "{class_path: PeerOutcomes, init_args: {max_peers: null}}").model.method.name
+    )
+
+
 @pytest.mark.fault("secrets leak")
 @pytest.mark.parametrize(
     "address",

@@ -131,14 +131,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raises a ValueError of one line where there is no file of this name."""
-    if path.is_dir():
-        raise ValueError(f"--ckpt_path {path}: it is a folder; give a file, as runs/NAME/checkpoints/best.ckpt is one")
-    if not path.is_file():
-        raise ValueError(f"--ckpt_path {path}: there is no such file; a run's are in runs/NAME/checkpoints")
-
-
 def policy_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns the trained weights that a checkpoint holds, by the policy's own names."""
     return {name.removeprefix("policy."): weight for name, weight in checkpoint["state_dict"].items()}

@@ -128,3 +128,11 @@ def replace_text(file: Path, text: str) -> None:
     draft = file.with_name(f".{file.name}.draft")
     draft.write_text(text)
     draft.replace(file)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises a ValueError of one line where there is no file of this name."""
+    if path.is_dir():
+        raise ValueError(f"--ckpt_path {path}: it is a folder; give a file, as runs/NAME/checkpoints/best.ckpt is one")
+    if not path.is_file():
+        raise ValueError(f"--ckpt_path {path}: there is no such file; a run's are in runs/NAME/checkpoints")

@@ -292,10 +292,10 @@ COMPARED: set[Need] = {"rollouts", "peers"}
 @pytest.mark.parametrize(
     ("method", "needs"),
     [
-        (SFT(), {"demonstrations"}),
-        (OPSD(), SAMPLED),
-        (OPSD(selection=ErrorSpan()), SAMPLED | {"error"}),
-        (OPSD(selection=ErrorSpan(), reflector=ExactReflector()), SAMPLED),
+        (SFT(), {"demonstrations", "solutions"}),
+        (OPSD(), SAMPLED | {"solutions"}),
+        (OPSD(selection=ErrorSpan()), SAMPLED | {"solutions", "error"}),
+        (OPSD(selection=ErrorSpan(), reflector=ExactReflector()), SAMPLED | {"solutions", "ideas"}),
         (SDPO(), COMPARED),
         (OGLS_SD(), COMPARED),
         (OGLS_SD_v2(selection=UpToError()), COMPARED | {"error"}),
@@ -305,11 +305,11 @@ COMPARED: set[Need] = {"rollouts", "peers"}
         (RLCSD(), COMPARED),
         (ROSD(), COMPARED | {"replies", "start"}),
         (ROSD(reflector=ModelReflector(weights="student")), COMPARED | {"replies"}),
-        (ROSDExact(), COMPARED),
+        (ROSDExact(), COMPARED | {"ideas"}),
         (ROSDWithoutReflector(selection=FromError()), COMPARED | {"error"}),
         (
             Method(privilege=Demonstration(), objective=Mixture([Likelihood(), ReferenceKL()])),
-            SAMPLED | {"demonstrations"},
+            SAMPLED | {"demonstrations", "solutions"},
         ),
     ],
     ids=lambda value: value.name if isinstance(value, Method) else None,
