@@ -110,7 +110,8 @@ def draw(
         seeds = history[history["method"] == method]["run"].nunique()
         name = textwrap.fill(f"{method}, {seeds} {'seed' if seeds == 1 else 'seeds'}", width, break_long_words=False)
         marker = MARKERS[number % len(MARKERS)]
-        axes.plot(line["step"], line["mean"], color=color, linewidth=2, marker=marker, markersize=4, label=name)
+        style = ("-", "--", ":")[number // len(COLORS) % 3]  # where there are more methods than colors
+        axes.plot(line["step"], line["mean"], style, color=color, linewidth=2, marker=marker, markersize=4, label=name)
         axes.fill_between(line["step"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
     for number, (name, values) in enumerate((published or {}).items()):
         steps, dashes = range(0, 25 * len(values), 25), ("--", ":")[number % 2]
@@ -124,7 +125,8 @@ def draw(
         figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     else:
         axes.legend(frameon=False)
-    axes.set_title("bands: 95 % over seeds, or over problems where there is one seed", fontsize=9, color=GREY)
+    if table["low"].notna().any():
+        axes.set_title("bands: 95 % over seeds, or over problems where there is one seed", fontsize=9, color=GREY)
     save(figure, file)
 
 

@@ -5,11 +5,10 @@
     python analysis/evidence.py lab --rebuild             (the table from the rows that are there, in seconds)
     python analysis/evidence.py tuning                    (the settings that `lab` applies: see `tuning.py`)
 
-Each table is declared once, in `TABLES`. Its runs become lines of analysis/results/NAME_rows.csv (see `rows.py`), from
-which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run, so that the command can be
-killed at any time; the same command goes on, on another machine as well. At the end docs/evidence.md is written, too.
-Rows whose configuration files have changed
-since are called stale and made again.
+Each table is declared once, in `TABLES`. Its runs become lines of analysis/results/NAME_rows.csv (see
+`stored_rows.py`), from which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run, so
+that the command can be killed at any time; the same command goes on, on another machine as well. At the end
+docs/evidence.md is written, too. Rows whose configuration files have changed since are called stale and made again.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import tuning
 from making import complete, stale
 from methods import end
 from recipes import Recipe, recipes
-from rows import Row, read_rows, rows_file, sound
+from stored_rows import Row, read_rows, rows_file, sound
 from tables import write
 
 RESULTS = tuning.RESULTS

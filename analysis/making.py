@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from recipes import Recipe
-from rows import SECONDS, THREADS, Row, add_row, read_rows, row_of, sound, write_rows
+from stored_rows import SECONDS, THREADS, Row, add_row, read_rows, row_of, sound, write_rows
 
 from ogls.system import attached
 from ogls.tracking.files import CHECKPOINTS

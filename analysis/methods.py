@@ -6,10 +6,10 @@
 
 A recipe is the name of an overlay in experiments/, or several joined by "+", with arguments of its own behind them:
 ogls_sd+error_span. Every recipe and seed is a run of its own, `experiments/run.py fit --config CONFIG --config
-OVERLAY.yaml ...`, and becomes a line of NAME_rows.csv (see `rows.py`). Tables and figures are made of that file alone,
-so they can be completed over days: only runs that it lacks are made, and of those only what is not finished in MLflow.
-A row whose configuration files or arguments have changed since is told, and made again. Of a run's checkpoints none
-stays but the best model.
+OVERLAY.yaml ...`, and becomes a line of NAME_rows.csv (see `stored_rows.py`). Tables and figures are made of that file
+alone, so they can be completed over days: only runs that it lacks are made, and of those only what is not finished in
+MLflow. A row whose configuration files or arguments have changed since is told, and made again. Of a run's checkpoints
+none stays but the best model.
 
 Tables and figures call a recipe by the name that its method derives from its choices, which is what its runs carry.
 Where two recipes have the same name, what makes the difference follows in parentheses. --names prints the names and
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from making import complete
 from recipes import Recipe, recipes
-from rows import Row, read_rows, rows_file
+from stored_rows import Row, read_rows, rows_file
 from tables import write
 
 

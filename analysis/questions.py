@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rows import Row
 from seeds import FEWEST, difference
+from stored_rows import Row
 
 from ogls.system.statistics import mean_interval
 

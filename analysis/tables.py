@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from compare import compare_pairs, last_rows, markdown, scores_of
 from curves import draw, half_width
-from rows import Row, called, history_of, of_sets
 from seeds import interquartile_mean
+from stored_rows import Row, called, history_of, of_sets
 
 COARSE = ("length", "sampled, k", "learned, k", "seconds")
 """Measures with one decimal."""

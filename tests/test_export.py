@@ -126,7 +126,11 @@ def test_the_best_adapter_of_a_run_names_the_model_that_it_fits(
 @pytest.mark.parametrize(
     ("spoil", "arguments", "complaint"),
     [
-        (lambda run: (run / "config.yaml").unlink(), [], "there is no .*config.yaml; a run's are in runs/NAME"),
+        (
+            lambda run: (run / "config.yaml").unlink(),
+            [],
+            "there is no .*config.yaml; give the file that lies",
+        ),
         (lambda run: (run.parent / "out").mkdir() or (run.parent / "out" / "x").touch(), [], "has files already"),
         (lambda run: None, ["--adapter"], "this run trained all weights and has no adapter"),
     ],

@@ -143,9 +143,9 @@ class LessonBuilder:
 
 
 def counted(lessons: Sequence[Lesson]) -> dict[str, int]:
-    """Returns the numbers of lessons, of those that carry an advantage, and of learned tokens."""
+    """Returns the numbers of lessons, of those that carry an advantage, and of tokens with a weight or an advantage."""
     return {
         "lessons": len(lessons),
         "rollouts_reinforced": sum(lesson.advantage != 0 for lesson in lessons),
-        "tokens_learned": sum(sum(w != 0 for w in lesson.token_weights) for lesson in lessons),
+        "tokens_learned": sum(lesson.advantage != 0 or w != 0 for lesson in lessons for w in lesson.token_weights),
     }

@@ -19,7 +19,7 @@ import tuning
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from recipes import Recipe
-from rows import Row, add_row, decode, encode, read_rows, rows_file, sound, write_rows
+from stored_rows import Row, add_row, decode, encode, read_rows, rows_file, sound, write_rows
 
 from ogls.tasks.chains import Chains
 

@@ -17,7 +17,7 @@ import making
 import methods
 import pandas as pd
 from recipes import PROJECT, Recipe, labels, recipes
-from rows import read_rows
+from stored_rows import read_rows
 
 from ogls.lessons.privilege import PeerOutcomes
 from ogls.lessons.selection import FirstTokens, UpToError

@@ -137,7 +137,7 @@ def test_all_rollouts_of_a_mixed_group_are_reinforced_and_the_wrong_ones_also_di
     assert wrong.num_weighted < wrong.num_learned == len(wrong.token_ids)
     assert right.num_learned == len(right.token_ids)
     assert counts["rollouts_reinforced"] == 2
-    assert counts["tokens_learned"] == wrong.num_weighted
+    assert counts["tokens_learned"] == len(right.token_ids) + len(wrong.token_ids), "those without a weight, too"
 
 
 def test_routed_a_rollout_is_either_distilled_or_reinforced(encoder: PromptEncoder):
