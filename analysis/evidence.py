@@ -100,7 +100,7 @@ def _options(method: str, **values: Sequence[object]) -> tuple[str, ...]:
     )
 
 
-STUDENT = "+rosd_student"
+STUDENT = questions.STUDENT
 TABLES = (
     Table(
         name="lab",

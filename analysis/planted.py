@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -32,13 +31,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bias import GAINED, REMOVED, marker_ids, measure
+from making import make_run
 from scipy.stats import spearmanr
 from states import opened
+from stored_rows import rows_file
 from style import COLORS, MARKERS, panels, save
 
 from ogls.data import RolloutDataModule
 from ogls.system.seeds import derive
 from ogls.system.statistics import mean_interval
+from ogls.tracking.files import replace_text
 from ogls.tracking.names import stamp
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -132,10 +134,9 @@ def make_row(
     run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
     folder, log = Path("runs") / name, Path("runs") / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as output:
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ
-        if subprocess.run(run, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode:
-            raise RuntimeError(f"{arm}, share {share:g}, seed {seed} failed, see {log}")
+    code, _ = make_run(run, log, {"OMP_NUM_THREADS": "1"} | os.environ)
+    if code:
+        raise RuntimeError(f"{arm}, share {share:g}, seed {seed} failed, see {log}")
     with opened(words, folder / "checkpoints" / "last.ckpt") as (model, data):
         row |= {"steps": model.policy.version, **held_out(data, marker_ids(data.encoder, [STYLE]))}
     shutil.rmtree(folder / "checkpoints")  # a hundred megabytes; the row has what they were for
@@ -163,9 +164,7 @@ def make_rows(file: Path, options: argparse.Namespace) -> int:
         order = {arm: place for place, arm in enumerate(ARMS)}
         rows.sort(key=lambda row: (order[row["method"]], row["share"], row["seed"]))
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.draft")
-        pd.DataFrame(rows).round(6).to_csv(draft, index=False)
-        draft.replace(file)
+        replace_text(file, pd.DataFrame(rows).round(6).to_csv(index=False))
         minutes = (time.monotonic() - began) / 60
         print(f"{arm}, share {share:g}, seed {seed}: {row['accuracy']:.3f} after {minutes:.1f} minutes", flush=True)
     return failed
@@ -282,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "bias", metavar="NAME")
     parser.add_argument("--args", nargs=argparse.REMAINDER, default=[], help="the rest goes to every run")
     options = parser.parse_args(arguments)
-    file = options.out.with_name(f"{options.out.name}_rows.csv")
+    file = rows_file(options.out)
     try:
         failed = make_rows(file, options)
     except ValueError as error:

@@ -186,8 +186,7 @@ class OglsCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes all objects; what they refuse becomes a ValueError of one line."""
-        config: Any = self.config if self.subcommand is None else self.config[self.subcommand]
-        if (checkpoint := config.get("ckpt_path")) not in (None, "last"):
+        if (checkpoint := self._get(self.config, "ckpt_path")) not in (None, "last"):
             check_checkpoint(Path(checkpoint))
         with _settings_refused():
             super().instantiate_classes()
@@ -224,8 +223,7 @@ class OglsCLI(LightningCLI):
 
     def _method_of_weights(self) -> str:
         """Returns the name of the method that is trained, or of the one that trained the checkpoint to be looked at."""
-        config = self.config if self.subcommand is None else self.config[self.subcommand]
-        checkpoint = None if self.subcommand == "fit" else config.get("ckpt_path")
+        checkpoint = None if self.subcommand == "fit" else self._get(self.config, "ckpt_path")
         trained_by = None if checkpoint is None else read_manifest(Path(checkpoint)).get("method")
         return trained_by or self.model.method.name
 

@@ -76,13 +76,12 @@ class Habits:
     own_way: float = 0.08
     terse_after_worked: float = 0.3
     terse_after_terse: float = 0.8
+    mistakes: ClassVar[MistakeLocator] = ChainErrors()
 
     def __post_init__(self) -> None:
         shares = {name: getattr(self, name) for name in ("with_attempt", "with_idea", "reflecting")}
         if min(shares.values()) < 0 or sum(shares.values()) > 1:
             raise ValueError(f"the shares of what is read must not exceed 1 together, got {shares}")
-
-    mistakes: ClassVar[MistakeLocator] = ChainErrors()
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> LessonDraft:
         """Returns a text that the student is shown for a problem, with the prompt that it follows."""
