@@ -27,8 +27,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from making import complete
+from making import complete, finished
+from mlflow import MlflowClient
 from recipes import Recipe, recipes
+from runs import comparison
 from stored_rows import Row, read_rows, rows_file
 from tables import write
 
@@ -89,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, failed = rows_of(wanted, options, options.out)
     print(write(rows, against, options.out, options.wanted))
     print(f"written: {options.out}.md, .csv, _rows.csv, _paired.csv and _accuracy.png")
+    client = MlflowClient(options.tracking_uri)
+    if runs := [run for recipe in wanted.values() for run in finished(client, options.experiment, recipe).values()]:
+        print(f"in MLflow: {comparison(client, options.tracking_uri, runs)}")
     end(failed)
 
 

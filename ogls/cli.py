@@ -376,6 +376,8 @@ def ended_well(exporting: bool = False) -> Iterator[None]:
         sys.exit(_unwritable(error, exporting))
     except MisconfigurationException as error:  # what Lightning says of its settings once the run is made
         sys.exit(_complain(one_line(str(error))))
+    except SyntaxError as error:  # of a file of the user's own
+        sys.exit(_complain(f"{error.filename}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"))
     except ValueError as error:
         # What is raised here on purpose is for the user; all else shows where it comes from, such as a method's code.
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -348,6 +348,14 @@ def test_what_the_program_does_not_say_itself_keeps_its_traceback():
         difference((1.0,), (1.0, -1.0))
 
 
+def test_a_module_that_cannot_be_read_says_where(nursery: Nursery, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("from ogls.methods import OPSD\n\n\nclass Mine(OPSD):\n    def lessons(self\n")
+    code, said = run_in(nursery, "fit", "--config", "lab.yaml", "--method", "mine.Mine", cwd=tmp_path)
+    assert code == 2
+    assert said.splitlines()[-1] == f"error: {tmp_path}/mine.py, line 5: '(' was never closed: def lessons(self"
+    assert "Traceback" not in said
+
+
 def test_another_model_teaches_from_the_command_line_and_leaves_nothing_behind(
     nursery: Nursery, tiny_model: Path, wide_model: Path, tmp_path: Path
 ):

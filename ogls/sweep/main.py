@@ -53,7 +53,7 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
     except KeyboardInterrupt:  # nothing has begun
         sys.exit(130)
     attempts.reclaim(study)
-    record = StudyRecord(settings, study, created)
+    record = StudyRecord(settings, study, created, _about(settings))
     worker = Worker(sweep, settings, study, record)
     for trial in attempts.latest(study):
         if trial.state.is_finished():  # MLflow may have been away when it was
@@ -68,8 +68,11 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
             record.file(file)
         dashboard.show_files(settings, study, files)
         others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        record.end(None if others else "KILLED" if stopped else "FINISHED")
-        _conclude(settings, study)
+        told = _outcome(settings, study)
+        state = None if others else "KILLED" if stopped else "FINISHED"
+        record.end(state, "\n\n".join(told))
+        print("\n" + "\n".join(told))
+        _conclude(settings)
         if worker.budget.spent:
             more = "a larger --device-hours goes on"
             print(f"The budget of {settings.device_hours:g} device hours is spent ({spent_hours(study):.3g}): {more}")
@@ -156,13 +159,18 @@ def _wanted(settings: Settings, study: Study) -> int:
     return len(attempts.latest(study)) if settings.grid is not None else _DEFAULT_TRIALS
 
 
-def _conclude(settings: Settings, study: Study) -> None:
+def _outcome(settings: Settings, study: Study) -> list[str]:
+    """Returns lines that tell how many trials ended how, and the best."""
     trials = attempts.latest(study)
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
-    print(f"\nStudy {settings.study}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    told = [f"Study {settings.study}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)]
     for trial in study.best_trials:
         values = ", ".join(f"{value:.4f}" for value in trial.values)
-        print(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
+        told.append(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
+    return told
+
+
+def _conclude(settings: Settings) -> None:
     files = f"{settings.place} has trials.csv, plots.html, curve.png and best.yaml"
     print(f"{files}; {masked(settings.storage)} has the study")
     if shown := dashboard.command(settings):

@@ -30,16 +30,20 @@ class StudyRecord:
         settings: options of the sweep's command line
         study: Optuna's study
         created: whether this worker made the study, and so makes the parent run; other workers wait for its id
+        about: what the study is, in Markdown: the run's description until `end` tells what came of it
     """
 
-    def __init__(self, settings: Settings, study: Study, created: bool) -> None:
+    def __init__(self, settings: Settings, study: Study, created: bool, about: str) -> None:
         self._study, self._key = study, f"mlflow_run:{_identity(settings.tracking_uri)}"
         self._patience = _PATIENCE_LOCAL if settings.tracking_uri.startswith("sqlite") else _PATIENCE_SERVER
         tags = {"method": "sweep", "study": settings.study}
         self._run = MLflowRun(settings.tracking_uri, settings.experiment, settings.study, tags, system_metrics=False)
         self._run.run_id = self._kept() if created else _wait(self._kept, _PATIENCE_SERVER)
         self._box = Outbox()
+        self._about = about
         self._put(lambda: self._run.params(settings.identity))
+        if created:
+            self._put(lambda: self._run.describe(about))
         _wait(lambda: self._run.run_id or self._box.lost, self._patience)
 
     def _kept(self) -> str | None:
@@ -103,22 +107,31 @@ class StudyRecord:
         self._put(call)
 
     def _compared(self) -> str:
-        """Returns the address of the page that compares the runs of the study's trials."""
+        """Returns the page that compares the runs of the study's trials."""
         client, parent = self._run.open()
         experiment = client.get_run(parent).info.experiment_id
         children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-        ids = [run.info.run_id for run in children if run.info.status == "FINISHED"]
-        return address(self._run.uri, page_of_comparison([experiment], ids))
+        return page_of_comparison([experiment], [run.info.run_id for run in children if run.info.status == "FINISHED"])
 
-    def end(self, state: str | None) -> None:
-        """Ends the parent run as FINISHED or KILLED; None leaves it running for other workers."""
+    def end(self, state: str | None, told: str) -> None:
+        """Ends the parent run as FINISHED or KILLED; None leaves it running for other workers.
+
+        Args:
+            state: state of the run in MLflow
+            told: what came of the study so far, in Markdown
+        """
         found: list[str] = []
+
+        def describe() -> None:
+            found.append(self._compared())
+            self._run.describe(f"{told}\n\n[Its trials side by side]({found[0]})\n\n{self._about}")
+
+        self._put(describe)
         if state is not None:
-            self._put(lambda: found.append(self._compared()))
             self._put(lambda: self._run.end(state))
         self._box.close(self._patience)
         if found:
-            print(f"The study's runs side by side: {found[0]}")
+            print(f"The study's runs side by side: {address(self._run.uri, found[0])}")
         if self._box.lost:
             print(f"MLflow lacks {self._box.lost} entries of the study. {self._box.error}")
 

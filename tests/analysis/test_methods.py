@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -173,7 +174,15 @@ def test_a_command_whose_runs_are_there_makes_the_table_at_once(
     out = tmp_path / "results" / "lab"
     uri = f"sqlite:///{place}/mlflow.db"
     methods.main(["--methods", *ENDS, "--seeds", "3", "--tracking-uri", uri, "--out", str(out)])
-    assert "0 runs to make, 6 are there" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 runs to make, 6 are there" in printed
+    told = printed.splitlines()[-1]  # the page that compares these six runs, and no other
+    client = MlflowClient(uri)
+    runs = [run for key in ENDS for run in making.finished(client, "lab", recipes("lab.yaml", [key])[key]).values()]
+    assert told.startswith("in MLflow: ")
+    assert "/#/compare-runs?runs=[" in told
+    assert re.findall("%22([0-9a-f]{32})%22", told) == runs
+    assert len(runs) == 6
     lines = out.with_suffix(".md").read_text().splitlines()
     assert lines[0].startswith("| method | seeds | steps | before | accuracy | IQM | pass@100 | KL to base |")
     # A quarter of three runs is less than one, so that the interquartile mean is the mean.

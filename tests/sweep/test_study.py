@@ -115,6 +115,11 @@ def test_a_study_from_its_first_point_to_its_report(monkeypatch: pytest.MonkeyPa
     client, run = parent()
     assert client.get_run(run).info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(run)} == {"best.yaml", "curve.png", "plots.html", "trials.csv"}
+    about = client.get_run(run).data.tags["mlflow.note.content"]
+    assert "Study stub: 4 complete" in about
+    assert "best: trial 3, 0.9500, {'x': 0.9, 'does': 'fine'}" in about
+    assert "`fit --config lab.yaml`" in about
+    assert "[Its trials side by side](#/compare-runs?runs=[" in about
     history = client.get_metric_history(run, "trial/accuracy")
     assert {metric.step: metric.value for metric in history} == pytest.approx({0: 0.55, 1: 0.05, 2: 0.85, 3: 0.95})
     assert not list(Path("runs/stub").glob("*/checkpoints"))
