@@ -53,7 +53,7 @@ slow: $(STAMP)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not torture" -n 2 --dist loadfile $(ARGS)
 
 faults: $(STAMP)  ## what a run survives, as a table
-	$(BIN)/python -m pytest -m "fault and not slow and not torture" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "fault and not slow and not torture" -n 3 --dist loadfile $(ARGS)
 
 torture: $(STAMP)  ## the same after 200 kills
 	$(BIN)/python -m pytest -m "fault and torture" $(ARGS)

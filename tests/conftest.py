@@ -6,13 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.table import pytest_addoption, pytest_runtest_makereport, pytest_terminal_summary
+from faults.table import (
+    pytest_addoption,
+    pytest_deselected,
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from hypothesis import settings
 from random_models import write_model
 
 from tests.faults.nursery import Nursery
 
-__all__ = ["pytest_addoption", "pytest_runtest_makereport", "pytest_terminal_summary"]
+__all__ = [
+    "pytest_addoption",
+    "pytest_deselected",
+    "pytest_runtest_logreport",
+    "pytest_runtest_makereport",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_testnodedown",
+]
 
 settings.register_profile("patient", deadline=None)  # a machine may have other work
 settings.load_profile("patient")

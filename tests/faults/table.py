@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,18 +55,35 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Puts into the report what the table needs: the process that prints it may be another one."""
     report = yield
-    mark = item.get_closest_marker("fault")
-    if mark is not None and report.skipped:
-        _NOT_RUN[_function(item)] = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
-    elif mark is not None and (call.when == "call" or report.failed):
-        properties = dict(item.user_properties)
-        row, name = _ROWS.setdefault(mark.args[0], _Row()), _function(item)
-        row.passed[name] = row.passed.get(name, True) and report.passed
-        row.cases += int(properties.get("tried", mark.kwargs.get("tried", 1)))
-        row.files[name.partition("::")[0]] = None
-        row.figures += [str(properties["figure"])] if "figure" in properties else []
+    if mark := item.get_closest_marker("fault"):
+        properties = {"kind": mark.args[0], "tried": mark.kwargs.get("tried", 1), **dict(item.user_properties)}
+        report.fault = {"test": _function(item), **{k: properties.get(k) for k in ("kind", "tried", "figure")}}
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    fault = getattr(report, "fault", None)
+    if fault is not None and report.skipped:
+        why = report.longrepr[-1] if isinstance(report.longrepr, tuple | list) else report.longrepr
+        _NOT_RUN[fault["test"]] = str(why)
+    elif fault is not None and (report.when == "call" or report.failed):
+        row, name = _ROWS.setdefault(fault["kind"], _Row()), fault["test"]
+        row.passed[name] = row.passed.get(name, True) and report.passed
+        row.cases += int(fault["tried"])
+        row.files[name.partition("::")[0]] = None
+        row.figures += [] if fault["figure"] is None else [str(fault["figure"])]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _NOT_RUN.update(getattr(node, "workeroutput", {}).get("not_run", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = _NOT_RUN  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _function(item: pytest.Item) -> str:
@@ -73,7 +91,8 @@ def _function(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if "fault" not in config.getoption("markexpr"):
+    file = config.getoption("--faults-table")
+    if file is None and "fault" not in config.getoption("markexpr"):
         return
     terminalreporter.section("faults")
     terminalreporter.write_line(f"{'kind of fault':<58} {'tests':>6} {'passed':>7} {'cases':>6}")
@@ -85,7 +104,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(_summary())
     for name, why in sorted(_NOT_RUN.items()):
         terminalreporter.write_line(f"not run: {name} ({why})")
-    file = config.getoption("--faults-table")
     if file is not None:
         file.write_text(_document(config.getoption("markexpr")))
 
