@@ -92,7 +92,7 @@ def _function(item: pytest.Item) -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     file = config.getoption("--faults-table")
-    if file is None and "fault" not in config.getoption("markexpr"):
+    if file is None and "fault" not in (config.getoption("markexpr") or ""):
         return
     terminalreporter.section("faults")
     terminalreporter.write_line(f"{'kind of fault':<58} {'tests':>6} {'passed':>7} {'cases':>6}")
@@ -105,7 +105,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for name, why in sorted(_NOT_RUN.items()):
         terminalreporter.write_line(f"not run: {name} ({why})")
     if file is not None:
-        file.write_text(_document(config.getoption("markexpr")))
+        file.write_text(_document(config.getoption("markexpr") or ""))
 
 
 def _summary() -> str:
