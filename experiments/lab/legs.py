@@ -17,17 +17,19 @@ import json
 import random
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import count
 from typing import ClassVar, Literal
 
 from lab.demonstrations import Habits, Work, WorkedAttempts
 
 from ogls.records import Problem
 from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
+from ogls.system.ranges import within
+from ogls.system.seeds import derive
 from ogls.tasks.reasoning_gym import gym_dataset
 
 _LISTED = re.compile(r"if you have (.+)\?")
-_GYM_SEEDS = {"train": 0, "heldout": 10**8}  # the n-th problem of a seed is the first one of the seed n later
 _SLIPS = (-10, -4, -2, -1, 1, 2, 4, 10)
 
 
@@ -80,24 +82,27 @@ class Herd:
         """
         made: list[Line] = []
         products: list[int] = []
-        for count, name in self.animals:
+        for number, name in self.animals:
             each = legs()[name]
             told = f"Each {name} has {each} legs."
             if rng is not None and rng.random() < slip:
                 each = rng.choice([n for n in (0, 2, 4, 6, 8, 10) if n != each])
-            products.append(_result(count * each, rng, slip))
-            verb = f"{count} {name}s have" if count > 1 else f"{count} {name} has"
-            made.append(Line(f"{verb} {count}*{each}={products[-1]} legs.", told))
+            products.append(_result(number * each, rng, slip))
+            herd = f"{number} {name}s have" if number > 1 else f"{number} {name} has"
+            made.append(Line(f"{herd} {number}*{each}={products[-1]} legs.", told))
         total, *others = products
         for product in others:
             before, total = total, _result(total + product, rng, slip)
             made.append(Line(f"{before}+{product}={total}", f"Calculate {before}+{product} again."))
         return [*made, Line(f"\\boxed{{{total}}}", "The answer is the last result.")]
 
+    def __str__(self) -> str:
+        return "-".join(f"{number}-{name.replace(' ', '-')}" for number, name in self.animals)
+
     @property
     def answer(self) -> int:
         """Returns the right number of legs."""
-        return sum(count * legs()[name] for count, name in self.animals)
+        return sum(number * legs()[name] for number, name in self.animals)
 
     @property
     def idea(self) -> str:
@@ -123,11 +128,12 @@ def _result(right: int, rng: random.Random | None, slip: float) -> int:
 
 @dataclass(frozen=True)
 class Legs(ProblemSource):
-    """This source has problems of reasoning-gym's `leg_counting` with worked solutions.
+    """This source has `size` different problems of reasoning-gym's `leg_counting` with worked solutions.
 
     Args:
         size: number of problems
-        split: part of all problems to take from: ``train`` or ``heldout``, which begins 10^8 seeds later
+        split: part of all problems to take from: ``train``, or ``heldout``, a fifth of them. The two parts share no
+            problem, since the hash of a problem decides where it belongs.
         seed: seed of the choice of problems
         min_animals: smallest number of kinds of animals
         max_animals: largest number of kinds of animals
@@ -142,22 +148,31 @@ class Legs(ProblemSource):
     max_instances: int = 12
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= 10**6 or not 0 <= self.seed < 100:
-            raise ValueError(f"expected size in [1, 1000000] and seed in [0, 99], got {self.size} and {self.seed}")
-        self[0]
+        within("size", self.size, "[1, 100000]")
+        within("seed", self.seed, "[0, 1000000]")
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Returns the texts of all problems, drawn at the first use."""
+        names = ("min_animals", "max_animals", "max_instances")
+        options = json.dumps({name: getattr(self, name) for name in names})
+        # The n-th problem of a seed is the first one of the seed n later.
+        rows = gym_dataset("leg_counting", self.seed * 10**7, 10**7, options)
+        found: dict[str, None] = {}
+        for number in count():
+            text = rows[number]["question"].strip()
+            if (derive("legs", text) % 5 == 0) == (self.split == "heldout"):
+                found[text] = None
+            if len(found) == self.size:
+                return list(found)
+        raise AssertionError
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Problem:
-        if not 0 <= index < self.size:
-            raise IndexError(f"expected an index from 0 to {self.size - 1}, got {index}")
-        names = ("min_animals", "max_animals", "max_instances")
-        options = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
-        first = _GYM_SEEDS[self.split] + self.seed * 10**6
-        row = gym_dataset("leg_counting", first, self.size, options)[index]
-        text = row["question"].strip()
-        return Problem(id=f"legs-{first + index}", text=text, answer=row["answer"], solution=Herd.parse(text).work())
+        text, herd = self.texts[index], Herd.parse(self.texts[index])
+        return Problem(id=f"legs-{herd}", text=text, answer=str(herd.answer), solution=herd.work())
 
 
 @dataclass(frozen=True)
