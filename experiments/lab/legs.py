@@ -24,9 +24,9 @@ from typing import ClassVar, Literal
 from lab.demonstrations import Habits, Work, WorkedAttempts
 
 from ogls.records import Problem
-from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
 from ogls.system.ranges import within
 from ogls.system.seeds import derive
+from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
 from ogls.tasks.reasoning_gym import gym_dataset
 
 _LISTED = re.compile(r"if you have (.+)\?")
@@ -177,7 +177,7 @@ class Legs(ProblemSource):
 
 @dataclass(frozen=True)
 class LegErrors(MistakeLocator):
-    """This locator compares a worked answer with the right one, line by line, and finds the first number that differs."""
+    """This locator compares a worked answer with the right one, line by line, and finds the first difference."""
 
     def idea(self, problem: Problem) -> str:
         return Herd.parse(problem.text).idea
