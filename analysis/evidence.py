@@ -108,8 +108,8 @@ TABLES = (
         name="default",
         question="What does the default run reach, and what do OPSD and ROSD in as many steps?",
         config="math.yaml",
-        methods=("ogls_sd", "opsd+plain_kl+error_span", "opsd", "rosd"),
-        against="ogls_sd",
+        methods=(questions.OWN, questions.LOCATED, "rosd"),
+        against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),  # the engine's follows
         seconds=600.0,
     ),

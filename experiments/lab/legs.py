@@ -226,4 +226,4 @@ class WorkedLegs(WorkedAttempts):
         habits: what is shown
     """
 
-    habits: Habits = LegHabits()
+    habits: LegHabits = LegHabits()
