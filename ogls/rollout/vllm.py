@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -86,6 +87,7 @@ class VllmEngine(RolloutEngine):
         options = self.options(folder, context_length, device)
         for name, value in (_ENVIRONMENT | ({} if self._gpu else _CPU_ENVIRONMENT)).items():
             os.environ.setdefault(name, value)
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM does so after its first warnings
         from vllm import LLM
 
         set_num_threads = torch.set_num_threads
