@@ -114,6 +114,17 @@ TABLES = (
         seconds=600.0,
     ),
     Table(
+        name="legs",
+        question="In natural language: what does each method reach on word problems, from the same start?",
+        config="math.yaml",
+        overlays=("legs",),
+        methods=(questions.OWN, questions.LOCATED, "rosd", "grpo", "sft"),
+        seeds=3,
+        against=questions.OWN,
+        arguments=("--policy.dtype", "bfloat16"),
+        seconds=600.0,
+    ),
+    Table(
         name="lab",
         question="Which method teaches the lab's student best, as published and with a token selection?",
         methods=tuple(tuning.LAB),
