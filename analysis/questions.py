@@ -236,6 +236,19 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             unit="processor seconds a run",
         ),
     ),
+    "SmolLM2-135M: word problems in natural language (leg_counting)": (
+        Question(
+            text="Does OGLS_SD, set as in the default run, improve the model? After 12 steps against before",
+            table="legs",
+            ours=OWN,
+        ),
+        Question(text="And OPSD, learned from located errors?", table="legs", ours=LOCATED),
+        Question(text="And ROSD as published?", table="legs", ours="rosd"),
+        Question(text="And GRPO?", table="legs", ours="grpo"),
+        Question(text="And likelihood of the solutions (SFT)?", table="legs", ours="sft"),
+        Question(text="Is OGLS_SD better than that OPSD?", table="legs", ours=OWN, theirs=LOCATED),
+        Question(text="Is it better than GRPO?", table="legs", ours=OWN, theirs="grpo"),
+    ),
 }
 
 HEAD = """# Evidence
