@@ -58,7 +58,8 @@ class Question:
             told = f"{len(seeds)} seeds x {table.shape[1]} problems"
             if len(seeds) < FEWEST:
                 return f"{found.mean:+.3f}, no interval: {told}"
-            return f"**{found.mean:+.3f} ± {found.half:.3f}** (p = {found.p_value:.3f}; {told})"
+            p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
+            return f"**{found.mean:+.3f} ± {found.half:.3f}** ({p_value}; {told})"
         values = [getattr(one[seed], self.measure) - getattr(other[seed], self.measure) for seed in seeds]
         digits, told = (3 if self.measure == "kl_to_base" else 1), f"{len(seeds)} seeds"
         if len(seeds) < FEWEST:
