@@ -26,7 +26,7 @@ from lab.demonstrations import Habits, Work, WorkedAttempts
 from ogls.records import Problem
 from ogls.system.ranges import within
 from ogls.system.seeds import derive
-from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
+from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource, num_alike
 from ogls.tasks.reasoning_gym import gym_dataset
 
 _LISTED = re.compile(r"if you have (.+)\?")
@@ -159,13 +159,12 @@ class Legs(ProblemSource):
         # The n-th problem of a seed is the first one of the seed n later.
         rows = gym_dataset("leg_counting", self.seed * 10**7, 10**7, options)
         found: dict[str, None] = {}
-        for number in count():
-            text = rows[number]["question"].strip()
+        numbers = count()
+        while len(found) < self.size:
+            text = rows[next(numbers)]["question"].strip()
             if (derive("legs", text) % 5 == 0) == (self.split == "heldout"):
                 found[text] = None
-            if len(found) == self.size:
-                return list(found)
-        raise AssertionError
+        return list(found)
 
     def __len__(self) -> int:
         return self.size
@@ -183,18 +182,16 @@ class LegErrors(MistakeLocator):
         return Herd.parse(problem.text).idea
 
     def mistake(self, problem: Problem, text: str) -> Mistake | None:
-        start = 0
-        written = [(found.start(), found[0]) for found in re.finditer(r"[^\n]+", text)]
-        for (start, got), right in zip(written, Herd.parse(problem.text).lines(), strict=False):
-            if got.strip() != right.text:
-                begin, end = _first_difference(got, right.text)
-                return Mistake((start + begin, start + end), got, right.idea)
+        for written, right in zip(re.finditer(r"[^\n]+", text), Herd.parse(problem.text).lines(), strict=False):
+            if written[0].strip() != right.text:
+                begin, end = _first_difference(written[0], right.text)
+                return Mistake((written.start() + begin, written.start() + end), written[0], right.idea)
         return None
 
 
 def _first_difference(got: str, right: str) -> tuple[int, int]:
     """Returns the characters of `got` from the first that differs to the end of its number or word."""
-    same = next((i for i, (a, b) in enumerate(zip(got, right, strict=False)) if a != b), min(len(got), len(right)))
+    same = num_alike(got, right)
     word = re.compile(r"\w*").match(got, same)
     return same, max(word.end() if word else same, same + 1)
 

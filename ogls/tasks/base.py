@@ -184,6 +184,11 @@ class MistakeLocator(ErrorLocator):
         return None if found is None else found.span
 
 
+def num_alike(one: str, other: str) -> int:
+    """Returns the number of characters with which two texts begin alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def drawn(source: ProblemSource, count: int, draw: int, seed: int) -> list[Problem]:
     """Returns `count` problems of an endless sequence of shuffled passes over the source.
 

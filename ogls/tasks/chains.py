@@ -23,7 +23,7 @@ from typing import Literal
 
 from ogls.records import Problem, Span
 from ogls.system.seeds import derive
-from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
+from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource, num_alike
 
 _CHAIN = re.compile(r"(?:\(|(?<!\d))\d++(?:[+-]\(?\d++\)?)+")
 _STEP = re.compile(r"(?<!\d)(\d++)([+-])(\d++)=(\d+)")
@@ -250,9 +250,7 @@ class ChainErrors(MistakeLocator):
 
 
 def _first_difference(start: int, got: str, expected: str) -> Span:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
-    )
+    same = num_alike(got, expected)
     return start + same, max(start + len(got), start + same + 1)
 
 
