@@ -35,13 +35,15 @@ class Case:
     support: TopK | None = None
     vocab: int = VOCAB
 
-    def run(self, row_passes: Callable[..., None]) -> tuple[Tensor, ...]:
+    def run(self, row_passes: Callable[..., None], device: str = "cpu") -> tuple[Tensor, ...]:
         """Divergences, log-probs (or none) and the gradient (or the logits as they were)."""
         generator = torch.Generator().manual_seed(0)
         logits, gaps = ((3 * torch.randn(ROWS, self.vocab, generator=generator)).to(self.dtype) for _ in range(2))
         logits[0, -1], gaps[1, 0] = 40.0, -30.0  # a sure student; a token that the target hardly has
-        values, logprobs = torch.zeros(2, ROWS, dtype=accumulation_dtype(logits))
-        sampled = (torch.tensor([0, 20, self.vocab - 1]), logprobs) if self.further else (None, None)
+        logits, gaps = logits.to(device), gaps.to(device)
+        values, logprobs = torch.zeros(2, ROWS, dtype=accumulation_dtype(logits), device=device)
+        ids = torch.tensor([0, 20, self.vocab - 1], device=device)
+        sampled = (ids, logprobs) if self.further else (None,)  # as `ogls.loss.chunked.by_chunks` calls them
         options = {} if self.support is None else {"support": self.support}
         row_passes(
             *(logits, gaps, values, *sampled),
@@ -52,7 +54,7 @@ class Case:
             wants_gradient=self.further,
             **options,
         )
-        return values, logprobs, logits
+        return values.cpu(), logprobs.cpu(), logits.cpu()
 
 
 CASES = [
@@ -71,13 +73,13 @@ QWEN3 = [  # at the size of a real vocabulary, and with blocks as on a GPU
 BUDGETS = [1e-4, 0.05, 1.0, 100.0]
 
 
-def alphas(bisect: Callable[..., None], epsilon: float) -> Tensor:
+def alphas(bisect: Callable[..., None], epsilon: float, device: str = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    logits, deltas = ((3 * torch.randn(ROWS, VOCAB, generator=generator)).double() for _ in range(2))
+    logits, deltas = ((3 * torch.randn(ROWS, VOCAB, generator=generator)).double().to(device) for _ in range(2))
     deltas[1] = 0.0
-    found = torch.zeros(ROWS, dtype=torch.float64)
+    found = torch.zeros(ROWS, dtype=torch.float64, device=device)
     bisect(logits, deltas, found, alpha_max=4.0, epsilon=epsilon)
-    return found
+    return found.cpu()
 
 
 if __name__ == "__main__":
