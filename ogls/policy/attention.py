@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -67,8 +69,16 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Varlen, scaling: float | No
     if layout.keys is not None:
         k, v = (Gather.apply(x, layout.keys, layout.uses, layout.use_starts) for x in (k, v))
     lengths = layout.query_starts, layout.key_starts, layout.longest_query, layout.longest_key
-    out: Any = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+    out: Any = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(-1, 0), **_fewer_key_heads())
     return out
+
+
+@cache
+def _fewer_key_heads() -> dict[str, Any]:
+    """Returns the option that allows fewer heads of keys than of queries; torch 2.11 allows it without being asked."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 class Gather(torch.autograd.Function):
