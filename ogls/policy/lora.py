@@ -78,14 +78,39 @@ def _layer() -> type[nn.Module]:
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if self.disable_adapters:
                 return self.base_layer(x)
-            rows = x.flatten(0, -2)
             layers: Any = self.lora_A[_ADAPTER], self.lora_B[_ADAPTER]
             a, b = (layer.weight.to(x.dtype) for layer in layers)
-            product = linear(rows, a)
-            out = torch.addmm(self.base_layer(rows), product, b.T, alpha=self.scaling[_ADAPTER])
+            base: Any = self.base_layer
+            out = Adapted.apply(x.flatten(0, -2), base.weight, base.bias, a, b, self.scaling[_ADAPTER])
             return out.unflatten(0, x.shape[:-1])
 
     return FastLinear
+
+
+class Adapted(torch.autograd.Function):
+    """Adapted is y = x W^T + bias + s (x A^T) B^T with a frozen W; what is summed is added to where the first term is.
+
+    With gradient g of y and g' = s g B, the gradients are g W + g' A of x, g'^T x of A, and s g^T (x A^T) of B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float) -> Tensor:
+        low = x @ a.T
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.s = s
+        return linear(x, weight, bias).addmm_(low, b.T, alpha=s)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x, weight, a, b, low = ctx.saved_tensors
+        of_low = scaled_product(grad, b, ctx.s)
+        of_x = (grad @ weight).addmm_(of_low, a) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.T @ x, scaled_product(grad.T, low, ctx.s), None
+
+
+def scaled_product(x: Tensor, y: Tensor, s: float) -> Tensor:
+    """Returns s x y without a further pass over it."""
+    return torch.addmm(x.new_empty(()), x, y, beta=0, alpha=s)
 
 
 def add_adapter(model: Any, lora: Lora) -> None:

@@ -14,7 +14,7 @@ from random_models import write_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ogls.policy.lora import Lora
+from ogls.policy.lora import Adapted, Lora
 from ogls.policy.policy import Policy
 
 PREFIXES = [[5, 6, 7, 8, 9], [40, 41, 42], [100, 101, 102, 103, 104, 105, 106]]
@@ -43,6 +43,23 @@ def plain_states(policy: Policy, prefixes: list, suffixes: list, owners: list) -
         states = policy.trunk(input_ids=torch.tensor([prefix + suffix]), use_cache=False).last_hidden_state[0]
         rows.append(states[len(prefix) - 1 : -1])
     return torch.cat(rows)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_an_adapted_layer(bias: bool) -> None:
+    """Beside W + s B A made whole, and by finite differences; also for a layer whose input needs none."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, a, b, shift = (
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in ((7, 5), (6, 5), (3, 5), (6, 3), (6,))
+    )
+    shift = shift if bias else None
+    torch.testing.assert_close(
+        Adapted.apply(x, weight, shift, a, b, 1.7), torch.nn.functional.linear(x, weight + 1.7 * b @ a, shift)
+    )
+    a, b = a.requires_grad_(), b.requires_grad_()
+    for fed in (x, x.clone().requires_grad_()):
+        of_inputs = (a, b, fed) if fed.requires_grad else (a, b)
+        assert torch.autograd.gradcheck(lambda *_, x=fed: Adapted.apply(x, weight, shift, a, b, 1.7), of_inputs)
 
 
 @pytest.fixture(params=["tiny_model", "tiny_qwen3"])
