@@ -21,7 +21,7 @@ UV_SETTINGS = \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$$extra" ] || export UV_INDEX="$${UV_INDEX:-$$extra}" UV_INDEX_STRATEGY="$${UV_INDEX_STRATEGY:-unsafe-best-match}"
 
-.PHONY: help setup fit evidence test slow faults torture mutants audit lint format ui docs requirements clean
+.PHONY: help setup fit evidence test slow faults gpu torture mutants audit lint format ui docs requirements clean
 .DEFAULT_GOAL := setup
 
 help:  ## this list
@@ -47,13 +47,16 @@ evidence: $(STAMP)  ## the tables of evidence and what they cost; TABLE=lab make
 # Three files at a time, one thread each: on two cores, since many tests wait for other processes. In their order, since
 # those with the fewest tests, which xdist would put last, are the longest.
 test: $(STAMP)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not torture" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not torture and not gpu" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(STAMP)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not torture" -n 2 --dist loadfile $(ARGS)
 
 faults: $(STAMP)  ## what a run survives, as a table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "fault and not slow and not torture" -n 3 --dist loadfile $(ARGS)
+
+gpu: $(STAMP)  ## the tests that need a GPU
+	$(BIN)/python -m pytest -o addopts= -W default tests/gpu -n 4 $(ARGS)
 
 torture: $(STAMP)  ## the same after 200 kills
 	$(BIN)/python -m pytest -m "fault and torture" $(ARGS)

@@ -42,7 +42,7 @@ def states_and_gradients(policy: Policy) -> tuple[list[Tensor], Counter[str]]:
     with Calls() as calls:
         states = policy.hidden([PREFIX], SUFFIXES, [0, 0, 0])
         weights = list(policy.trainable().values())
-        total = (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum()
+        total = (states * torch.linspace(-1, 1, states.numel(), device=states.device).view_as(states)).sum()
         return [states.detach(), *torch.autograd.grad(total, weights)], calls.counts
 
 
