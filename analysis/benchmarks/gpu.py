@@ -1,4 +1,4 @@
-"""Everything that has to be measured on a GPU, in one command of less than eight minutes.
+"""Everything that has to be measured on a GPU, in one command of eight minutes.
 
     python analysis/benchmarks/gpu.py             # appends to gpu.jsonl, a line per figure, at once
     python analysis/benchmarks/gpu.py --fake      # the same calls on meta tensors: what is to be expected of an H100
@@ -6,16 +6,17 @@
 Weights are random, in the shapes of Qwen3-1.7B, so nothing is downloaded. A section that fails is named, and the next
 one begins; none begins after --budget seconds.
 
+    rates       what the device reaches: products in bf16 and fp32, copies of memory, launches of small kernels
     attention   one layer's attention over a ragged group: the one varlen call, and the grids that it replaces
     loss        the loss against its three products, |V| = 151,936, hidden 2048 and 4096: KL, JSD, top-k; error of the
                 gradient; 16,384 tokens beside 4,096, for flatness of the peak
     rows        the row passes alone, by blocks of several sizes and numbers of warps
     passes      teacher and student, seconds a token, and the student's peak beside the memory plan's
     step        the train phase of OPSD and of OGLS-SD with 2 and 8 peers: teacher, student, optimiser
-    decoding    vLLM on rollouts of 512 tokens: 32 and 256 at a time, merged or adapter, eager or CUDA graphs
     fit         two steps of `run.py fit` with 2,048 tokens a rollout: seconds by phase, serial and one_step_off
+    decoding    vLLM on rollouts of 512 tokens: 32 and 256 at a time, merged or adapter
 
-The last two need vLLM and a GPU; --fake leaves them out and says so.
+The last two need vLLM and start it four times, for a minute each. --fake leaves them, rates and rows out, and says so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ from ogls.system.memory.shapes import Shapes
 from ogls.system.memory.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = ("rates", "attention", "loss", "rows", "passes", "step", "fit", "decoding")
 Side = Callable[[], object]
 LORA = Lora(rank=64, alpha=128)
 RAGGED = [600, 2000, 8192, 1024, 4096]  # tokens of a group's rollouts, as they come
@@ -68,13 +70,16 @@ class Bench:
     device = torch.device("cuda")
     fake = False
 
-    def __init__(self, budget: float, out: Path, layers: int) -> None:
+    def __init__(self, budget: float, out: Path, layers: int, wanted: Sequence[str]) -> None:
         self.budget, self.out, self.began = budget, out, time.perf_counter()
         self.config = qwen3("1.7B", num_hidden_layers=layers)
+        self.wanted = wanted
         self.failed: list[str] = []
 
     def section(self, name: str, run: Callable[[], None]) -> None:
-        """Runs one section; whatever it raises is noted."""
+        """Runs one section if it is wanted; whatever it raises is noted."""
+        if name.partition(",")[0] not in self.wanted:
+            return
         if time.perf_counter() - self.began > self.budget:
             self.failed.append(f"{name} (no time left)")
             return
@@ -127,8 +132,8 @@ class FakeBench(Bench):
     device = torch.device("meta")
     fake = True
 
-    def __init__(self, budget: float, out: Path, layers: int, gpu: FakeGpu) -> None:
-        super().__init__(budget, out, layers)
+    def __init__(self, budget: float, out: Path, layers: int, wanted: Sequence[str], gpu: FakeGpu) -> None:
+        super().__init__(budget, out, layers, wanted)
         self.gpu = gpu
 
     def measure(self, section: str, sides: dict[str, Side], tokens: int, rounds: int = 5) -> None:
@@ -142,6 +147,38 @@ class FakeBench(Bench):
             self._tell(section, side, taken, tokens, (self.gpu.peak - held) / GIB, [taken / first])
             most = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in self.gpu.seconds.most_common(4))
             self.note(section, side=side, kernels=kernels, waits=self.gpu.waits, most=most)
+
+
+def rates(bench: Bench) -> None:
+    """Measures what `fake_gpu.Rates` assumes."""
+    if bench.fake:
+        print("  left out: they are given")
+        return
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows, inner, columns in ((8192, 8192, 8192), (16_384, 2048, 6144), (4096, 2048, 151_936)):
+            a, b = (torch.randn(*shape, device="cuda").to(dtype) for shape in ((rows, inner), (inner, columns)))
+            taken = median_seconds(partial(torch.mm, a, b))
+            shape = f"{rows} x {inner} x {columns}"
+            bench.note("rates", product=str(dtype), shape=shape, tflops=2e-12 * rows * inner * columns / taken)
+    x = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    bench.note("rates", copy_gb_a_second=2e-9 * len(x) / median_seconds(x.clone))
+    small = torch.zeros(8, device="cuda")
+    seconds = median_seconds(lambda: [small.add_(1.0) for _ in range(1000)])
+    bench.note("rates", launch_us=1e3 * seconds)
+
+
+def median_seconds(run: Side) -> float:
+    """Returns the median of ten times, by the device's clock, after three that warm up."""
+    taken = []
+    for number in range(13):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if number > 2:
+            taken.append(1e-3 * start.elapsed_time(end))
+    return statistics.median(taken)
 
 
 def attention(bench: Bench) -> None:
@@ -270,22 +307,24 @@ def passes(bench: Bench, folder: Path) -> None:
 
 
 def step(bench: Bench, folder: Path) -> None:
+    """One update, in micro-batches of up to 32,768 tokens, unless another number is named."""
     policy = random_policy(bench, folder, LORA, checkpointing=False)
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6, fused=not bench.fake)
-    methods: dict[str, tuple[Method, int]] = {
-        "OPSD": (OPSD(), 1),
-        "OGLS-SD, 2 peers": (OGLS_SD(steering=OutcomeSteering(3.0)), 2),
-        "OGLS-SD, 8 peers": (OGLS_SD(steering=OutcomeSteering(3.0)), 8),
+    ways: dict[str, tuple[Method, int, int]] = {
+        "OPSD, micro-batches of 8,192": (OPSD(), 1, 8192),
+        "OPSD": (OPSD(), 1, 32_768),
+        "OGLS-SD, 2 peers": (OGLS_SD(steering=OutcomeSteering(3.0)), 2, 32_768),
+        "OGLS-SD, 8 peers": (OGLS_SD(steering=OutcomeSteering(3.0)), 8, 32_768),
     }
     sides: dict[str, Side] = {}
     tokens = 0
-    for name, (method, views) in methods.items():
+    for name, (method, views, size) in ways.items():
         batch = lessons(2, 8, 200, 1024, views, 151_936)
         tokens = sum(len(lesson.token_ids) for lesson in batch)
 
-        def run(method: Method = method, batch: list = batch) -> None:
+        def run(method: Method = method, batch: list = batch, size: int = size) -> None:
             lent = {"teacher": partial(method.teacher.applied_to, policy, {})}
-            gradient(method, policy, lent, batch, weight_totals(method, batch), 8192, observe=lambda _: None)
+            gradient(method, policy, lent, batch, weight_totals(method, batch), size, observe=lambda _: None)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -301,8 +340,8 @@ def decoding(bench: Bench, folder: Path) -> None:
     from ogls.rollout.vllm import VllmEngine
 
     policy = random_policy(bench, folder, LORA, checkpointing=False)
-    for sync, eager in (("merged", False), ("adapter", False), ("merged", True)):
-        engine = VllmEngine(sync=sync, enforce_eager=eager, memory_gib=24)
+    for sync in ("merged", "adapter"):
+        engine = VllmEngine(sync=sync, memory_gib=24)
         engine.adapter_rank = LORA.rank
         began = time.perf_counter()
         engine.start(policy.folder, 1024)
@@ -315,8 +354,7 @@ def decoding(bench: Bench, folder: Path) -> None:
                 drawn = engine.generate(prompts, sampling, 1, seed=0)
                 tokens = sum(len(c.token_ids) for (c,) in drawn)
                 rate = tokens / (time.perf_counter() - began)
-                how = f"{sync}, {'eager' if eager else 'graphs'}"
-                bench.note("decoding", side=how, batch=batch, tokens_a_second=rate, start_seconds=started)
+                bench.note("decoding", side=sync, batch=batch, tokens_a_second=rate, start_seconds=started)
         finally:
             engine.close()
 
@@ -327,52 +365,58 @@ def fit(bench: Bench, folder: Path) -> None:
         return
     for ahead in (False, True):
         with tempfile.TemporaryDirectory() as work:
-            data = ["--data.train", "Chains", "--data.val", "Chains", "--data.val.size", "4"]
             settings = {
+                "data.train": "Chains",
+                "data.train.size": 64,
+                "data.val": "Chains",
+                "data.val.size": 4,
+                "data.val.split": "heldout",
                 "policy.model": folder,
                 "trainer.max_epochs": 1,
                 "data.steps_per_epoch": 2 + ahead,
                 "data.max_tokens": 2048,
+                "data.engine.max_num_seqs": 32,
                 "data.evaluation.sampling.max_tokens": 128,
                 "data.context_length": 4096,
                 "data.one_step_off": str(ahead).lower(),
                 "method.objective.importance_cap": 2.0,
+                "method.top_p": 1.0,
+                "method.top_k": 0,
             }
-            command = [
-                sys.executable,
-                str(ROOT / "experiments" / "run.py"),
-                "fit",
-                "--config",
-                "qwen3_opsd.yaml",
-                *data,
-            ]
+            command = [sys.executable, str(ROOT / "experiments" / "run.py"), "fit", "--config", "qwen3_opsd.yaml"]
             command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
             subprocess.run(command, cwd=work, check=True, timeout=240)
             rows = [json.loads(line) for file in Path(work).glob("runs/*/metrics.jsonl") for line in file.open()]
-            times = {k: v for row in rows[-3:] for k, v in row.items() if k.startswith("time/")}
-            bench.note("fit", side="one_step_off" if ahead else "serial", **times)
+            for row in rows:
+                if "train/loss" in row:
+                    times = {k: v for k, v in row.items() if k.startswith(("time/", "speed/"))}
+                    bench.note("fit", side="one_step_off" if ahead else "serial", step=row["step"], **times)
 
 
 def write_model(config: dict[str, Any], folder: Path) -> None:
-    """Writes Qwen3-1.7B's shape with random weights, and a tokenizer that chats."""
+    """Writes Qwen3-1.7B's shape with random weights, and the small tokenizer of the lab, which it has chat."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ogls.policy.pretrained import EMBEDDED, load_tokenizer, resolve_model
+    from ogls.policy.pretrained import load_tokenizer
 
+    tokenizer = load_tokenizer(ROOT / "experiments" / "lab" / "student")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    settings = AutoConfig.for_model(**config, eos_token_id=tokenizer.eos_token_id)
     with torch.device("cuda"):
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16).save_pretrained(folder)
-    load_tokenizer(resolve_model(EMBEDDED)).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def run_all(bench: Bench, folder: Path) -> None:
+    bench.section("rates", lambda: rates(bench))
     bench.section("attention", lambda: attention(bench))
     for hidden, tokens in ((2048, 4096), (4096, 4096), (2048, 16_384)):
         bench.section(f"loss, hidden {hidden}, {tokens} tokens", lambda h=hidden, t=tokens: loss(bench, h, t))
     bench.section("rows", lambda: row_passes(bench))
     bench.section("passes", lambda: passes(bench, folder))
     bench.section("step", lambda: step(bench, folder))
-    bench.section("decoding", lambda: decoding(bench, folder))
     bench.section("fit", lambda: fit(bench, folder))
+    bench.section("decoding", lambda: decoding(bench, folder))
     seconds = time.perf_counter() - bench.began
     print(f"\n{seconds:.0f} s; left out or failed: {', '.join(bench.failed) or 'nothing'}")
 
@@ -381,18 +425,19 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--fake", action="store_true", help="predict on meta tensors")
     options.add_argument("--budget", type=float, default=400.0, help="seconds after which no section begins")
+    options.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all")
     options.add_argument("--layers", type=int, default=28, help="layers of the model; fewer are quicker")
     options.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     args = options.parse_args()
     if args.fake:
         with FakeGpu() as gpu:
-            bench = FakeBench(args.budget, args.out, args.layers, gpu)
+            bench = FakeBench(args.budget, args.out, args.layers, args.sections, gpu)
             bench.note("start", torch=torch.__version__, **vars(gpu.rates))
             run_all(bench, Path())
     elif not torch.cuda.is_available():
         sys.exit("no GPU here: --fake predicts what one would need")
     else:
-        bench = Bench(args.budget, args.out, args.layers)
+        bench = Bench(args.budget, args.out, args.layers, args.sections)
         free, total = torch.cuda.mem_get_info()
         device = torch.cuda.get_device_name()
         bench.note("start", torch=torch.__version__, device=device, free_gib=free / GIB, total_gib=total / GIB)
