@@ -18,7 +18,7 @@ from ogls.system.memory.training import Training
 GIB = 2**30
 CONTEXT = 5 << 27  # bytes of the CUDA context and its libraries
 SPARE = 0.03  # of the device, for what the allocator cannot use and for what is not counted
-ENOUGH = 8192  # tokens of a micro-batch, from which on a GPU's products do not become quicker
+ENOUGH = 16_384  # tokens of a micro-batch of a small model, from which on a GPU does not wait for what launches kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _plans(training: Training, serving: Serving | None, load: Load, asked: Asked
         all_rollouts = min(load.rollouts, serving.max_num_seqs) * serving.cache(load.rollout)
         caches = [max(least, all_rollouts), least] if asked.cache is None else [asked.cache]
     kept_or_not = [False, True] if asked.checkpointing is None else [asked.checkpointing]
-    quick = [max(size, load.lesson) for size in (ENOUGH, ENOUGH // 2, ENOUGH // 4)]
+    quick = [max(ENOUGH >> halvings, load.lesson) for halvings in range(4)]
     budgets = quick if asked.tokens is None else [asked.tokens]
     ways = [(budget, anew) for anew in kept_or_not for budget in budgets]
     if asked.tokens is None:
