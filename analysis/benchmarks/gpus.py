@@ -16,8 +16,8 @@ whole number G / T, rounded up, and the step waits for whoever has most. To it c
 The columns are seconds of a step of `qwen3_sdpo.yaml`: 32 problems x 8 rollouts of up to 8,192 tokens, 4,096 on
 average. *ahead* is the step with `data.one_step_off`, in which the servers draw while the others train. A star marks a
 phase that waits for all-gathers. *GiB each* is what a GPU that trains holds, without keys and values; with more room
-the plan computes fewer activations anew. Rates between GPUs are assumed, as all others are: NVLink in a node of 8, 400
-Gb/s a GPU between nodes.
+the plan computes fewer activations anew. Rates between GPUs are assumed: NVLink in a node of 8, 400 Gb/s a GPU
+between nodes.
 """
 
 from __future__ import annotations

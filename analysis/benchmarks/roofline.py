@@ -18,9 +18,9 @@ arithmetic and its memory traffic, at the rates of the machine:
                          work
     sync                 weights are read, merged and written; the adapter where the engine takes it alone; the canary
 
-A teacher that is another model is Qwen3-8B here. Left out: grading, Python, and how evenly work fills the machine. On
-a GPU the rates are assumed (`MACHINES`), and rollouts are all as long as `--fill` of their limit, by which validation
-grows faster than linearly.
+A teacher that is another model is Qwen3-8B here. Left out: grading, Python, and how evenly work fills the machine. A
+GPU's rates (`MACHINES`) were measured on an H200. Rollouts are all as long as `--fill` of their limit, by which
+validation grows faster than linearly.
 """
 
 from __future__ import annotations
@@ -89,10 +89,11 @@ H100 = Machine(
     attention=_RATES.attention,
     bandwidth=_RATES.bandwidth,
     row_value=10 / _RATES.bandwidth,  # two logits are read twice, and one written
-    engine_step=5e-4,
+    engine_step=2.1e-3,  # vLLM 0.26 on an H200: 32 and 256 sequences, beyond their traffic
+    drawn=1.1e-5,
 )
 MEMORY = {"h100": int(79.1 * GIB), "h200": int(139.8 * GIB)}
-MACHINES = {"h100": H100, "h200": Machine(**{**vars(H100), "bandwidth": 3.9e12, "row_value": 10 / 3.9e12})}
+MACHINES = {"h100": H100, "h200": Machine(**{**vars(H100), "bandwidth": 4.2e12, "row_value": 10 / 4.2e12})}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,7 +213,7 @@ def test_the_table_says_where_it_stops(capsys: pytest.CaptureFixture[str]) -> No
         "64",
     ]
     assert lines[-3].startswith("| 64 | more processes that train than the 32 groups of a step: refused")
-    assert lines[-1].startswith("It stops scaling at 16 GPUs")
+    assert lines[-1].startswith("It stops scaling at 8 GPUs")
     assert all(line in (BENCHMARKS.parents[1] / "docs" / "scale.md").read_text() for line in lines if line)
 
 
@@ -271,13 +271,14 @@ def test_the_gpu_script_predicts_what_it_would_measure(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     found = {(line["section"], line["side"]): line for line in lines if "us_a_token" in line}
     assert found["attention, forward and backward", "grids"]["ratio"] > 5
-    for side in ("forward KL", "JSD", "JSD, top 100"):
-        assert 1.0 < found["loss, |V| = 151936, hidden 2048, 4096 tokens", side]["ratio"] < 1.3
+    for side, most in (("forward KL", 1.23), ("JSD", 1.31), ("JSD, top 100", 1.31)):  # by traffic and arithmetic
+        assert 1.0 < found["loss, |V| = 151936, hidden 2048, 4096 tokens", side]["ratio"] < most
     planned = {line["section"]: line["planned_gib"] for line in lines if "planned_gib" in line}
     assert len(planned) == 3
     for section, gib in planned.items():  # with 28 layers 0.99 to 1.04; of two, the keys of a shared prompt weigh more
         assert 0.93 < gib / found[section, "student"]["peak_gib"] < 1.1
     assert {line["side"] for line in lines if line["section"].startswith("train phase")} == {
+        "OPSD, micro-batches of 8,192",
         "OPSD",
         "OGLS-SD, 2 peers",
         "OGLS-SD, 8 peers",
