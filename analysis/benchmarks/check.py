@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from harness import log
 from roofline import Machine, Setup, configured
+from torch import Tensor
 from torch.nn.functional import linear, silu
 from work import Draw, learning
 
@@ -28,6 +29,7 @@ from ogls.cli import OglsCLI
 from ogls.loss.chunked import passes
 from ogls.loss.divergence import ForwardKL
 from ogls.policy.attention import _attend
+from ogls.policy.policy import Policy
 from ogls.records import Sampling
 from ogls.rollout.sampler import Sampler
 from ogls.system.memory.shapes import Shapes
@@ -48,6 +50,11 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
         function()
         found.append(time.process_time() - start)
     return statistics.median(found)
+
+
+def with_gradient(function: Callable[[], tuple[Tensor, ...]]) -> None:
+    outputs = function()
+    torch.autograd.backward(outputs, [output.detach() for output in outputs])
 
 
 class Bench:
@@ -74,10 +81,12 @@ class Bench:
         sequences = max(1, rows // length)
         q, k, v = (normal(sequences, length, count, s.head_size) for count in (s.heads, s.kv_heads, s.kv_heads))
 
-        @torch.no_grad()
-        def layer() -> tuple[object, ...]:
+        def layer() -> tuple[Tensor, ...]:
             turned = apply_rotary_pos_emb(heads[:, : s.heads], heads[:, s.heads :], angles, angles)
-            return norm(x) + norm(x) + x, silu(gate) * gate, turned
+            return norm(x) + norm(x) + x, silu(gate) * gate, *turned
+
+        def attention() -> tuple[Tensor, ...]:
+            return (_attend(q, k, v, None, None),)
 
         thin = [
             (normal(rows, i).requires_grad_(), torch.randn(self.rank, i), torch.randn(o, self.rank))
@@ -89,7 +98,10 @@ class Bench:
                 made = states.float() @ down.requires_grad_().T @ up.requires_grad_().T
                 made.to(self.dtype).backward(made.to(self.dtype))
 
-        attending = seconds(lambda: _attend(q, k, v, None, None))
+        with torch.no_grad():
+            layered, attending = seconds(layer), seconds(attention)
+        for tensor in (x, gate, heads, q, k, v):
+            tensor.requires_grad_()
         pairs = sequences * length * (length + 1) / 2
         logits, gaps = normal(64, s.vocab), 0.1 * normal(64, s.vocab)
         options = {"temperature": 1.0, "clip": None, "one_sided": False, "wants_gradient": True}
@@ -100,9 +112,24 @@ class Bench:
             attention=4 * s.queries * pairs / attending,
             bandwidth=self.bandwidth,
             row_value=row,
-            layer_token=seconds(layer) / rows,
+            layer_token=layered / rows,
             adapter_token=seconds(adapter) / rows,
+            attention_passes=seconds(partial(with_gradient, attention)) / attending,
+            layer_passes=seconds(partial(with_gradient, layer)) / layered,
         )
+
+    def starts(self, policy: Policy) -> tuple[float, float]:
+        """Returns the seconds of a pass over two tokens beside its products, without and with a gradient."""
+        rows = {w.shape[1]: torch.randn(2, w.shape[1], dtype=self.dtype) for w in self.weights}
+        products = seconds(lambda: [linear(rows[w.shape[1]], w) for w in self.weights])
+
+        def reading() -> Tensor:
+            return policy.hidden([[10]], [[10]], [0])
+
+        alone = seconds(torch.no_grad()(reading))
+        learning = seconds(lambda: reading().sum().backward())
+        policy.zero_grad()
+        return max(0.0, alone - products), max(0.0, learning - 2 * products)
 
     def drawing(self, sequences: int) -> tuple[float, float]:
         """Returns the FLOP/s of a step of so many sequences, its head included, and seconds to draw one token."""
@@ -212,9 +239,18 @@ def _round(cli: OglsCLI, sampler: Sampler, training: Training, bench: Bench, ste
         clock.seconds["student"] = time.process_time() - start - clock.seconds["teacher"]
     module.zero_grad()
 
-    passes = work.teacher + work.student
-    rows = sum(made.tokens for made in passes) // len(passes)
-    trained = Setup(machine=bench.rates(rows, data.sizes.max_tokens), training=training)
+    starts = bench.starts(policy)
+    taught, trained = (  # products of few rows are slower
+        Setup(
+            machine=replace(
+                bench.rates(sum(made.tokens for made in some) // len(some), data.sizes.max_tokens),
+                pass_start=starts[0],
+                gradient_start=starts[1],
+            ),
+            training=training,
+        )
+        for some in (work.teacher, work.student)
+    )
     flops, one_draw = bench.drawing(len(lengths))
     flops_alone, alone_draw = bench.drawing(1)
     weights = bench.shapes.products + bench.shapes.head
@@ -226,10 +262,9 @@ def _round(cli: OglsCLI, sampler: Sampler, training: Training, bench: Bench, ste
         whole=True,
         canary=(min(8, len(prompts)), sum(prompts) // len(prompts), 16),
     )
-    phases = trained.step(work)
     return clock.seconds, {
         "generate": served.decode(draw),
         "sync": served.load,
-        "teacher": phases["teacher"],
-        "student": phases["student"],
+        "teacher": taught.step(work)["teacher"],
+        "student": trained.step(work)["student"],
     }

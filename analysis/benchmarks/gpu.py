@@ -12,6 +12,7 @@ one begins; none begins after --budget seconds.
                 gradient; 16,384 tokens beside 4,096, for flatness of the peak
     rows        the row passes alone, by blocks of several sizes and numbers of warps
     passes      teacher and student, seconds a token, and the student's peak beside the memory plan's
+    sharing     the student's pass over a long prompt and 8 rollouts: prompt read once, and with every rollout
     step        the train phase of OPSD and of OGLS-SD with 2 and 8 peers: teacher, student, optimiser
     fit         two steps of `run.py fit` with 2,048 tokens a rollout: seconds by phase, serial and one_step_off
     decoding    vLLM on rollouts of 512 tokens: 32 and 256 at a time, merged or adapter
@@ -57,7 +58,7 @@ from ogls.system.memory.shapes import Shapes
 from ogls.system.memory.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = ("rates", "attention", "loss", "rows", "passes", "step", "fit", "decoding")
+SECTIONS = ("rates", "attention", "loss", "rows", "passes", "sharing", "step", "fit", "decoding")
 Side = Callable[[], object]
 LORA = Lora(rank=64, alpha=128)
 RAGGED = [600, 2000, 8192, 1024, 4096]  # tokens of a group's rollouts, as they come
@@ -306,6 +307,23 @@ def passes(bench: Bench, folder: Path) -> None:
         bench.note(f"passes, {what}", planned_gib=counted.student(tokens, checkpointing) / GIB)
 
 
+def sharing(bench: Bench, folder: Path) -> None:
+    """With gradient checkpointing, because 8 rollouts of 4,096 tokens after 8,192 are more than 80 GB hold without."""
+    policy, group = random_policy(bench, folder, LORA, checkpointing=True), 8
+    for prompt, rollout in ((16_384, 128), (16_384, 1024), (8192, 4096)):
+        prefix, suffix = [1] * prompt, [1] * rollout
+
+        def once(prefix: list[int] = prefix, suffix: list[int] = suffix) -> None:
+            policy.hidden([prefix], [suffix] * group, [0] * group).float().square().mean().backward()
+
+        def each(prefix: list[int] = prefix, suffix: list[int] = suffix) -> None:
+            for _ in range(group):
+                policy.hidden([prefix], [suffix], [0]).float().square().mean().backward()
+
+        sides: dict[str, Side] = {"once": once, "with every rollout": each}
+        bench.measure(f"sharing, {prompt} tokens and 8 x {rollout}", sides, prompt + group * rollout, rounds=2)
+
+
 def step(bench: Bench, folder: Path) -> None:
     """One update, in micro-batches of up to 32,768 tokens, unless another number is named."""
     policy = random_policy(bench, folder, LORA, checkpointing=False)
@@ -414,6 +432,7 @@ def run_all(bench: Bench, folder: Path) -> None:
         bench.section(f"loss, hidden {hidden}, {tokens} tokens", lambda h=hidden, t=tokens: loss(bench, h, t))
     bench.section("rows", lambda: row_passes(bench))
     bench.section("passes", lambda: passes(bench, folder))
+    bench.section("sharing", lambda: sharing(bench, folder))
     bench.section("step", lambda: step(bench, folder))
     bench.section("fit", lambda: fit(bench, folder))
     bench.section("decoding", lambda: decoding(bench, folder))

@@ -11,16 +11,17 @@ arithmetic and its memory traffic, at the rates of the machine:
                          layers, w = heads x head size), and the elementwise work of L layers
     student              the forward pass and the gradient of the states, as much again (2.5 times as much for
                          attention); once more the forward pass with gradient checkpointing, and the gradients of the
-                         weights where all are trained; three times the elementwise work; an adapter's two thin products
+                         weights where all are trained; three times the elementwise work (on a CPU as measured); an
+                         adapter's two thin products
     head and loss        two or three products of 2 V d FLOP a learned token, passes of V values over the cache
     decoding             a step of B sequences: max(2 P B / flops, (2 P + 2 L k c B) bytes / bandwidth), k = 2 x kv
                          heads x head size numbers a token and layer, c tokens so far; LM head in P, and an engine's own
                          work
     sync                 weights are read, merged and written; the adapter where the engine takes it alone; the canary
 
-A teacher that is another model is Qwen3-8B here. Left out: grading, Python, and how evenly work fills the machine. A
-GPU's rates (`MACHINES`) were measured on an H200. Rollouts are all as long as `--fill` of their limit, by which
-validation grows faster than linearly.
+A teacher that is another model is Qwen3-8B here. A GPU's rates (`MACHINES`) were measured on an H200. Grading is left
+out, and so is how evenly work fills the machine, and Python on a GPU. Rollouts are all as long as `--fill` of their
+limit, by which validation grows faster than linearly.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ RECIPES += [(name, "4B", "h200") for name in ("rosd", "sdpo", "grpo")]
 """Name of each recipe, the size of the model that it is published for, and a GPU on which it fits."""
 HELD_OUT = {"HuggingFaceH4/aime_2024": 30, "data/sciknoweval/chemistry_test.jsonl": 210}  # problems; not read here
 _PRODUCTS = {True: 2.0, False: 3.0}  # passes of the weights, forward and backward, with and without an adapter
-_ATTENTION = 3.5  # the same of attention, whose backward pass makes its scores anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,10 @@ class Machine:
         adapter_token: seconds of a layer's adapter on one token, gradients included
         engine_step: seconds of an engine's own work per token of a batch, whatever its size
         drawn: seconds to draw one token of one sequence
+        attention_passes: what attention and its gradient take, in forward passes; flash makes its scores anew
+        layer_passes: what a layer's elementwise work and its gradient take, in forward passes
+        pass_start: seconds of a forward pass whatever its tokens, Python and the start of every operation
+        gradient_start: the same of a pass with its gradient
     """
 
     flops: float
@@ -81,6 +85,10 @@ class Machine:
     adapter_token: float = 0.0
     engine_step: float = 0.0
     drawn: float = 0.0
+    attention_passes: float = 3.5
+    layer_passes: float = 3.0
+    pass_start: float = 0.0
+    gradient_start: float = 0.0
 
 
 _RATES = Rates()
@@ -136,7 +144,7 @@ class Setup:
     # ---- the trainer ----
 
     def forward(self, made: Pass) -> float:
-        return self._products(made, 1.0, 1.0) + made.tokens * self._beside
+        return self._products(made, 1.0, 1.0) + made.tokens * self._beside + self.machine.pass_start
 
     def teacher(self, made: Pass) -> float:
         if self.other is None:
@@ -146,10 +154,11 @@ class Setup:
 
     def gradient(self, made: Pass) -> float:
         """Returns the seconds of a pass, forward and backward."""
-        anew = float(self.checkpointing)
+        anew, m = float(self.checkpointing), self.machine
         products = _PRODUCTS[bool(self.training.rank)] + anew
-        adapter = made.tokens * self.shapes.layers * self.machine.adapter_token * bool(self.training.rank)
-        return self._products(made, products, _ATTENTION + anew) + made.tokens * (3 + anew) * self._beside + adapter
+        adapter = made.tokens * self.shapes.layers * m.adapter_token * bool(self.training.rank)
+        multiplied = self._products(made, products, m.attention_passes + anew)
+        return multiplied + made.tokens * (m.layer_passes + anew) * self._beside + adapter + m.gradient_start
 
     def _products(self, made: Pass, products: float, attention: float) -> float:
         s, m = self.shapes, self.machine
