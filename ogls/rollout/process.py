@@ -106,13 +106,14 @@ class EngineProcess(RolloutEngine):
     def _close(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            process.terminate()
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            self._connection.close()  # it ends of itself when it next looks
+            for end in (process.terminate, process.kill):
+                try:
+                    process.wait(_PATIENCE)
+                    break
+                except subprocess.TimeoutExpired:
+                    end()
             process.communicate()
-            self._connection.close()
 
     def _call(self, method: str, *arguments: Any, policy: Policy | None = None) -> Any:
         """Returns the other side's answer, or raises its error. Meanwhile the other side may ask for weights."""
