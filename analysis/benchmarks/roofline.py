@@ -97,7 +97,7 @@ H100 = Machine(
     attention=_RATES.attention,
     bandwidth=_RATES.bandwidth,
     row_value=10 / _RATES.bandwidth,  # two logits are read twice, and one written
-    engine_step=2.1e-3,  # vLLM 0.26 on an H200: 32 and 256 sequences, beyond their traffic
+    engine_step=2.1e-3,  # vLLM 0.26 on an H200 that had other work, 32 and 256 sequences, beyond their traffic
     drawn=1.1e-5,
 )
 MEMORY = {"h100": int(79.1 * GIB), "h200": int(139.8 * GIB)}
