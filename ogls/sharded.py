@@ -34,6 +34,11 @@ class Sharded(ModelParallelStrategy):
             give_memory_back()
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Returns False: weights are cut by then, and the run has to know what it goes on with before it begins."""
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         """Returns True: `load_optimizer_state_dict` does it, which Lightning's own strategy leaves empty."""
         return True

@@ -82,7 +82,6 @@ def test_two_processes_leave_what_one_leaves(lora: bool, nursery: Nursery, tiny_
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_one_process_goes_on_with_a_run_of_two_and_two_with_that_of_one(
     nursery: Nursery, tiny_model: Path, tmp_path: Path
 ) -> None:
