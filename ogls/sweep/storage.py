@@ -12,11 +12,12 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from ogls.tracking.address import masked
 
 HEARTBEAT, GRACE = 30, 300  # seconds; a starved machine is slow, not dead
+_PAUSE = 1.0  # seconds before a database is opened again, whose tables another worker is making
 _SEEN = "heartbeat"
 
 Died = Callable[[Study, FrozenTrial], None]
@@ -100,7 +101,7 @@ def open_storage(url: str, died: Died) -> BaseStorage:
     return storage
 
 
-def _database(url: str, died: Died, engine: dict[str, object]) -> RDBStorage:
+def _database(url: str, died: Died, engine: dict[str, object], tries: int = 5) -> RDBStorage:
     try:
         return RDBStorage(
             url,
@@ -110,6 +111,9 @@ def _database(url: str, died: Died, engine: dict[str, object]) -> RDBStorage:
             heartbeat_stale_trial_callback=died,
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
+        if tries > 1 and isinstance(error, (IntegrityError, ProgrammingError)):
+            time.sleep(_PAUSE)
+            return _database(url, died, engine, tries - 1)
         said = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
         raise ValueError(
             f"--storage {masked(url)}: no database could be opened there ({said}); expected sqlite:///file, "

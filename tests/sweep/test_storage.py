@@ -10,8 +10,9 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
 
-from ogls.sweep import attempts
+from ogls.sweep import attempts, storage
 from ogls.sweep.storage import open_storage
 from ogls.tracking.address import masked
 from tests.sweep.test_study import sweep
@@ -33,6 +34,26 @@ def test_a_waiting_trial_is_taken_once(tmp_path: Path, monkeypatch: pytest.Monke
     with ThreadPoolExecutor(3) as workers:
         taken = list(workers.map(lambda _: study.ask().number, range(3)))
     assert sorted(taken) == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_two_workers_that_begin_at_once_make_the_tables_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL tells the second of them that a table is there already, and then it is."""
+    opened, url = RDBStorage.__init__, f"sqlite:///{tmp_path}/sweeps.db"
+    answers = [IntegrityError("CREATE TABLE", None, Exception("duplicate key")), None]
+
+    def open_in_turn(self: RDBStorage, *args: object, **options: object) -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        opened(self, *args, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(storage, "_PAUSE", 0.0)
+    monkeypatch.setattr(RDBStorage, "__init__", open_in_turn)
+    assert open_storage(url, attempts.requeue_killed).get_all_studies() == []
+    answers = [IntegrityError("CREATE TABLE", None, Exception("duplicate key")) for _ in range(9)]
+    with pytest.raises(ValueError, match=r"no database could be opened there \(duplicate key"):
+        open_storage(url, attempts.requeue_killed)
 
 
 @pytest.mark.fault("bad configuration")
