@@ -71,16 +71,13 @@ class Bench:
     device = torch.device("cuda")
     fake = False
 
-    def __init__(self, budget: float, out: Path, layers: int, wanted: Sequence[str]) -> None:
+    def __init__(self, budget: float, out: Path, layers: int) -> None:
         self.budget, self.out, self.began = budget, out, time.perf_counter()
         self.config = qwen3("1.7B", num_hidden_layers=layers)
-        self.wanted = wanted
         self.failed: list[str] = []
 
     def section(self, name: str, run: Callable[[], None]) -> None:
-        """Runs one section if it is wanted; whatever it raises is noted."""
-        if name.partition(",")[0] not in self.wanted:
-            return
+        """Runs one section; whatever it raises is noted."""
         if time.perf_counter() - self.began > self.budget:
             self.failed.append(f"{name} (no time left)")
             return
@@ -133,8 +130,8 @@ class FakeBench(Bench):
     device = torch.device("meta")
     fake = True
 
-    def __init__(self, budget: float, out: Path, layers: int, wanted: Sequence[str], gpu: FakeGpu) -> None:
-        super().__init__(budget, out, layers, wanted)
+    def __init__(self, budget: float, out: Path, layers: int, gpu: FakeGpu) -> None:
+        super().__init__(budget, out, layers)
         self.gpu = gpu
 
     def measure(self, section: str, sides: dict[str, Side], tokens: int, rounds: int = 5) -> None:
@@ -285,22 +282,28 @@ def random_policy(bench: Bench, folder: Path, lora: Lora | None, checkpointing: 
     return Policy(str(folder), lora=lora, gradient_checkpointing=checkpointing).load().to(bench.device)
 
 
+def learn(policy: Policy, prefix: list[int], suffixes: list[list[int]]) -> None:
+    """Makes the pass of a student, and a gradient."""
+    policy.hidden([prefix], suffixes, [0] * len(suffixes)).float().square().mean().backward()
+
+
 def passes(bench: Bench, folder: Path) -> None:
-    prefix, suffixes = [[1] * 200], [[1] * n for n in RAGGED]
-    owners, tokens = [0] * len(RAGGED), 200 + sum(RAGGED)
+    prefix, suffixes, tokens = [1] * 200, [[1] * n for n in RAGGED], 200 + sum(RAGGED)
     shapes = Shapes.of(bench.config)
     for lora, checkpointing in ((LORA, False), (LORA, True), (None, False)):
         policy = random_policy(bench, folder, lora, checkpointing)
 
         def teacher(policy: Policy = policy) -> None:
             with torch.no_grad():
-                policy.hidden(prefix, suffixes, owners)
-
-        def student(policy: Policy = policy) -> None:
-            policy.hidden(prefix, suffixes, owners).float().square().mean().backward()
+                policy.hidden([prefix], suffixes, [0] * len(suffixes))
 
         what = f"{'adapter' if lora else 'all weights'}, {'with' if checkpointing else 'without'} checkpointing"
-        bench.measure(f"passes, {what}", {"teacher": teacher, "student": student}, tokens, rounds=3)
+        bench.measure(
+            f"passes, {what}",
+            {"teacher": teacher, "student": partial(learn, policy, prefix, suffixes)},
+            tokens,
+            rounds=3,
+        )
         counted = Training(
             shapes=shapes, rank=lora.rank if lora else 0, targets=lora.among(shapes.projections) if lora else ()
         )
@@ -309,19 +312,17 @@ def passes(bench: Bench, folder: Path) -> None:
 
 def sharing(bench: Bench, folder: Path) -> None:
     """With gradient checkpointing, because 8 rollouts of 4,096 tokens after 8,192 are more than 80 GB hold without."""
-    policy, group = random_policy(bench, folder, LORA, checkpointing=True), 8
+    policy = random_policy(bench, folder, LORA, checkpointing=True)
     for prompt, rollout in ((16_384, 128), (16_384, 1024), (8192, 4096)):
-        prefix, suffix = [1] * prompt, [1] * rollout
+        prefix, suffixes = [1] * prompt, [[1] * rollout] * 8
 
-        def once(prefix: list[int] = prefix, suffix: list[int] = suffix) -> None:
-            policy.hidden([prefix], [suffix] * group, [0] * group).float().square().mean().backward()
+        def each(prefix: list[int] = prefix, suffixes: list[list[int]] = suffixes) -> None:
+            for suffix in suffixes:
+                learn(policy, prefix, [suffix])
 
-        def each(prefix: list[int] = prefix, suffix: list[int] = suffix) -> None:
-            for _ in range(group):
-                policy.hidden([prefix], [suffix], [0]).float().square().mean().backward()
-
+        once = partial(learn, policy, prefix, suffixes)
         sides: dict[str, Side] = {"once": once, "with every rollout": each}
-        bench.measure(f"sharing, {prompt} tokens and 8 x {rollout}", sides, prompt + group * rollout, rounds=2)
+        bench.measure(f"sharing, {prompt} tokens and 8 x {rollout}", sides, prompt + 8 * rollout, rounds=2)
 
 
 def step(bench: Bench, folder: Path) -> None:
@@ -425,17 +426,19 @@ def write_model(config: dict[str, Any], folder: Path) -> None:
         AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).save_pretrained(folder)
 
 
-def run_all(bench: Bench, folder: Path) -> None:
-    bench.section("rates", lambda: rates(bench))
-    bench.section("attention", lambda: attention(bench))
-    for hidden, tokens in ((2048, 4096), (4096, 4096), (2048, 16_384)):
-        bench.section(f"loss, hidden {hidden}, {tokens} tokens", lambda h=hidden, t=tokens: loss(bench, h, t))
-    bench.section("rows", lambda: row_passes(bench))
-    bench.section("passes", lambda: passes(bench, folder))
-    bench.section("sharing", lambda: sharing(bench, folder))
-    bench.section("step", lambda: step(bench, folder))
-    bench.section("fit", lambda: fit(bench, folder))
-    bench.section("decoding", lambda: decoding(bench, folder))
+def run_all(bench: Bench, folder: Path, wanted: Sequence[str]) -> None:
+    sizes = ((2048, 4096), (4096, 4096), (2048, 16_384))
+    sections: dict[str, dict[str, Callable[[], None]]] = {
+        "rates": {"rates": partial(rates, bench)},
+        "attention": {"attention": partial(attention, bench)},
+        "loss": {f"loss, hidden {h}, {t} tokens": partial(loss, bench, h, t) for h, t in sizes},
+        "rows": {"rows": partial(row_passes, bench)},
+    }
+    for run in (passes, sharing, step, fit, decoding):
+        sections[run.__name__] = {run.__name__: partial(run, bench, folder)}
+    for section in wanted:
+        for name, carry_out in sections[section].items():
+            bench.section(name, carry_out)
     seconds = time.perf_counter() - bench.began
     print(f"\n{seconds:.0f} s; left out or failed: {', '.join(bench.failed) or 'nothing'}")
 
@@ -450,19 +453,19 @@ def main() -> None:
     args = options.parse_args()
     if args.fake:
         with FakeGpu() as gpu:
-            bench = FakeBench(args.budget, args.out, args.layers, args.sections, gpu)
+            bench = FakeBench(args.budget, args.out, args.layers, gpu)
             bench.note("start", torch=torch.__version__, **vars(gpu.rates))
-            run_all(bench, Path())
+            run_all(bench, Path(), args.sections)
     elif not torch.cuda.is_available():
         sys.exit("no GPU here: --fake predicts what one would need")
     else:
-        bench = Bench(args.budget, args.out, args.layers, args.sections)
+        bench = Bench(args.budget, args.out, args.layers)
         free, total = torch.cuda.mem_get_info()
         device = torch.cuda.get_device_name()
         bench.note("start", torch=torch.__version__, device=device, free_gib=free / GIB, total_gib=total / GIB)
         with tempfile.TemporaryDirectory() as folder:
             write_model(bench.config, Path(folder))
-            run_all(bench, Path(folder))
+            run_all(bench, Path(folder), args.sections)
     sys.exit(bool(bench.failed))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted_layers import ARCHITECTURES, PREFIX, SUFFIXES, states_and_gradients
+from interpreted_layers import ARCHITECTURES, states_and_gradients
 from interpreted_rows import BUDGETS, CASES, QWEN3, TOP, Case, alphas
 from random_models import write_model
 from torch import Tensor
@@ -116,9 +116,7 @@ def test_a_policy_in_bf16(lora: Lora | None, checkpointing: bool, tmp_path: Path
         for p in policy.trainable().values():
             if lora is not None:
                 p.data.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
-        states = policy.hidden([PREFIX], SUFFIXES, [0, 0, 0]).float()
-        total = (states * torch.linspace(-1, 1, states.numel(), device=device).view_as(states)).sum()
-        found.append([states, *torch.autograd.grad(total, list(policy.trainable().values()))])
+        found.append(states_and_gradients(policy)[0])
     expected, got = found
     assert apart(got[0], expected[0]) < 2e-2
     assert apart(torch.cat([x.flatten() for x in got[1:]]), torch.cat([x.flatten() for x in expected[1:]])) < 5e-2
@@ -168,7 +166,8 @@ def fit(folder: Path, *options: str, device: str = "gpu") -> tuple[list[dict[str
 
 def learned(rows: list[dict[str, float]]) -> tuple[list[float], list[float]]:
     """Losses by step, and held-out accuracy by validation."""
-    return tuple([row[key] for row in rows if key in row] for key in ("train/loss", "val/avg_at_8"))  # pyright: ignore
+    losses, accuracies = ([row[key] for row in rows if key in row] for key in ("train/loss", "val/avg_at_8"))
+    return losses, accuracies
 
 
 SHORT = ("--data.steps_per_epoch", "2", "--data.val.size", "16", "--data.problems_per_step", "8")
