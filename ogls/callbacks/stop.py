@@ -21,8 +21,8 @@ class GracefulStop(Callback):
     """GracefulStop ends training after the step under way at the first SIGTERM or Ctrl-C, and at once at a second.
 
     At the first signal, a validation that is due is made and a checkpoint written. The exit code is 143 after SIGTERM
-    and 130 after Ctrl-C, and MLflow's state is KILLED. Outside of training there is nothing to save, so the first
-    signal ends the stage at once.
+    and 130 after Ctrl-C, and MLflow's state is KILLED. A run whose last step was under way ends as if there had been no
+    signal. Outside of training there is nothing to save, so the first signal ends the stage at once.
 
     Lightning's loops raise between two steps once Lightning has noted a SIGTERM. This callback makes that note at the
     right time, writes the checkpoint and sets the exit code.
@@ -57,7 +57,8 @@ class GracefulStop(Callback):
             self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_asked(trainer)  # after the validation
+        if not trainer.fit_loop.done:  # a run that is complete ends as such
+            self._stop_if_asked(trainer)  # after the validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = False
