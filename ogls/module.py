@@ -23,7 +23,7 @@ from ogls.methods.base import Method
 from ogls.planner import planned
 from ogls.policy.kl_to_base import kl_to_base
 from ogls.policy.microbatch import micro_batches, num_tokens
-from ogls.policy.policy import OutOfMemory, Policy, out_of_memory
+from ogls.policy.policy import OutOfMemory, Policy, out_of_memory, quickest_dtype
 from ogls.policy.pretrained import tokenizer_sha256, weights_sha256
 from ogls.policy.sharding import on_first, whole
 from ogls.policy.teacher import Frozen, Teacher, Weights
@@ -132,6 +132,9 @@ class SelfDistillation(LightningModule):
                     f"{type(data.engine).__name__} samples with the policy itself, of which each process has a part "
                     "under --trainer.strategy sharded: set data.engine to one that copies weights"
                 )
+        if self.trainer.is_global_zero and self.policy.dtype == "bfloat16" and quickest_dtype() != "bfloat16":
+            hint = "this processor multiplies bfloat16 several times as slowly as float32: consider"
+            print(f"{hint} --policy.dtype float32 --data.engine.dtype float32", file=sys.stderr, flush=True)
         device = _free_bytes(root)
         if device is not None and not self._kept and isinstance(data, RolloutDataModule) and data.trains:
             sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -415,7 +418,8 @@ class SelfDistillation(LightningModule):
                 f"{self._teacher_sha256} in {self.other.folder}"
             )
         self.policy.version = own["policy_version"]
-        self.teacher.load_state_dict(self._kept["teacher"], self.policy.parted(own["teacher"]))
+        if self._trains:
+            self.teacher.load_state_dict(self._kept["teacher"], self.policy.parted(own["teacher"]))
 
 
 def _free_bytes(device: torch.device) -> int | None:

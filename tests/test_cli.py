@@ -110,7 +110,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert len(rollouts) == 5 * 4
     assert {"problem", "prompt_ids", "completion", "text", "verdict", "correct"} <= rollouts[0].keys()
     assert len(rollouts[0]["completion"]["token_ids"]) == len(rollouts[0]["completion"]["logprobs"]) <= 12
-    others = ("--method", "OPSD", "--ckpt_path", last)  # whose weights these are not
+    others = ("--method", "SDPO", "--ckpt_path", last)  # whose averages a checkpoint of another method lacks
     code, fourth = run_in(nursery, "validate", *small(tiny_model), *others, cwd=tmp_path)
     assert code == 0, fourth[-3000:]
     runs = {run.data.tags["command"]: run for run in MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])}

@@ -5,7 +5,6 @@ Logits are never made here. The output head is linear, so the loss combines hidd
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -129,9 +128,6 @@ class Policy(nn.Module):
 
         if "model" in self._modules:
             return self
-        if self.dtype == "bfloat16" and quickest_dtype() != "bfloat16":
-            hint = "this processor multiplies bfloat16 several times as slowly as float32: consider"
-            print(f"{hint} --policy.dtype float32 --data.engine.dtype float32", file=sys.stderr, flush=True)
         quiet_transformers()
         register_attention()
         attention = {"attn_implementation": ATTENTION}
