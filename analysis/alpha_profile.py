@@ -74,6 +74,35 @@ def advise(sums: Sums, alphas: Sequence[float]) -> Advice:
     return Advice(likeliest=alphas[best], low=float(low), high=float(high), recommended=alphas[first])
 
 
+def profile(
+    configuration: Sequence[str], checkpoint: Path | None, step: int | None, alphas: Sequence[float]
+) -> tuple[pd.DataFrame, Advice, str]:
+    """Returns the table over alpha, what it advises, and a line that says what it was measured on.
+
+    Args:
+        configuration: options of ``run.py fit``
+        checkpoint: weights of the student; None takes those it starts from
+        step: optimiser step whose problems are sampled; None takes the checkpoint's
+
+    Raises:
+        ValueError: the method's target has no alpha, or no rollout tells anything.
+    """
+    with opened(configuration, checkpoint) as (model, data):
+        batch = data.make_batch(model.policy.version if step is None else step)
+        lessons, rights = distilled(batch), right_texts(data, batch.groups)
+        forks = [fork(lesson.token_ids, rights[lesson.problem_id])[0] for lesson in lessons]
+        longer = [
+            reaching(lesson, min(max(lesson.num_learned, place + 1), len(lesson.token_ids)))
+            for lesson, place in zip(lessons, forks, strict=True)
+        ]
+        scored = score(model, longer)
+        if not any(one.direction.any() for one in scored):
+            raise ValueError(f"the steering of {model.method.name} has no direction, so its target has no alpha")
+        sums = collect(lessons, scored, rights, alphas, model.policy.head)
+    told = f"{len(lessons)} lessons of {len(batch.groups)} problems, weights after {model.policy.version} steps"
+    return tabulate(sums, alphas), advise(sums, alphas), told
+
+
 def sweep_points(storage: str, study: str) -> pd.DataFrame:
     """Returns alpha and mean value of a study's finished trials.
 
@@ -161,27 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("alpha"), metavar="NAME", help="default: %(default)s")
     options, configuration = parser.parse_known_args(arguments)
     low, high, count = options.alphas
-    alphas = np.linspace(low, high, int(count)).tolist()
     try:
         sweep = sweep_points(options.storage, options.study) if options.study else None
-        with opened(configuration, options.ckpt_path) as (model, data):
-            batch = data.make_batch(model.policy.version if options.step is None else options.step)
-            lessons, rights = distilled(batch), right_texts(data, batch.groups)
-            forks = [fork(lesson.token_ids, rights[lesson.problem_id])[0] for lesson in lessons]
-            longer = [
-                reaching(lesson, min(max(lesson.num_learned, place + 1), len(lesson.token_ids)))
-                for lesson, place in zip(lessons, forks, strict=True)
-            ]
-            scored = score(model, longer)
-            if not any(one.direction.any() for one in scored):
-                raise ValueError(f"the steering of {model.method.name} has no direction, so its target has no alpha")
-            sums = collect(lessons, scored, rights, alphas, model.policy.head)
-        table, advice = tabulate(sums, alphas), advise(sums, alphas)
+        alphas = np.linspace(low, high, int(count)).tolist()
+        table, advice, told = profile(configuration, options.ckpt_path, options.step, alphas)
     except ValueError as error:
         parser.error(str(error))
     draw(table, advice, sweep, options.out.with_suffix(".png"))
     table.to_csv(options.out.with_suffix(".csv"), index=False)
-    print(f"{len(lessons)} lessons of {len(batch.groups)} problems, weights after {model.policy.version} steps")
+    print(told)
     print(report(table, advice, sweep))
     print(f"written: {options.out}.png, .csv")
 

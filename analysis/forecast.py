@@ -1,0 +1,183 @@
+"""Does the alpha profile before training foretell the alpha that trains best? For several students of the lab.
+
+    OMP_NUM_THREADS=1 python analysis/forecast.py      (makes what is missing, 35 minutes of a core; then the table)
+    python analysis/forecast.py --seeds 0              (the table from the rows that are there)
+
+A student is what became of the lab's own in a few steps of another method (`STUDENTS`). Its profile is made as by
+`alpha_profile.py`, from one teacher pass over the problems of the first step, 256 of them; then OGLS_SD as in
+``lab.yaml`` trains it at every alpha of `ALPHAS`. The table has, student by student, Spearman's rank correlation of the
+two over alphas: the mean log probability of the right tokens under the target, and accuracy on held-out problems.
+What is missed is the accuracy at the best alpha less that at the one nearest to the profile's recommendation.
+
+Writes NAME_profile.csv, NAME_rows.csv and NAME.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from alpha_profile import profile
+from making import LOGS, complete, make_run
+from methods import end
+from recipes import Recipe, recipes
+from scipy.stats import spearmanr
+from stored_rows import Row, read_rows, rows_file
+
+from ogls.system.statistics import mean_interval
+from ogls.tracking.files import replace_text
+
+PROJECT = Path(__file__).resolve().parents[1]
+RUN = PROJECT / "experiments" / "run.py"
+STUDENTS = {  # overlay and number of steps by which the student is made
+    "own": None,
+    "sft_3": ("sft", 3),
+    "sft_6": ("sft", 6),
+    "sft_12": ("sft", 12),
+    "grpo_20": ("grpo", 20),
+    "rosd_10": ("rosd_exact", 10),
+}
+ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0)
+GRID = np.linspace(0, 4, 33).tolist()
+PROBLEMS = 256
+FOLDER = Path("runs") / "students"
+OWN = "experiments/lab/student"
+
+
+def model_of(student: str) -> str:
+    """Returns the model of a student, as runs name it."""
+    return OWN if STUDENTS[student] is None else f"{FOLDER}/{student}"
+
+
+def make_student(student: str, tracking_uri: str) -> None:
+    """Trains the lab's student for a few steps by another method and exports the weights, unless that was done.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    made = STUDENTS[student]
+    if made is None or Path(model_of(student)).exists():
+        return
+    overlay, steps = made
+    name = f"student-{student}"
+    logger = {"experiment": "students", "tracking_uri": tracking_uri, "run_name": name, "traces": 0}
+    words = ["fit", "--config", "lab.yaml", "--config", f"{overlay}.yaml", "--seed_everything", "100"]
+    words += ["--trainer.max_epochs", "1", "--data.steps_per_epoch", str(steps), "--data.val.size", "16"]
+    words += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
+    last = Path("runs") / name / "checkpoints" / "last.ckpt"
+    exported = ["export", "--ckpt_path", str(last), "--to", model_of(student), "--dtype", "float32"]
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for command in (words, exported):
+        log = LOGS / f"{name}-{command[0]}.log"
+        code, _ = make_run([sys.executable, str(RUN), *command], log, {"OMP_NUM_THREADS": "1"} | os.environ)
+        if code:
+            raise RuntimeError(f"the student {student} was not made, see {log}")
+
+
+def recipe_of(student: str, alpha: float) -> tuple[str, Recipe]:
+    """Returns the recipe of a student's training at one alpha, and how it is written."""
+    own = recipes("lab.yaml", [f"ogls_sd --policy.model {model_of(student)} --method.steering.alpha {alpha:g}"])
+    ((key, recipe),) = own.items()
+    return key, recipe
+
+
+def profile_of(student: str) -> pd.DataFrame:
+    """Returns the student's profile: alpha, the criterion, and what the profile recommends."""
+    words = ["--config", "lab.yaml", "--policy.model", model_of(student), "--data.problems_per_step", str(PROBLEMS)]
+    table, advice, _ = profile(words, None, None, GRID)
+    kept = table[["alpha", "log_p_right", "log_p_right_low", "log_p_right_high"]]
+    told = {"likeliest": advice.likeliest, "low": advice.low, "high": advice.high, "recommended": advice.recommended}
+    return kept.assign(student=student, **told)
+
+
+def add_profiles(file: Path) -> None:
+    """Makes the profiles that the file lacks, and stores each at once."""
+    there = pd.read_csv(file) if file.is_file() else pd.DataFrame({"student": []})
+    for student in STUDENTS:
+        if student not in set(there["student"]):
+            there = pd.concat([there, profile_of(student)], ignore_index=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(file, there.round(6).to_csv(index=False))
+
+
+def summary(rows: Sequence[Row], profiles: pd.DataFrame) -> pd.DataFrame:
+    """Returns one line per student whose runs are there at every alpha, with accuracies as means over seeds."""
+    accuracy = {row.recipe: [other.accuracy for other in rows if other.recipe == row.recipe] for row in rows}
+    lines = []
+    for student, own in profiles.groupby("student", sort=False):
+        found = [accuracy.get(recipe_of(str(student), alpha)[0], []) for alpha in ALPHAS]
+        if not all(found):
+            continue
+        after = np.array([np.mean(values) for values in found])
+        criterion = np.interp(ALPHAS, own["alpha"], own["log_p_right"])
+        first = own.iloc[0]
+        nearest = int(np.abs(np.array(ALPHAS) - first["recommended"]).argmin())
+        key = recipe_of(str(student), ALPHAS[0])[0]
+        before = next(float(row.curve.split()[0].partition(":")[2]) for row in rows if row.recipe == key)
+        lines.append(
+            {
+                "student": student,
+                "before": before,
+                **{f"alpha {alpha:g}": value for alpha, value in zip(ALPHAS, after, strict=True)},
+                "likeliest": f"{first['likeliest']:g} [{first['low']:g}, {first['high']:g}]",
+                "recommended": first["recommended"],
+                "rank correlation": float(spearmanr(criterion, after).statistic),
+                "missed": float(after.max() - after[nearest]),
+                "seeds": min(map(len, found)),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Returns the table and the means over students with their 95 % intervals (Student's t)."""
+    digits = {"before": ".3f", "rank correlation": ".2f", "missed": ".3f"} | {f"alpha {a:g}": ".3f" for a in ALPHAS}
+    records: list[dict[str, Any]] = table.to_dict("records")
+    cells = [[f"{v:{digits[c]}}" if c in digits else str(v) for c, v in row.items()] for row in records]
+    lines = [list(table.columns), ["---"] + ["---:"] * (len(table.columns) - 1), *cells]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    for column in ("rank correlation", "missed"):
+        mean, low, high = mean_interval(table[column].tolist())
+        text += f"\n\nMean {column} over {len(table)} students: {mean:.2f} [{low:.2f}, {high:.2f}]."
+    made = [f"{name} is that after {how[1]} steps of `{how[0]}.yaml`" for name, how in STUDENTS.items() if how]
+    return (
+        f"{text}\n\nAccuracy on held-out problems before training, and after it at each alpha (`lab.yaml`). What is "
+        "likeliest, with its 95 % range, and recommended is the profile's, before training. The student own is the "
+        f"lab's; {', '.join(made)}.\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1, help="0 to N - 1; 0 makes no rows; default: %(default)s")
+    parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "forecast", metavar="NAME")
+    options = parser.parse_args(arguments)
+    profiles, file, failed = options.out.with_name(f"{options.out.name}_profile.csv"), rows_file(options.out), 0
+    try:
+        if options.seeds:
+            for student in STUDENTS:
+                make_student(student, options.tracking_uri)
+            add_profiles(profiles)
+            wanted = dict(recipe_of(student, alpha) for student in STUDENTS for alpha in ALPHAS)
+            failed = complete(wanted, options.seeds, file, "forecast", options.tracking_uri, jobs=1)
+        table = summary(read_rows(file), pd.read_csv(profiles)) if profiles.is_file() else pd.DataFrame()
+    except (RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    if table.empty:
+        parser.error(f"{file}: no student has rows at every alpha; --seeds 1 makes them")
+    text = markdown(table)
+    options.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"written: {profiles}, {file}, {options.out}.md")
+    end(failed)
+
+
+if __name__ == "__main__":
+    main()

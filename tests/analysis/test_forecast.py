@@ -1,0 +1,36 @@
+"""What the alpha profile foretells: the table by hand. Students, profiles and runs are the command's own."""
+
+from __future__ import annotations
+
+import forecast
+import pandas as pd
+import pytest
+from stored_rows import Row
+
+
+def row(student: str, alpha: float, seed: int, accuracy: float) -> Row:
+    recipe, _ = forecast.recipe_of(student, alpha)
+    own = {"recipe": recipe, "method": "OGLS_SD", "settings": "", "digest": "", "seed": seed, "accuracy": accuracy}
+    numbers = {"step": 20, "samples": 8, "passed": 0.9, "length": 20.0, "kl_to_base": 0.1, "sampled": 1, "learned": 1}
+    texts = {"problems": "", "before": "4", "right": "4", "curve": f"0:0.5 20:{accuracy}"}
+    return Row(**own, **numbers, **texts, seconds=60.0, threads=1)
+
+
+def test_a_student_by_hand():
+    # The profile has its best at alpha 1 and falls faster above than below: 1, 0.5, 2, 0, 4 from best to worst.
+    alphas = [0.0, 0.5, 1.0, 2.0, 4.0]
+    told = {"likeliest": 1.0, "low": 0.5, "high": 1.5, "recommended": 0.6, "student": "own"}
+    profile = pd.DataFrame({"alpha": alphas, "log_p_right": [-4.0, -2.0, -1.0, -3.0, -5.0], **told})
+    after = [0.60, 0.64, 0.70, 0.66, 0.50]  # 1, 2, 0.5, 0, 4: two neighbours have changed places
+    rows = [
+        row("own", alpha, seed, value + d)
+        for alpha, value in zip(alphas, after, strict=True)
+        for seed, d in ((0, 0.01), (1, -0.01))
+    ]
+    rows += [row("sft_3", 1.0, 0, 0.9)]  # has no profile, and not every alpha
+    (line,) = forecast.summary(rows, profile).to_dict("records")
+    assert line["rank correlation"] == pytest.approx(1 - 6 * 2 / (5 * 24))
+    assert line["missed"] == pytest.approx(0.70 - 0.64), "0.5 is the trained alpha next to 0.6"
+    assert (line["before"], line["alpha 1"], line["seeds"]) == (0.5, pytest.approx(0.70), 2)
+    assert line["likeliest"] == "1 [0.5, 1.5]"
+    assert forecast.summary(rows[:-3], profile).empty, "of alpha 4 there is no run"
