@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metric", default="val/avg_at_4", help="default: %(default)s")
     parser.add_argument("--against", metavar="METHOD", help="name or preset to compare with; default: all pairs")
     parser.add_argument("--wanted", type=float, default=0.02, help="difference to find by seeds; default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "compare", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "compare", metavar="NAME", help="%(default)s")
     options = parser.parse_args(arguments)
     client = MlflowClient(options.tracking_uri)
     try:
