@@ -11,7 +11,7 @@ from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from ogls.algorithm import Sizes, collect
-from ogls.lessons.prompts import ATTEMPT, FEEDBACK, IDEA, PromptEncoder, Prompts
+from ogls.lessons.prompts import ATTEMPT, FEEDBACK, IDEA, PromptEncoder, Prompts, thought_ids
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.methods.base import Method
 from ogls.policy.policy import Policy
@@ -254,9 +254,11 @@ class RolloutDataModule(LightningDataModule):
         """Checks the problems that the command `stage` needs.
 
         Raises:
-            ValueError: there are no problems, a prompt is too long, a gold answer is not graded as right, or a
-                demonstration would end with a token at which engines do not stop.
+            ValueError: there are no problems, a prompt is too long, a gold answer is not graded as right, a
+                demonstration would end with a token at which engines do not stop, or thoughts have a budget and the
+                tokenizer no tokens that begin and end them.
         """
+        self.thought_ids()
         if self.one_step_off and self.group.size > 1:
             raise ValueError(f"data.one_step_off is for one device, got {self.group.size}")
         if self.engine is not None and self.engine.takes_process and self.group.size > 1:
@@ -438,8 +440,18 @@ class RolloutDataModule(LightningDataModule):
                 engine = Together(engine, self.group)
             elif self.policy.parts is not None and self.group.size > 1:
                 engine = Abreast(engine, self.group)
+            engine.thought_ids = self.thought_ids()
             self._sampler = Sampler(engine, self.policy, self.encoder, self.pool, self.longest_sequence)
         return self._sampler
+
+    def thought_ids(self) -> tuple[int, int] | None:
+        """Returns the tokens that begin and end a thought where evaluation has a budget of thoughts, otherwise None.
+
+        Raises:
+            ValueError: the tokenizer has no such tokens.
+        """
+        budget = self.evaluation.sampling.thinking_token_budget
+        return None if budget is None else thought_ids(self.policy.tokenizer)
 
     @property
     def longest_sequence(self) -> int:

@@ -294,6 +294,8 @@ class Sampling:
         temperature: divisor of the logits; 0 takes the likeliest token
         top_p: probability mass of the likeliest tokens that are drawn from; 1 cuts nothing
         top_k: number of the likeliest tokens that are drawn from; 0 cuts nothing
+        thinking_token_budget: number of tokens after ``<think>`` at which a thought that is still open is ended by
+            ``</think>``, which the engine forces; null ends none. For evaluation alone.
 
     Raises:
         ValueError: a value is out of its range.
@@ -303,6 +305,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -313,7 +316,14 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
+        budget = self.thinking_token_budget
+        if budget is not None and not 0 <= budget < self.max_tokens:
+            raise ValueError(
+                f"thinking_token_budget must be at least 0 and below max_tokens {self.max_tokens}, which has to hold "
+                f"the answer, too; got {budget}"
+            )
 
     def is_softmax_at(self, temperature: float) -> bool:
         """Returns whether the log-probabilities of drawn tokens are log softmax(logits / temperature)."""
-        return (self.temperature, self.top_p, self.top_k) == (temperature, 1.0, 0)
+        drawn = (self.temperature, self.top_p, self.top_k, self.thinking_token_budget)
+        return drawn == (temperature, 1.0, 0, None)

@@ -88,7 +88,7 @@ def command(configuration: Sequence[str], host: str, port: int, further: Sequenc
     engine = data.engine.engine if isinstance(data.engine, EngineProcess) else data.engine
     if not isinstance(engine, VllmEngine):  # its settings are not a server's
         engine = VllmEngine(dtype=policy.dtype)
-    engine.adapter_rank = policy.adapter_rank
+    engine.adapter_rank, engine.thought_ids = policy.adapter_rank, data.thought_ids()
     gpu = torch.cuda.is_available()
     name = served_name(policy.folder)
     flags: dict[str, Any] = {
@@ -97,7 +97,7 @@ def command(configuration: Sequence[str], host: str, port: int, further: Sequenc
         "served_model_name": name,
         "enable_scale_out": True,  # tokens in, tokens out
         "disable_uvicorn_access_log": True,
-        "weight_transfer_config": json.dumps({"backend": "nccl" if gpu else "ogls_file"}),
+        "weight_transfer_config": {"backend": "nccl" if gpu else "ogls_file"},
     }
     if not gpu:
         flags["worker_extension_cls"] = "ogls.rollout.file_transfer.Registered"
@@ -130,7 +130,7 @@ def _words(flags: dict[str, Any]) -> list[str]:
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is not False and value is not None:
-            words += [flag] if value is True else [flag, str(value)]
+            words += [flag] if value is True else [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
     return words
 
 

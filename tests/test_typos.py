@@ -78,6 +78,12 @@ def test_suggestions() -> None:
     assert suggestion(told, []) == "; did you mean 'alpha'?"
     assert suggestion("Group 'trainer' does not accept option 'max_epoch'", dir(Trainer)) != ""
     assert suggestion("Option 'zzz' is not accepted", ["alpha"]) == ""
+    for told in (
+        "unrecognized arguments: --data.sampling.thinking_token_budget 5",
+        "Subcommand 'fit' does not accept option 'data.sampling.thinking_token_budget'",
+        "Option 'thinking_token_budget' is not accepted",
+    ):
+        assert suggestion(told, ["thinking_token_budget"]).startswith("; a budget of thoughts is for evaluation alone")
     below = "Group 'data' does not accept option 'loactor.init_args.size'"
     assert suggestion(below, ["locator", "size"]) == "; did you mean 'locator'?"
     assert suggestion("Option 'init_args.size' is not accepted", ["size", "inits"]) == ""

@@ -142,6 +142,21 @@ _GAP = " [...] "
 _TAG_TOKENS = 16  # no tokenizer makes more of "<think>" and the white space after it
 
 
+def thought_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Returns the tokens ``<think>`` and ``</think>``.
+
+    Raises:
+        ValueError: the tokenizer writes one of them in several tokens, which may be others each time.
+    """
+    begin, end = (tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in ("<think>", "</think>"))
+    if len(begin) != 1 or len(end) != 1 or begin == end:  # alike where it knows neither
+        raise ValueError(
+            "data.evaluation.sampling.thinking_token_budget needs a model with the tokens <think> and </think>, got a "
+            f"tokenizer that writes them as {len(begin)} and {len(end)} tokens: set it to null"
+        )
+    return begin[0], end[0]
+
+
 def _without_middle(text: str, keep: int) -> str:
     return text if len(text) <= keep else text[: keep - keep // 2] + _GAP + text[len(text) - keep // 2 :]
 

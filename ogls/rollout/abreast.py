@@ -74,7 +74,7 @@ class Abreast(RolloutEngine):
 
     def _start(self, folder: Path, context_length: int) -> None:
         self._group = self._group.patient()
-        self.engine.adapter_rank = self.adapter_rank
+        self.engine.adapter_rank, self.engine.thought_ids = self.adapter_rank, self.thought_ids
         self._alike("start", lambda: self.engine.start(folder, context_length))
 
     def _load(self, policy: Policy) -> None:

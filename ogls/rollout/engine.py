@@ -49,6 +49,9 @@ class RolloutEngine(ABC):
     adapter_rank: int | None = None
     """Rank of the policy's adapter, 0 where it has none: set before `start` by whoever knows the policy."""
 
+    thought_ids: tuple[int, int] | None = None
+    """Tokens that begin and end a thought: set before `start` where thoughts have a budget, by whoever knows them."""
+
     cache_bytes: int | None = None
     """Bytes for keys and values, as a memory plan decided before `start`; None without a plan."""
 
@@ -133,14 +136,19 @@ class RolloutEngine(ABC):
                 from the other prompts, so that processes which share out the prompts draw what one would draw
 
         Raises:
-            ValueError: a prompt is empty or too long for the context.
+            ValueError: a prompt is empty or too long for the context, or thoughts have a budget and the engine was not
+                told before its start which tokens begin and end them.
             RuntimeError: the engine gave something that is no completion of these prompts.
         """
         assert self.version is not None
         assert self._context_length is not None
         check_lengths(prompts, sampling, n, self._context_length)
+        if sampling.thinking_token_budget is not None and self.thought_ids is None:
+            raise ValueError("a thinking_token_budget needs the engine's thought_ids: set them before its start")
         completions = self._generate(prompts, sampling, n, seed)
         check_completions(completions, len(prompts), sampling, n, self._vocab_size)
+        if sampling.thinking_token_budget is not None and self.thought_ids is not None:
+            check_thoughts(completions, prompts, sampling.thinking_token_budget, self.thought_ids)
         return completions
 
     def close(self) -> None:
@@ -205,6 +213,40 @@ def check_completions(
             )
         if completion.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"the engine ended a completion with {completion.finish_reason!r}")
+
+
+def check_thoughts(
+    completions: Sequence[Sequence[Completion]], prompts: Sequence[Sequence[int]], budget: int, ids: tuple[int, int]
+) -> None:
+    """Raises RuntimeError if a thought has more than `budget` tokens; what a prompt thinks itself is no fault."""
+    for prompt, group in zip(prompts, completions, strict=True):
+        before = thought_length(prompt, ids)
+        for completion in group:
+            length = before
+            for token in completion.token_ids:
+                length = thought_length([token], ids, length)
+                if length is not None and length > max(budget, before or 0):
+                    raise RuntimeError(
+                        f"the engine went on with a thought of {length} tokens at a thinking_token_budget of {budget}: "
+                        "it takes no account of it"
+                    )
+
+
+def thought_length(token_ids: Sequence[int], ids: tuple[int, int], before: int | None = None) -> int | None:
+    """Returns the number of tokens since the latest thought was begun; None where none is open.
+
+    Args:
+        token_ids: tokens that follow each other
+        ids: tokens that begin and end a thought
+        before: the same for what stands before these tokens
+    """
+    length = before
+    for token in token_ids:
+        if token in ids:
+            length = 0 if token == ids[0] else None
+        elif length is not None:
+            length += 1
+    return length
 
 
 def end_token_ids(folder: Path) -> tuple[int, ...]:

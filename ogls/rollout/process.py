@@ -77,6 +77,7 @@ class EngineProcess(RolloutEngine):
 
     def _start(self, folder: Path, context_length: int) -> None:
         self.engine.adapter_rank, self.engine.cache_bytes = self.adapter_rank, self.cache_bytes
+        self.engine.thought_ids = self.thought_ids
         if self._environment is None:  # a thread that starts it again may have another current GPU
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
             self._environment = environment_of_one(os.environ, gpu)

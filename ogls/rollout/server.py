@@ -122,9 +122,21 @@ class Server:
             version: name of the weights
             adapter: whether this is the name of an adapter, too
             within: seconds that the server may take
+
+        Raises:
+            ServerFailed: the server does not answer, or gives something else.
+            ValueError: thoughts have a budget, and the server was started without one.
         """
         order = _order(prompt, sampling, n, seed, ends, version if adapter else None)
-        answer = self.call("POST", "/inference/v1/generate", order, within)
+        try:
+            answer = self.call("POST", "/inference/v1/generate", order, within)
+        except ServerFailed as error:
+            if "reasoning_config is not configured" in str(error):
+                raise ValueError(
+                    f"{self.url} was started without data.evaluation.sampling.thinking_token_budget: start it by "
+                    "experiments/serve.py with the same --config"
+                ) from error
+            raise
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             drawn = {span["version"] for choice in choices for span in choice["weight_versions"] or [{"version": None}]}
@@ -153,8 +165,8 @@ class Server:
             line = connection.sock
             self._open.add(line)
             connection.request(verb, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            text = answer.read()
+            with connection.getresponse() as answer:
+                text = answer.read()
             if answer.status != 200:
                 raise ServerFailed(f"{verb} {self.url}{path} gave {answer.status}: {_short(text)}")
             return json.loads(text) if text[:1] in (b"{", b"[") else None
@@ -187,7 +199,9 @@ def _order(
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "max_tokens": sampling.max_tokens,
+        "thinking_token_budget": sampling.thinking_token_budget,
         "stop_token_ids": list(ends),
+        "ignore_eos": True,  # the tokenizer's end token may be another one
         "logprobs": 0,
         "detokenize": False,
         "seed": seed % 2**62,  # vLLM adds the number of the completion

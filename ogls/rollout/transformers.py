@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
 from ogls.records import Completion, Sampling
-from ogls.rollout.engine import RolloutEngine, prompt_seeds
+from ogls.rollout.engine import RolloutEngine, prompt_seeds, thought_length
 from ogls.system.seeds import derive
 
 if TYPE_CHECKING:
@@ -88,15 +88,23 @@ class TransformersEngine(RolloutEngine):
         running = torch.arange(len(owners), device=device)
         token_ids: list[list[int]] = [[] for _ in owners]
         logprobs: list[list[float]] = [[] for _ in owners]
+        budget, thought_ids = sampling.thinking_token_budget, self.thought_ids
+        thoughts = [thought_length(prompts[i], thought_ids) if thought_ids else None for i in owners]
         for step in range(sampling.max_tokens):
             self.beat()
             uniform = torch.tensor(
                 [draws[row].random() for row in running.tolist()], dtype=torch.float64, device=device
             )
-            tokens, drawn = draw(linear(states.to(weight.dtype), weight, bias).float(), sampling, uniform)
+            logits = linear(states.to(weight.dtype), weight, bias).float()
+            if budget is not None and thought_ids:
+                lengths = [thoughts[row] for row in running.tolist()]
+                over = torch.tensor([length is not None and length >= budget for length in lengths], device=device)
+                logits = forced(logits, over, thought_ids[1])
+            tokens, drawn = draw(logits, sampling, uniform)
             for row, token, logprob in zip(running.tolist(), tokens.tolist(), drawn.tolist(), strict=True):
                 token_ids[row].append(token)
                 logprobs[row].append(logprob)
+                thoughts[row] = thought_length([token], thought_ids, thoughts[row]) if thought_ids else None
             going = ~torch.isin(tokens, end)
             if step + 1 == sampling.max_tokens or not going.any():
                 break
@@ -142,6 +150,13 @@ def draw(
         mass = logprobs.double().exp().cumsum(-1)
         tokens = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def forced(logits: Float[Tensor, "rows vocab"], over: Bool[Tensor, " rows"], token: int) -> Float[Tensor, "rows vocab"]:
+    """Returns logits by which the rows in `over` draw `token` for certain."""
+    logits = logits.masked_fill(over[:, None], -torch.inf)
+    logits[over, token] = 0.0
+    return logits
 
 
 def _cut(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _CPU_CACHE = 2 << 30  # bytes of keys and values
+_THOUGHTS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}  # vLLM makes tokens of them
 
 
 class VllmEngine(RolloutEngine):
@@ -147,20 +148,25 @@ class VllmEngine(RolloutEngine):
 
     def _settings(self, folder: Path, context_length: int, gpu: bool, adapter: bool) -> dict[str, Any]:
         loras = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if adapter else {}
-        return loras | {
-            "model": str(folder),
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "dtype": self.dtype,
-            "max_model_len": context_length,
-            "max_num_seqs": self.max_num_seqs,
-            "kv_cache_dtype": self.kv_cache_dtype,
-            "enable_prefix_caching": True,
-            "enforce_eager": self._eager(gpu),
-            "logprobs_mode": "processed_logprobs",
-            "disable_log_stats": True,
-            "seed": 0,
-        }
+        thoughts = {"skip_tokenizer_init": False, "reasoning_config": _THOUGHTS} if self.thought_ids else {}
+        return (
+            loras
+            | {
+                "model": str(folder),
+                "skip_tokenizer_init": True,
+                "generation_config": "vllm",
+                "dtype": self.dtype,
+                "max_model_len": context_length,
+                "max_num_seqs": self.max_num_seqs,
+                "kv_cache_dtype": self.kv_cache_dtype,
+                "enable_prefix_caching": True,
+                "enforce_eager": self._eager(gpu),
+                "logprobs_mode": "processed_logprobs",
+                "disable_log_stats": True,
+                "seed": 0,
+            }
+            | thoughts
+        )
 
     def serving(self, shapes: Shapes) -> Serving:
         """Returns a count of what vLLM takes of a GPU."""
@@ -240,7 +246,9 @@ class VllmEngine(RolloutEngine):
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
+            thinking_token_budget=sampling.thinking_token_budget,
             stop_token_ids=list(self._end_token_ids),
+            ignore_eos=True,  # the tokenizer's end token may be another one
             logprobs=0,
             detokenize=False,
             seed=seed % 2**63 if self._gpu else None,

@@ -15,6 +15,10 @@ _UNKNOWN = re.compile(r"(?:--|[Oo]ption '|[Kk]ey ')([\w.]+)")
 _OPTION = re.compile(r"Option '\w+' is not accepted")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
 _STRUCTURE = {"class_path", "init_args"}
+_FOR_EVALUATION = (
+    "; a budget of thoughts is for evaluation alone, data.evaluation.sampling.thinking_token_budget: in training, "
+    "tokens that an engine forces would be learned as if they were the student's own"
+)
 _TYPE = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?")
 _GIVEN = re.compile(r"Given value: (.{1,60})")
 _NOISE = re.compile(
@@ -68,6 +72,8 @@ def _expected(reason: str, given: str) -> str:
 def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -> str:
     """Returns ``; did you mean 'learning_rate'?`` for a message with an unknown key or class, or an empty text.
 
+    A budget of thoughts is unknown wherever training rollouts are drawn: what is returned for it is the reason.
+
     Args:
         message: message of jsonargparse
         keys: last parts of all known keys
@@ -75,6 +81,8 @@ def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -
     """
     if (found := _NO_CLASS.search(message)) and not _OPTION.search(message):
         return _meant(found[1], classes)
+    if any(key.endswith("thinking_token_budget") for key in _UNKNOWN.findall(message)):
+        return _FOR_EVALUATION
     names = set(keys)
     for path in _CLASS.findall(message):
         module, _, name = path.rpartition(".")

@@ -42,6 +42,7 @@ class FakeServer:
         self.drawn = 0
         self.refused: dict[str, int] = {}  # status of a path that fails
         self.keeps_cache = self.deaf = self.foreign = False
+        self.thought_ids: tuple[int, int] | None = None  # it was started for a budget of thoughts
         self.dies_at: int | None = None  # when so many prompts have been asked
         self.running = threading.Event()
         self.running.set()
@@ -170,7 +171,11 @@ class FakeServer:
         told = body["sampling_params"]
         if body["model"] is not None and body["model"] not in self.adapters:
             raise ValueError(f"no adapter {body['model']}")
-        sampling = Sampling(**{name: told[name] for name in ("max_tokens", "temperature", "top_p", "top_k")})
+        names = ("max_tokens", "temperature", "top_p", "top_k", "thinking_token_budget")
+        sampling = Sampling(**{name: told[name] for name in names})
+        if sampling.thinking_token_budget is not None and self.thought_ids is None:
+            raise ValueError("thinking_token_budget is set but reasoning_config is not configured. Please set ...")
+        self._engine.thought_ids = self.thought_ids
         (group,) = self._engine.generate([body["token_ids"]], sampling, told["n"], told["seed"])
         return {
             "choices": [
