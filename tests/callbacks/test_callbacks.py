@@ -101,9 +101,7 @@ def test_ctrl_c_makes_the_validation_that_is_due(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.fault("SIGTERM, Ctrl-C")
 def test_ctrl_c_in_the_last_step_ends_a_complete_run() -> None:
-    trainer(1, system_metrics=False).fit(
-        Tiny(during={STEPS: lambda: signal.raise_signal(signal.SIGINT)}), TinyData()
-    )
+    trainer(1, system_metrics=False).fit(Tiny(during={STEPS: lambda: signal.raise_signal(signal.SIGINT)}), TinyData())
     assert [run.info.status for run in runs()] == ["FINISHED"]
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS]
 
