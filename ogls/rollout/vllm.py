@@ -148,12 +148,13 @@ class VllmEngine(RolloutEngine):
 
     def _settings(self, folder: Path, context_length: int, gpu: bool, adapter: bool) -> dict[str, Any]:
         loras = {"enable_lora": True, "max_lora_rank": self.max_lora_rank, "max_loras": 1} if adapter else {}
-        thoughts = {"skip_tokenizer_init": False, "reasoning_config": _THOUGHTS} if self.thought_ids else {}
+        thoughts = {"reasoning_config": _THOUGHTS} if self.thought_ids else {}
         return (
             loras
+            | thoughts
             | {
                 "model": str(folder),
-                "skip_tokenizer_init": True,
+                "skip_tokenizer_init": self.thought_ids is None,
                 "generation_config": "vllm",
                 "dtype": self.dtype,
                 "max_model_len": context_length,
@@ -165,7 +166,6 @@ class VllmEngine(RolloutEngine):
                 "disable_log_stats": True,
                 "seed": 0,
             }
-            | thoughts
         )
 
     def serving(self, shapes: Shapes) -> Serving:

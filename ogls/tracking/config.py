@@ -74,10 +74,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns what makes two runs different, ``key: this there, that here``, but for what may change on the way."""
+    """Returns what makes two runs different, ``key: this there, that here``, but for what may change on the way.
+
+    An option that one of them lacks and that is null in the other is none: it came with a later version.
+    """
     names = [name for name in dict.fromkeys([*before, *now]) if name not in _MAY_CHANGE]
     return [
         f"{name}: {before.get(name, 'nothing')} there, {now.get(name, 'nothing')} here"
         for name in names
-        if before.get(name) != now.get(name)
+        if before.get(name, "None") != now.get(name, "None")
     ]

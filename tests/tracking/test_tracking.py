@@ -162,6 +162,7 @@ def test_differences_by_hand() -> None:
     before = {"method.steering.alpha": "1.0", "trainer.max_epochs": "2", "data.train": "Chains"}
     assert differences(before, before) == []
     assert differences(before, before | {"trainer.max_epochs": "3"}) == []
+    assert differences(before, before | {"data.late": "None"}) == [], "an option of a later version, switched off"
     assert differences(before, {"trainer.max_epochs": "2", "data.train": "Chains", "data.seed": "0"}) == [
         "method.steering.alpha: 1.0 there, nothing here",
         "data.seed: nothing there, 0 here",
