@@ -125,6 +125,17 @@ TABLES = (
         seconds=600.0,
     ),
     Table(
+        name="science",
+        question="In natural language: what does each method reach in SciKnowEval's physics, whose answers it guesses?",
+        config="math.yaml",
+        overlays=("science",),
+        methods=("grpo", "sft", questions.OWN, questions.LOCATED, "rosd"),
+        seeds=1,
+        against=questions.OWN,
+        arguments=("--policy.dtype", "bfloat16"),
+        seconds=400.0,
+    ),
+    Table(
         name="lab",
         question="Which method teaches the lab's student best, as published and with a token selection?",
         methods=tuple(tuning.LAB),

@@ -250,6 +250,18 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="Is OGLS_SD better than that OPSD?", table="legs", ours=OWN, theirs=LOCATED),
         Question(text="Is it better than GRPO?", table="legs", ours=OWN, theirs="grpo"),
     ),
+    "SmolLM2-135M: multiple choice in physics (SciKnowEval), whose answers it guesses": (
+        Question(
+            text="Does OGLS_SD, set as in the default run, improve the model? After 12 steps against before",
+            table="science",
+            ours=OWN,
+        ),
+        Question(text="And OPSD, learned from located errors?", table="science", ours=LOCATED),
+        Question(text="And ROSD as published?", table="science", ours="rosd"),
+        Question(text="And GRPO?", table="science", ours="grpo"),
+        Question(text="And likelihood of the right options (SFT)?", table="science", ours="sft"),
+        Question(text="Is there anything to learn from its teacher?", table="views", page="results"),
+    ),
 }
 
 HEAD = """# Evidence

@@ -402,6 +402,7 @@ def test_every_configuration_parses(overlay: str):
     below = {name: [] for name in ("math.yaml", "lab.yaml", "families.yaml", *recipes)}  # stand alone
     below |= {"qwen3_4b.yaml": ["qwen3_ogls_sd.yaml"], "rosd_student.yaml": ["math.yaml", "rosd.yaml"]}
     below["legs_start.yaml"] = ["math.yaml", "legs.yaml"]
+    below |= {f"science_{name}.yaml": ["math.yaml", "science.yaml"] for name in ("start", "domains")}
     below |= {f"families_{name}.yaml": ["families.yaml"] for name in ("each", "four", "other_four")}
     own = [word for file in (*below.get(overlay, ["math.yaml"]), overlay) for word in ("--config", file)]
     assert parsed(["fit", *own, "--data.seed", "7"]).data.seed == 7

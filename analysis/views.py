@@ -1,0 +1,215 @@
+"""What a model answers by what it reads, and where a teacher's shift sits: is there anything to learn from a teacher?
+
+    python analysis/views.py --config math.yaml --config science.yaml --samples 4 --out views
+
+Held-out problems are sampled with the problem alone, and once each with what a teacher may read: the reference
+solution, a right and a wrong attempt of the model's own, and what the locator says of that wrong attempt. *As read* is
+the share of answers that are those of the text in view, right or wrong: the rate at which the model copies.
+
+A group of k rollouts is mixed if some are right and some are not. Where every problem had the same chance a to be
+answered right, a share 1 - a^k - (1 - a)^k of groups would be mixed, and two rollouts of one problem would both be
+right with probability a^2. What the second is above that is the variance of the chance over problems: 0 where the model
+guesses everywhere, a (1 - a) where it knows some problems and none of the others.
+
+A wrong rollout leaves the nearest right text at its *fork* (see `alpha_values.py`). Of the divergence between the
+method's target and the student, summed over all tokens of wrong rollouts of a step, the shares before, at and after the
+fork are told, and that of each rollout's token of largest divergence.
+
+Writes NAME.csv (a row per figure, with ends of its 95 % interval over problems) and NAME.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from alpha_profile import resampled
+from alpha_values import fork, right_texts
+from reading import distributions
+from states import distilled, opened, parser_of, reaching, score
+
+from ogls.data import RolloutDataModule
+from ogls.lessons.prompts import ATTEMPT, IDEA, Wording
+from ogls.module import SelfDistillation
+from ogls.records import Problem, Rollout, RolloutGroup
+from ogls.system.seeds import derive
+from ogls.system.statistics import share_interval
+from ogls.tasks.base import MistakeLocator
+
+MOST_ANSWERS = 10
+"""Where problems have no more different answers than these, each is told: how often it is given, and is right."""
+Figure = tuple[str, str, float, float, float, int]
+"""What is in view, name of the figure, value, low, high, number of problems."""
+
+
+def _shown(name: str, figure: str, values: Sequence[float]) -> Figure:
+    return (name, figure, *share_interval(values), len(values))
+
+
+def _mean(group: RolloutGroup, of: Callable[[Rollout], float]) -> float:
+    return float(np.mean([of(rollout) for rollout in group.rollouts]))
+
+
+def answers(name: str, groups: Sequence[RolloutGroup], read: Sequence[str | None] = ()) -> Iterator[Figure]:
+    """Yields what groups say: accuracy, format errors, entropy, and how often the answer is the one that was read.
+
+    Args:
+        name: what is in view
+        groups: one group per problem
+        read: answer of the text in view, by problem; none where a text has no answer
+    """
+    yield _shown(name, "right", [_mean(group, lambda r: r.correct) for group in groups])
+    yield _shown(name, "no answer", [_mean(g, lambda r: r.truncated or r.verdict.status != "graded") for g in groups])
+    if read:
+        pairs = zip(groups, read, strict=True)
+        yield _shown(name, "as read", [_mean(g, lambda r, a=a: r.verdict.answer == a) for g, a in pairs])
+    over = np.array([[-sum(sum(r.completion.logprobs) for r in group.rollouts)] for group in groups])
+    under = np.array([[sum(len(r.completion.logprobs) for r in group.rollouts)] for group in groups])
+    low, high = np.nanpercentile(resampled(over, under), [2.5, 97.5])
+    yield name, "entropy, nats a token", over.sum() / under.sum(), low, high, len(groups)
+
+
+def guessing(groups: Sequence[RolloutGroup]) -> Iterator[Figure]:
+    """Yields how far groups are from what the same chance everywhere would give."""
+    rights = np.array([len(group.successes) for group in groups])
+    k = len(groups[0].rollouts)
+    yield _shown("nothing", "mixed groups", [group.mixed for group in groups])
+    draws = np.random.default_rng(0).integers(len(groups), size=(1000, len(groups)))
+
+    def told(figure: str, of: Callable[[np.ndarray], np.ndarray]) -> Figure:
+        low, high = np.percentile(of(rights[draws]), [2.5, 97.5])
+        return "nothing", figure, float(of(rights[None])[0]), low, high, len(groups)
+
+    def alike(counts: np.ndarray) -> np.ndarray:
+        accuracy = counts.mean(-1) / k
+        return 1 - accuracy**k - (1 - accuracy) ** k
+
+    def variance(counts: np.ndarray) -> np.ndarray:
+        both = (counts * (counts - 1)).mean(-1) / (k * (k - 1))
+        return both - (counts.mean(-1) / k) ** 2
+
+    yield told("mixed groups, the same chance everywhere", alike)
+    yield told("variance of the chance over problems", variance)
+    yield told("that variance if it knew or did not", lambda n: n.mean(-1) / k * (1 - n.mean(-1) / k))
+    gold = sorted({group.problem.answer for group in groups})
+    for answer in gold if len(gold) <= MOST_ANSWERS else ():
+        yield _shown(
+            "nothing", f"answers {answer}", [_mean(g, lambda r, a=answer: r.verdict.answer == a) for g in groups]
+        )
+        yield _shown("nothing", f"would be right: {answer} throughout", [g.problem.answer == answer for g in groups])
+
+
+def read_by(
+    data: RolloutDataModule, groups: Sequence[RolloutGroup]
+) -> dict[str, tuple[Wording, list[tuple[Problem, str, str | None]]]]:
+    """Returns what can be in view: the words around it, and per problem the text and its answer."""
+    with_solution = [(g.problem, g.problem.solution, g.problem.answer) for g in groups if g.problem.solution]
+    right = [(g.problem, g.successes[0]) for g in groups if g.successes]
+    wrong = [(g.problem, r) for g in groups for r in [x for x in g.failures if x.verdict.answer is not None][:1]]
+    found: dict[str, tuple[Wording, list[tuple[Problem, str, str | None]]]] = {
+        "the reference solution": (ATTEMPT, with_solution),
+        "a right attempt of its own": (ATTEMPT, [(p, r.text, r.verdict.answer) for p, r in right]),
+        "a wrong attempt of its own": (ATTEMPT, [(p, r.text, r.verdict.answer) for p, r in wrong]),
+    }
+    if isinstance(data.locator, MistakeLocator):
+        located = [(p, data.locator.mistake(p, r.text)) for p, r in wrong]
+        found["the idea for that wrong attempt"] = (IDEA, [(p, m.idea, None) for p, m in located if m is not None])
+    return {name: some for name, some in found.items() if some[1]}
+
+
+def asked(data: RolloutDataModule, samples: int) -> dict[str, list[Figure]]:
+    """Returns the figures of all held-out problems, set by set and of all together."""
+    data.setup("validate")
+    sampler, sampling = data.sampler(), data.evaluation.sampling
+    sampler.hold()
+    problems = list(data.val_problems)
+    plain = sampler.rollouts(
+        problems, [data.encoder.evaluated(p) for p in problems], samples, sampling, derive(data.seed, "views")
+    )
+    answered: dict[str, tuple[list[RolloutGroup], list[str | None]]] = {"nothing": (plain, [])}
+    for name, (wording, texts) in read_by(data, plain).items():
+        prompts = [data.encoder.view(problem, wording, text) for problem, text, _ in texts]
+        groups = sampler.rollouts([p for p, _, _ in texts], prompts, 1, sampling, derive(data.seed, "views", name))
+        answered[name] = groups, [answer for _, _, answer in texts]
+    found: dict[str, list[Figure]] = {}
+    for part in ["", *data.val_problems.sets]:
+        figures: list[Figure] = []
+        for name, (groups, read) in answered.items():
+            own = [i for i, group in enumerate(groups) if part in ("", group.problem.set)]
+            if not own:
+                continue
+            some = [groups[i] for i in own]
+            figures += answers(name, some, [read[i] for i in own] if read and any(read) else [])
+            if name == "nothing" and samples > 1:
+                figures += guessing(some)
+        found[part or "all"] = figures
+    return found
+
+
+def shift(model: SelfDistillation, data: RolloutDataModule, step: int | None) -> list[Figure]:
+    """Returns where the divergence of target and student sits in the wrong rollouts of one step."""
+    batch = data.make_batch(model.policy.version if step is None else step)
+    wrong = {(g.problem.id, r.completion.token_ids) for g in batch.groups for r in g.failures}
+    lessons = [one for one in distilled(batch) if (one.problem_id, one.token_ids) in wrong]
+    if not lessons:
+        raise ValueError(f"{model.method.name} learns from no wrong rollout of {len(batch.groups)} problems")
+    rights = right_texts(data, batch.groups)
+    names = ("before the fork", "at the fork", "after the fork", "at the largest token")
+    over = {name: [] for name in names}
+    tokens = {name: [] for name in names}
+    for one in score(model, [reaching(lesson, len(lesson.token_ids)) for lesson in lessons], pools=True):
+        kl = np.array([cell["kl"] for cell in distributions(model, one, data.encoder, 1)])
+        place, _ = fork(one.lesson.token_ids, rights[one.lesson.problem_id])
+        at = np.arange(len(kl))
+        parts = (at < place, at == place, at > place, at == kl.argmax())
+        for name, part in zip(names, parts, strict=True):
+            over[name].append(kl[part].sum())
+            tokens[name].append(part.sum())
+    whole = np.sum([over[name] for name in names[:3]], axis=0)[:, None]
+    figures: list[Figure] = []
+    for name in names:
+        own = np.array(over[name])[:, None]
+        low, high = np.nanpercentile(resampled(own, whole), [2.5, 97.5])
+        few = float(np.mean(tokens[name]))
+        figures.append(("shift", f"{name} ({few:.1f} tokens)", own.sum() / whole.sum(), low, high, len(lessons)))
+    low, high = np.percentile(resampled(whole, np.ones_like(whole)), [2.5, 97.5])
+    figures.append(("shift", "nats a rollout", float(whole.mean()), low, high, len(lessons)))
+    return figures
+
+
+def markdown(found: dict[str, list[Figure]]) -> str:
+    """Returns all figures, a row per set, view and figure."""
+    lines = ["| problems | in view | figure | value | 95 % interval | n |", "|---|---|---|---:|---:|---:|"]
+    for part, figures in found.items():
+        lines += [f"| {part} | {v} | {f} | {x:.3f} | [{lo:.3f}, {hi:.3f}] | {n} |" for v, f, x, lo, hi, n in figures]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--samples", type=int, default=4, help="rollouts per problem with nothing in view")
+    parser.add_argument("--out", type=Path, default=Path("views"), metavar="NAME", help="default: %(default)s")
+    options, configuration = parser.parse_known_args(arguments)
+    if options.samples < 1:
+        parser.error(f"--samples must be at least 1, got {options.samples}")
+    try:
+        with opened(configuration, options.ckpt_path) as (model, data):
+            found = {"a step": shift(model, data, options.step)} if options.samples > 1 else {}
+            found = asked(data, options.samples) | found
+            name, version = model.method.name, model.policy.version
+    except ValueError as error:
+        parser.error(str(error))
+    rows = [(part, *figure) for part, figures in found.items() for figure in figures]
+    table = pd.DataFrame(rows, columns=["problems", "in view", "figure", "value", "low", "high", "n"])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out.with_suffix(".csv"), index=False)
+    options.out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+    print(f"{name}, weights after {version} steps")
+    print(markdown(found), end="")
+    print(f"written: {options.out}.csv, .md")
+
+
+if __name__ == "__main__":
+    main()

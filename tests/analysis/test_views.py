@@ -1,0 +1,57 @@
+"""What a model answers by what it reads: figures of groups by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import views
+
+from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+
+
+def group(name: str, answers: str, gold: str = "A") -> RolloutGroup:
+    """Returns a group whose rollouts give these answers, a dash for none, in tokens of probability 1/2."""
+    completion = Completion(token_ids=(1, 2), logprobs=(math.log(0.5),) * 2, finish_reason="stop")
+    verdicts = [
+        Verdict(correct=False, status="unparsable")
+        if letter == "-"
+        else Verdict(correct=letter == gold, status="graded", answer=letter)
+        for letter in answers
+    ]
+    rollouts = tuple(Rollout(completion=completion, text="", verdict=verdict) for verdict in verdicts)
+    problem = Problem(id=name, text="?", answer=gold)
+    return RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=rollouts, policy_version=0)
+
+
+def values(figures) -> dict[str, float]:
+    return {figure: value for _, figure, value, _, _, _ in figures}
+
+
+def test_answers_by_hand():
+    found = values(views.answers("nothing", [group("a", "AB-A"), group("b", "BBBB")], ["B", "B"]))
+    assert found["right"] == 2 / 8
+    assert found["no answer"] == 1 / 8
+    assert found["as read"] == 5 / 8
+    assert found["entropy, nats a token"] == pytest.approx(math.log(2))
+
+
+def test_who_knows_some_problems_and_none_of_the_others_has_all_of_the_variance():
+    found = values(views.guessing([group("a", "AAAA"), group("b", "BBBB")]))
+    assert found["mixed groups"] == 0
+    assert found["mixed groups, the same chance everywhere"] == 1 - 2 / 2**4
+    assert found["variance of the chance over problems"] == 0.25
+    assert found["that variance if it knew or did not"] == 0.25
+    assert found["answers A"] == 0.5
+
+
+def test_who_guesses_everywhere_has_none():
+    rng = np.random.default_rng(0)
+    groups = [group(str(i), "".join(rng.choice(list("ABCD"), 4)), gold="ABCD"[i % 4]) for i in range(4000)]
+    found = values(views.guessing(groups))
+    assert found["variance of the chance over problems"] == pytest.approx(0, abs=0.006)
+    assert found["mixed groups"] == pytest.approx(1 - 0.25**4 - 0.75**4, abs=0.02)
+    assert found["mixed groups, the same chance everywhere"] == pytest.approx(1 - 0.25**4 - 0.75**4, abs=0.01)
+    assert found["answers B"] == pytest.approx(0.25, abs=0.02)
+    assert found["would be right: B throughout"] == 0.25
