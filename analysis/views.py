@@ -45,7 +45,8 @@ Figure = tuple[str, str, float, float, float, int]
 
 
 def _shown(name: str, figure: str, values: Sequence[float]) -> Figure:
-    return (name, figure, *share_interval(values), len(values))
+    mean, low, high = share_interval(values)
+    return name, figure, mean, low, high, len(values)
 
 
 def _mean(group: RolloutGroup, of: Callable[[Rollout], float]) -> float:
@@ -103,12 +104,12 @@ def guessing(groups: Sequence[RolloutGroup]) -> Iterator[Figure]:
 
 def read_by(
     data: RolloutDataModule, groups: Sequence[RolloutGroup]
-) -> dict[str, tuple[Wording, list[tuple[Problem, str, str | None]]]]:
+) -> dict[str, tuple[Wording, Sequence[tuple[Problem, str, str | None]]]]:
     """Returns what can be in view: the words around it, and per problem the text and its answer."""
     with_solution = [(g.problem, g.problem.solution, g.problem.answer) for g in groups if g.problem.solution]
     right = [(g.problem, g.successes[0]) for g in groups if g.successes]
     wrong = [(g.problem, r) for g in groups for r in [x for x in g.failures if x.verdict.answer is not None][:1]]
-    found: dict[str, tuple[Wording, list[tuple[Problem, str, str | None]]]] = {
+    found: dict[str, tuple[Wording, Sequence[tuple[Problem, str, str | None]]]] = {
         "the reference solution": (ATTEMPT, with_solution),
         "a right attempt of its own": (ATTEMPT, [(p, r.text, r.verdict.answer) for p, r in right]),
         "a wrong attempt of its own": (ATTEMPT, [(p, r.text, r.verdict.answer) for p, r in wrong]),
@@ -142,7 +143,7 @@ def asked(data: RolloutDataModule, samples: int) -> dict[str, list[Figure]]:
                 continue
             some = [groups[i] for i in own]
             figures += answers(name, some, [read[i] for i in own] if read and any(read) else [])
-            if name == "nothing" and samples > 1:
+            if name == "nothing":
                 figures += guessing(some)
         found[part or "all"] = figures
     return found
@@ -192,12 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=4, help="rollouts per problem with nothing in view")
     parser.add_argument("--out", type=Path, default=Path("views"), metavar="NAME", help="default: %(default)s")
     options, configuration = parser.parse_known_args(arguments)
-    if options.samples < 1:
-        parser.error(f"--samples must be at least 1, got {options.samples}")
+    if options.samples < 2:
+        parser.error(f"--samples must be at least 2, so that groups can be mixed, got {options.samples}")
     try:
         with opened(configuration, options.ckpt_path) as (model, data):
-            found = {"a step": shift(model, data, options.step)} if options.samples > 1 else {}
-            found = asked(data, options.samples) | found
+            moved = shift(model, data, options.step)
+            found = asked(data, options.samples) | {"a step": moved}
             name, version = model.method.name, model.policy.version
     except ValueError as error:
         parser.error(str(error))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import views
 
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
+from tests.test_cli import small
 
 
 def group(name: str, answers: str, gold: str = "A") -> RolloutGroup:
@@ -55,3 +57,22 @@ def test_who_guesses_everywhere_has_none():
     assert found["mixed groups, the same chance everywhere"] == pytest.approx(1 - 0.25**4 - 0.75**4, abs=0.01)
     assert found["answers B"] == pytest.approx(0.25, abs=0.02)
     assert found["would be right: B throughout"] == 0.25
+
+
+def test_from_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    views.main([*small(tiny_model), "--samples", "2", "--out", "found/views"])
+    table = views.pd.read_csv("found/views.csv").set_index(["problems", "in view", "figure"]).sort_index()
+    shares = table.loc["a step", "shift"]["value"]
+    parts = [
+        next(v for name, v in shares.items() if name.startswith(f"{p} the fork")) for p in ("before", "at", "after")
+    ]
+    assert sum(parts) == pytest.approx(1)
+    assert table.loc[("all", "the reference solution", "right"), "n"] == 5
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+    assert Path("found/views.md").read_text().startswith("| problems | in view | figure | value |")
+    with pytest.raises(SystemExit) as stopped:
+        views.main([*small(tiny_model), "--samples", "1"])
+    assert stopped.value.code == 2

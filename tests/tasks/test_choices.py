@@ -63,4 +63,5 @@ def test_a_cold_start_shows_right_options_unless_it_follows_an_attempt(problem: 
             assert draft.demonstration == STATED
     assert 25 <= followed <= 60, "an attempt is in view three times in ten, and is wrong every other time"
     assert ChoiceHabits().wrong_idea == 0
-    assert not ChoiceVerifier().grade(problem, Choice.read(problem).wrong_work(random.Random(0))).correct
+    for seed in range(50):
+        assert not ChoiceVerifier().grade(problem, Choice.read(problem).wrong_work(random.Random(seed))).correct
