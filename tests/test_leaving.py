@@ -47,25 +47,40 @@ class Left:
     adapter: Path
 
 
-@pytest.fixture(scope="module")
-def left(nursery: Nursery, embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Left:
-    """Two steps of the default run in float32, from its cold start."""
-    place = tmp_path_factory.mktemp("left")
-    code, output = run_in(nursery, "fit", *SMALL, cwd=place)
+def leave(nursery: Nursery, place: Path, *options: str, exported: Sequence[str]) -> Left:
+    """Trains, exports the best checkpoint, and validates it."""
+    code, output = run_in(nursery, "fit", *SMALL, *options, cwd=place)
     assert code == 0, output[-3000:]
     (run,) = (place / "runs").iterdir()
     best = str(run / "checkpoints" / "best.ckpt")
-    for name, more in (("model", ()), ("adapter", ("--adapter",))):
+    for name in exported:
+        more = ("--adapter",) if name == "adapter" else ()
         arguments = ("--ckpt_path", best, "--to", name, "--dtype", "float32", *more)
         code, output = run_in(nursery, "export", *arguments, cwd=place)
         assert code == 0, output[-3000:]
-    code, output = run_in(nursery, "validate", *SMALL, "--ckpt_path", best, cwd=place)
+    code, output = run_in(nursery, "validate", *SMALL, *options, "--ckpt_path", best, cwd=place)
     assert code == 0, output[-3000:]
-    validated = float(output.rpartition("val/avg_at_1 ")[2].split()[0])
-    accuracy = [row["val/avg_at_1"] for row in read_rows(run / METRICS) if "val/avg_at_1" in row][-1]
-    assert validated == pytest.approx(accuracy, abs=1e-3)
+    (validation,) = (place / "runs").glob("validate-*")
+    accuracy, again = (
+        [row["val/avg_at_1"] for row in read_rows(of / METRICS) if "val/avg_at_1" in row][-1]
+        for of in (run, validation)
+    )
+    assert again == accuracy
     assert 0.3 < accuracy < 1.0
     return Left(run, accuracy, place / "model", place / "adapter")
+
+
+@pytest.fixture(scope="module")
+def left(nursery: Nursery, embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """Two steps of the default run in float32, from its cold start."""
+    return leave(nursery, tmp_path_factory.mktemp("left"), exported=("model", "adapter"))
+
+
+@pytest.fixture(scope="module")
+def left_whole(nursery: Nursery, embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """The same where all weights are trained."""
+    whole = ("--policy.lora", "null", "--model.learning_rate", "5e-5")
+    return leave(nursery, tmp_path_factory.mktemp("whole"), *whole, exported=("model",))
 
 
 def prompts(folder: Path) -> list[list[int]]:
@@ -175,3 +190,11 @@ def test_lm_eval_counts_what_the_run_did(left: Left, kind: str, tmp_path: Path) 
     assert ended.returncode == 0, ended.stderr[-3000:]
     (report,) = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(report.read_text())["results"]["ogls_chains"]["exact_match,boxed"] == pytest.approx(left.accuracy)
+
+
+def test_all_weights_leave_as_a_whole(left_whole: Left, tmp_path: Path) -> None:
+    """The exported model and the run's own `best_model` write the same; transformers and vLLM count as the run."""
+    written = greedy(AutoModelForCausalLM.from_pretrained(left_whole.model), left_whole.model)
+    assert accuracy(left_whole.model, written) == pytest.approx(left_whole.accuracy)
+    assert greedy(AutoModelForCausalLM.from_pretrained(left_whole.run / "best_model"), left_whole.model) == written
+    assert by_vllm(left_whole.model, None, left_whole.model, tmp_path)[0] == written
