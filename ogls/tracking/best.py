@@ -113,10 +113,13 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, 
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if any(version.tags.get(_STEP) == str(best["step"]) for version in versions):
         return
-    place = f"{client.get_run(run_id).info.artifact_uri}/{ADAPTER}" if best["adapter"] else model.artifact_location
+    # A server takes a place for a version only inside what the version names: its run, or else its model.
+    place, whose = model.artifact_location, model.model_id
+    if best["adapter"]:
+        place, whose = f"{client.get_run(run_id).info.artifact_uri}/{ADAPTER}", None
     told = f"{best['monitor']} {best['metrics'][best['monitor']]:.3f} after step {best['step']}"
     tags = {_STEP: str(best["step"])}
-    made = client.create_model_version(name, place, run_id, tags=tags, description=told, model_id=model.model_id)
+    made = client.create_model_version(name, place, run_id, tags=tags, description=told, model_id=whose)
     client.set_logged_model_tags(model.model_id, {_VERSIONS: json.dumps([{"name": name, "version": made.version}])})
 
 

@@ -13,6 +13,7 @@ _SLOTS = re.compile(r"\{(problem|text|attempt|solution|answer)\}")
 _IS_PROMPT = "mlflow.prompt.is_prompt"
 _EXPERIMENTS = "_mlflow_experiment_ids"  # tag of a prompt: where its page is linked from
 _LINKED = "mlflow.linkedPrompts"  # tag of a run
+_SOURCE = "dummy-source"  # what MLflow's own client says; its server refuses anything else
 
 
 def used(prompts: Any, method: Any) -> dict[str, str]:
@@ -67,5 +68,5 @@ def _version(registry: Any, name: str, text: str, run: MLflowRun) -> str:
         if version.tags.get("mlflow.prompt.text") == text:
             return str(version.version)
     tags = {_IS_PROMPT: "true", "_mlflow_prompt_type": "text", "mlflow.prompt.text": text}
-    made = registry.create_model_version(name, "ogls", tags=tags, description=f"First used by {run.name}")
+    made = registry.create_model_version(name, _SOURCE, tags=tags, description=f"First used by {run.name}")
     return str(made.version)

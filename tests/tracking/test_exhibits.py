@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from ogls.lessons.prompts import ATTEMPT, Prompts
-from ogls.tracking import best, prompts
+from ogls.tracking import best, prompts, traces
 from ogls.tracking.mlflow_run import MLflowRun
 from ogls.tracking.ui import addresses
+from tests.sweep.test_several_machines import free_port, mlflow_server
+from tests.tracking.test_traces import wrong
 
 
 @pytest.fixture
@@ -123,6 +126,29 @@ def test_equal_templates_make_no_new_version(store: str) -> None:
         assert [prompt.name for prompt in client.search_prompts(asked)] == ["ogls.student"]
     with pytest.raises(Exception, match="not found"):
         client.get_model_version("ogls.student", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_takes_prompts_traces_and_the_best_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server checks what a database takes as it comes, such as the sources of versions."""
+    monkeypatch.chdir(tmp_path)
+    port, environment = free_port(), os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with mlflow_server(tmp_path, port, environment):
+        run = begun(f"http://127.0.0.1:{port}")
+        run.add(ROWS[:2])
+        (tmp_path / "best_adapter").mkdir()
+        for folder, name in ((tmp_path, "adapter"), (tmp_path / "elsewhere", "weights")):
+            best.write(run, told(4, folder), {}, name)
+        prompts.write(run, {"student": "{problem}!"})
+        assert traces.write(run, [wrong()]) == 1
+        client, run_id = run.open()
+        sources = {name: client.get_model_version(name, "1").source for name in ("adapter", "weights")}
+        assert sources["adapter"] == f"{client.get_run(run_id).info.artifact_uri}/best_adapter"
+        found: Any = client.get_prompt_version("ogls.student", "1")
+        assert found.template == "{{problem}}!"
+        (trace,) = client.search_traces(locations=[str(run.experiment_id)])
+        assert trace.data.spans[0].name == "rollout"
 
 
 def test_the_pages_addresses_are_told_before_they_are_served(store: str, tmp_path: Path) -> None:
