@@ -1,4 +1,4 @@
-"""Pictures of MLflow's pages for docs/tracking.md, of runs that this script makes first: five minutes of two cores.
+"""Pictures of MLflow's pages for the docs, of runs that this script makes first: seven minutes of two cores.
 
 python analysis/screenshots.py --folder FOLDER     # a second call takes the runs that are there, and new pictures
 """
@@ -36,7 +36,7 @@ HIDE = "document.querySelectorAll('[data-component-id*=\"assistant\"]').forEach(
 
 
 def make_runs(sweeps: bool) -> None:
-    """Makes two methods with two seeds each, on a lab of few steps, and on request a sweep of three trials."""
+    """Makes two methods with two seeds each, on a lab of few steps, and on request a sweep of six trials."""
     lab = yaml.safe_load((ROOT / "experiments" / "lab.yaml").read_text())
     lab["trainer"]["max_epochs"], lab["data"]["val"]["init_args"]["size"] = 3, 24
     lab["data"] |= SHORT
@@ -47,7 +47,7 @@ def make_runs(sweeps: bool) -> None:
             sys.argv = ["experiments/run.py", "fit", "--config", "short.yaml", *method, *own]
             build()
     if sweeps:
-        sweep = [sys.executable, str(ROOT / "sweeps" / "steer_alpha.py"), "--study", "alpha", "--n-trials", "3"]
+        sweep = [sys.executable, str(ROOT / "sweeps" / "steer_alpha.py"), "--study", "alpha", "--n-trials", "6"]
         subprocess.run([*sweep, "--config", str(Path("short.yaml").resolve())], check=True)
 
 
@@ -75,8 +75,7 @@ def take(client: MlflowClient, place: str, to: Path) -> None:
     (lab,) = client.search_experiments(filter_string="name = 'lab'")
     number = lab.experiment_id
     runs = client.search_runs([number], "attributes.status = 'FINISHED'")
-    plain = [run for run in runs if "mlflow.parentRunId" not in run.data.tags and "seed" in run.data.tags]
-    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    plain = [run for run in runs if "seed" in run.data.tags]
     traced = plain[-1]
     (model,) = client.search_logged_models([number], f"source_run_id = '{traced.info.run_id}'")
     pages = {
@@ -89,8 +88,8 @@ def take(client: MlflowClient, place: str, to: Path) -> None:
         "model": f"#/experiments/{number}/models/{model.model_id}?workflowType=machine_learning",
         "prompt": f"#/experiments/{number}/prompts/ogls.view.attempt",
     }
-    if trials:
-        pages["sweep"] = page_of_comparison([number], [run.info.run_id for run in trials])
+    for sweeps in client.search_experiments(filter_string="name = 'sweeps'"):
+        pages["sweep"] = page_of_runs(sweeps.experiment_id, "study-alpha")
     with Browser(1500, 900) as browser:
         browser.open(place)
         for key, value in WORDS:

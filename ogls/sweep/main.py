@@ -22,7 +22,7 @@ from ogls.sweep.record import StudyRecord
 from ogls.sweep.report import resolve, write_report
 from ogls.sweep.search_space import asked, check_space, keep_space
 from ogls.sweep.storage import open_storage
-from ogls.sweep.worker import Worker
+from ogls.sweep.worker import Worker, shown
 from ogls.tracking.address import masked
 
 _DEFAULT_TRIALS = 24
@@ -58,6 +58,7 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
     for trial in attempts.latest(study):
         if trial.state.is_finished():  # MLflow may have been away when it was
             worker.settle(trial)
+    worker.show_best()
     stopped = True
     try:
         worker.work(_wanted(settings, study))
@@ -166,7 +167,7 @@ def _outcome(settings: Settings, study: Study) -> list[str]:
     told = [f"Study {settings.study}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)]
     for trial in study.best_trials:
         values = ", ".join(f"{value:.4f}" for value in trial.values)
-        told.append(f"best: trial {attempts.original(trial)}, {values}, {trial.params}")
+        told.append(f"best: trial {attempts.original(trial)}, {values}: {shown(trial.params)}")
     return told
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from optuna import Study
 
 from ogls.sweep.definition import Settings
 from ogls.tracking.files import DESCRIPTION
-from ogls.tracking.mlflow_run import MLflowRun
+from ogls.tracking.mlflow_run import COMMAND, MLflowRun
 from ogls.tracking.outbox import Outbox
-from ogls.tracking.pages import address, page_of_comparison
+from ogls.tracking.pages import address, page_of_runs, view_of_study
 from ogls.tracking.replay import replay
 
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 20.0  # seconds to wait for MLflow at beginning and end
@@ -36,12 +36,15 @@ class StudyRecord:
     def __init__(self, settings: Settings, study: Study, created: bool, about: str) -> None:
         self._study, self._key = study, f"mlflow_run:{_identity(settings.tracking_uri)}"
         self._patience = _PATIENCE_LOCAL if settings.tracking_uri.startswith("sqlite") else _PATIENCE_SERVER
-        tags = {"method": "sweep", "study": settings.study}
+        tags = {"method": "sweep", "study": settings.study, COMMAND: "sweep"}
         self._run = MLflowRun(settings.tracking_uri, settings.experiment, settings.study, tags, system_metrics=False)
         self._run.run_id = self._kept() if created else _wait(self._kept, _PATIENCE_SERVER)
         self._box = Outbox()
+        self._page = ""  # page of the study's runs, once a trial is complete
         self._about = about
-        self._put(lambda: self._run.params(settings.identity))
+        last = settings.first_seed + settings.seeds - 1
+        seeds = str(last) if settings.seeds == 1 else f"{settings.first_seed} to {last}"
+        self._put(lambda: self._run.params({**settings.identity, "method": "sweep", "seed": seeds}))
         if created:
             self._put(lambda: self._run.describe(about))
         _wait(lambda: self._run.run_id or self._box.lost, self._patience)
@@ -106,12 +109,16 @@ class StudyRecord:
 
         self._put(call)
 
-    def _compared(self) -> str:
-        """Returns the page that compares the runs of the study's trials."""
-        client, parent = self._run.open()
-        experiment = client.get_run(parent).info.experiment_id
-        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-        return page_of_comparison([experiment], [run.info.run_id for run in children if run.info.status == "FINISHED"])
+    def show(self, accuracies: Sequence[str], parameters: Sequence[str], lines: Sequence[str]) -> None:
+        """Sets what the page of the study's runs shows; see `ogls.tracking.pages.view_of_study`."""
+
+        def call() -> None:
+            study, key = self._study.study_name, f"study-{self._study.study_name}"
+            self._run.show(view_of_study(study, accuracies, parameters, lines), key)
+            assert self._run.experiment_id is not None
+            self._page = page_of_runs(self._run.experiment_id, key)
+
+        self._put(call)
 
     def end(self, state: str | None, told: str) -> None:
         """Ends the parent run as FINISHED or KILLED; None leaves it running for other workers.
@@ -120,18 +127,18 @@ class StudyRecord:
             state: state of the run in MLflow
             told: what came of the study so far, in Markdown
         """
-        found: list[str] = []
 
         def describe() -> None:
-            found.append(self._compared())
-            self._run.describe(f"{told}\n\n[Its trials side by side]({found[0]})\n\n{self._about}")
+            first, _, others = told.partition("\n\n")
+            link = f" ([side by side]({self._page}))" if self._page else ""
+            self._run.describe("\n\n".join(filter(None, [first + link, others, self._about])))
 
         self._put(describe)
         if state is not None:
             self._put(lambda: self._run.end(state))
         self._box.close(self._patience)
-        if found:
-            print(f"The study's runs side by side: {address(self._run.uri, found[0])}")
+        if self._page:
+            print(f"The study's runs side by side: {address(self._run.uri, self._page)}")
         if self._box.lost:
             print(f"MLflow lacks {self._box.lost} entries of the study. {self._box.error}")
 

@@ -29,7 +29,7 @@ from ogls.sweep.curve import draw_curve
 from ogls.sweep.definition import Options, Settings, Sweep
 from ogls.sweep.process import arguments
 from ogls.sweep.search_space import asked
-from ogls.sweep.worker import SECONDS, VALUES, WHY
+from ogls.sweep.worker import SECONDS, VALUES, WHY, best_trial
 
 _INTERACTING = 4  # most important parameters, of which each pair is plotted
 _PLOTS = (plot_optimization_history, plot_slice, plot_parallel_coordinate)
@@ -64,12 +64,6 @@ def table(study: Study, settings: Settings) -> pd.DataFrame:
             row |= {f"{name}_s{seed}": value for seed, value in enumerate(values, settings.first_seed)}
         rows.append(row | {"seconds": trial.user_attrs.get(SECONDS), "why": trial.user_attrs.get(WHY)})
     return pd.DataFrame(rows).sort_values("trial") if rows else pd.DataFrame(columns=["trial", "state"])
-
-
-def best_trial(study: Study) -> FrozenTrial | None:
-    """Returns the trial of the highest accuracy, whatever the second objective; None where none is complete."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(complete, key=lambda trial: trial.values[0], default=None)
 
 
 def options_of(sweep: Sweep, trial: FrozenTrial) -> Options:

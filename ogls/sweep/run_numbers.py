@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from ogls.tracking.files import SUBSET, WHOLE
+from ogls.tracking.files import SUBSET, WHOLE, accuracies
 
 
 class RunNumbers:
@@ -62,6 +62,16 @@ class RunNumbers:
     def accuracy(self) -> dict[int, float]:
         """Returns avg@k by step of the held-out problems that every validation samples, all or a subset."""
         return self._named(SUBSET) or self._named(WHOLE)
+
+    @property
+    def finals(self) -> dict[str, float]:
+        """Returns what the run measured at its end, ``final/avg_at_4`` among it; empty before that."""
+        return {name: series[max(series)] for name, series in self._series.items() if name.startswith("final/")}
+
+    @property
+    def accuracies(self) -> list[str]:
+        """Returns the names of the accuracies, that of whole validations first."""
+        return accuracies(self._series)
 
     @property
     def final_accuracy(self) -> float:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
 
@@ -22,8 +22,10 @@ from ogls.sweep.process import Failed, Killed, Stopped, TrialRun
 from ogls.sweep.record import StudyRecord
 from ogls.sweep.run_numbers import RunNumbers
 from ogls.sweep.search_space import OPTIONS
+from ogls.tracking.config import flatten
 
 RUNS, VALUES, SECONDS, WHY = "runs", "values_by_seed", "seconds", "why"
+FINALS, ACCURACIES = "finals", "accuracies"  # what its runs measured at their end, and the names of their accuracies
 _OUTCOMES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 
 
@@ -83,7 +85,7 @@ class Worker:
             dashboard.note(trial, "\n\n".join(f"`{run.folder}`" for run in runs))
             if self.stopping.is_set():
                 raise Stopped
-            print(f"trial {trial.number}: {_shown(trial.params)}", flush=True)
+            print(f"trial {trial.number}: {shown(trial.params)}", flush=True)
             return self._measure(trial, runs)
         except (Killed, Stopped) as error:
             frozen = self.study.get_trials(deepcopy=False)[trial.number]  # with the parameters of the space
@@ -150,6 +152,8 @@ class Worker:
         if not all(map(math.isfinite, means)):
             raise Failed(f"the objective is {means[0] if len(means) == 1 else means}")
         trial.set_user_attr(VALUES, values)
+        trial.set_user_attr(FINALS, _means([numbers.finals for numbers in finished]))
+        trial.set_user_attr(ACCURACIES, finished[0].accuracies)
         trial.set_user_attr(SECONDS, round(time.monotonic() - begun, 1))
         return means[0] if len(means) == 1 else means
 
@@ -159,6 +163,7 @@ class Worker:
         outcome = self.settle(trial)
         shown = ", ".join(f"{value:.4f}" for value in trial.values or []) or trial.user_attrs.get(WHY, "")
         print(f"trial {trial.number}: {outcome.lower()}, {shown}", flush=True)
+        self.show_best()
         for run in self._runs(attempts.original(trial), {}) if trial.state != TrialState.FAIL else ():
             run.tidy()
 
@@ -176,8 +181,38 @@ class Worker:
             self.record.progress(values, number, trial.datetime_complete.timestamp())
         return outcome
 
+    def show_best(self) -> None:
+        """Gives the study's run in MLflow what the best trial so far measured, and its page the charts of all trials.
 
-def _shown(params: dict[str, object]) -> str:
+        The step is the number of trials that were complete by then.
+        """
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = best_trial(self.study)
+        if best is None or FINALS not in best.user_attrs:  # of a study that was begun before these were kept
+            return
+        latest = max(trial.datetime_complete.timestamp() for trial in complete if trial.datetime_complete)
+        self.record.progress(best.user_attrs[FINALS], len(complete), latest)
+        leaves = [flatten(trial.user_attrs[OPTIONS]) for trial in complete]
+        names = list(dict.fromkeys(name for of_trial in leaves for name in of_trial))
+        differing = [name for name in names if len({str(of_trial.get(name)) for of_trial in leaves}) > 1]
+        common = [name for name in differing if all(name in of_trial for of_trial in leaves)]
+        self.record.show(best.user_attrs[ACCURACIES], differing, common)
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """Returns the trial of the highest accuracy, whatever the second objective; None where none is complete."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max(complete, key=lambda trial: trial.values[0], default=None)
+
+
+def _means(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean of each number over the seeds; of several seeds without the intervals, which have none."""
+    names = [n for n in of_seeds[0] if len(of_seeds) == 1 or not n.endswith(("_low", "_high"))]
+    return {name: math.fsum(seed[name] for seed in of_seeds) / len(of_seeds) for name in names}
+
+
+def shown(params: dict[str, object]) -> str:
+    """Returns a point as a person reads it: ``alpha 1.88, max_peers 1``."""
     return ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in params.items())
 
 

@@ -34,12 +34,12 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given(arguments: Sequence[str]) -> dict[str, str]:
-    """Returns what arguments of the command line say after their first configuration, by dotted key.
+    """Returns what arguments of the command line change of their first configuration, by dotted key.
 
-    The method is left out, whose name says what it is, and so are seed, logger and what may change on the way.
+    The method's class is left out, and so are seed, logger and what may change on the way.
     """
     found: dict[str, str] = {}
-    first = True
+    first: dict[str, str] | None = None
     words = iter(arguments)
     for word in words:
         flag, equals, value = word.partition("=")
@@ -47,14 +47,22 @@ def given(arguments: Sequence[str]) -> dict[str, str]:
             continue
         value = value if equals else next(words, "")
         if flag in ("--config", "-c"):
-            if not first:
-                content = yaml.safe_load(Path(value).read_text()) or {}
-                found |= {name: str(leaf) for name, leaf in flatten(content).items()}
-            first = False
+            content = flatten(yaml.safe_load(Path(value).read_text()) or {})
+            said = {name: str(leaf) for name, leaf in content.items()}
+            if first is None:
+                first = said
+                continue
         else:
-            found[flag.removeprefix("--")] = value
-    hidden = (*_NOT_PARAMETERS, "method", "seed_everything")
-    shown = {name: value for name, value in found.items() if not name.startswith(hidden)}
+            name = flag.removeprefix("--").replace(".init_args", "").removesuffix(".class_path")
+            read = yaml.safe_load(value) if value.startswith("{") else value  # a part of the configuration, as JSON
+            said = {name: str(leaf) for name, leaf in flatten({name: read}).items()}
+        found |= said
+    before = first or {}
+    if found.get("method", before.get("method")) != before.get("method"):  # another method has nothing of the first
+        before = {name: value for name, value in before.items() if not name.startswith("method.")}
+    hidden = (*_NOT_PARAMETERS, "seed_everything")
+    shown = {name: value for name, value in found.items() if name != "method" and not name.startswith(hidden)}
+    shown = {name: value for name, value in shown.items() if before.get(name) != value}
     return {name: value for name, value in shown.items() if name == "trainer.max_epochs" or name not in _MAY_CHANGE}
 
 

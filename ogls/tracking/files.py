@@ -28,6 +28,13 @@ WHOLE, SUBSET = re.compile(r"val/avg_at_\d+"), re.compile(r"val_subset/avg_at_\d
 OF_SET = re.compile(r"val(?:_subset)?/[^/]+/avg_at_\d+")  # of each evaluation set, where there are several
 
 
+def accuracies(names: Iterable[str]) -> list[str]:
+    """Returns those of the names that are accuracies over the samples: of whole validations, then of parts."""
+    known = list(names)
+    parts = [name for name in known if SUBSET.fullmatch(name) or OF_SET.fullmatch(name)]
+    return [name for name in known if WHOLE.fullmatch(name)] + parts
+
+
 _LANES: tuple[Lane, ...] = get_args(Lane)
 TRACE_HEAD = "[\n" + "".join(
     json.dumps({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": lane}}) + ",\n"

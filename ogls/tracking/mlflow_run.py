@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ogls.tracking.pages import VIEW_TAG
+from ogls.tracking.pages import VIEW, VIEW_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,6 +67,7 @@ class MLflowRun:
         for name, value in {"HTTP_REQUEST_TIMEOUT": "10", "HTTP_REQUEST_MAX_RETRIES": "2"}.items():
             os.environ.setdefault(f"MLFLOW_{name}", value)  # MLflow's own: 120 s, seven times
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the run's end prints addresses itself
         for name in _QUIET:
             logging.getLogger(name).setLevel(logging.ERROR)  # failures are counted and reported at the end
         from mlflow import MlflowClient
@@ -182,13 +183,14 @@ class MLflowRun:
         client, run_id = self.open()
         client.set_tag(run_id, "mlflow.note.content", text)
 
-    def show(self, view: str) -> None:
-        """Sets what the page of the experiment's runs shows first; see `ogls.tracking.pages.view`."""
+    def show(self, view: Mapping[str, Any], key: str = VIEW) -> None:
+        """Keeps by a key what the page of the experiment's runs shows first; see `ogls.tracking.pages.view`."""
         client, _ = self.open()
         assert self.experiment_id is not None
-        known = client.get_experiment(self.experiment_id).tags.get(VIEW_TAG)
-        if known != view:
-            client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
+        tag, text = f"{VIEW_TAG}{key}", json.dumps(view)
+        known = client.get_experiment(self.experiment_id).tags.get(tag)
+        if known != text:
+            client.set_experiment_tag(self.experiment_id, tag, text)
 
     def text(self, text: str, file: str) -> None:
         """Logs a text as the artifact `file`."""

@@ -33,10 +33,10 @@ from ogls.tracking.files import (
     OF_SET,
     PROBLEMS,
     ROLLOUTS,
-    SUBSET,
     TRACE,
     TRACE_HEAD,
     WHOLE,
+    accuracies,
     read_rows,
     read_trace,
     replace_text,
@@ -175,11 +175,9 @@ class Tracker(Logger):
         self._remember(row)
         self.append(METRICS, json.dumps({"step": at, "time": seconds, **row}) + "\n")
         self._box.put(lambda: self._run.metrics(row, at, seconds))
-        accuracies = [name for name in row if WHOLE.fullmatch(name)]
-        if accuracies:
+        if any(map(WHOLE.fullmatch, row)):
             self._first = self._first or dict(row)
-            others = [name for name in row if SUBSET.fullmatch(name) or OF_SET.fullmatch(name)]
-            self._box.put(lambda: self._run.show(view(accuracies + others)))
+            self._box.put(lambda: self._run.show(view(accuracies(row))))
             self._describe()
 
     def _remember(self, row: Mapping[str, float]) -> None:

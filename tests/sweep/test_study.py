@@ -117,9 +117,21 @@ def test_a_study_from_its_first_point_to_its_report(monkeypatch: pytest.MonkeyPa
     assert {file.path for file in client.list_artifacts(run)} == {"best.yaml", "curve.png", "plots.html", "trials.csv"}
     about = client.get_run(run).data.tags["mlflow.note.content"]
     assert "Study stub: 4 complete" in about
-    assert "best: trial 3, 0.9500, {'x': 0.9, 'does': 'fine'}" in about
+    assert "best: trial 3, 0.9500: x 0.9, does fine" in about
     assert "`fit --config lab.yaml`" in about
-    assert "[Its trials side by side](#/compare-runs?runs=[" in about
+    assert about.startswith("Study stub: 4 complete ([side by side](#/experiments/1/runs?")
+    shown = json.loads(client.get_experiment("1").tags["mlflow.sharedViewState.study-stub"])
+    assert shown["searchFilter"] == "tags.study = 'stub' AND tags.trial LIKE '%'"
+    assert shown["orderByKey"] == "metrics.`final/avg_at_4`"
+    assert shown["compareRunCharts"][0]["selectedParams"] == ["x"], "in which the trials differ"
+    assert shown["compareRunCharts"][0]["selectedMetrics"] == ["final/avg_at_4"]
+    assert "params.`x`" in shown["selectedColumns"]
+    bests = {metric.step: metric.value for metric in client.get_metric_history(run, "final/avg_at_4")}
+    assert bests == pytest.approx({1: 0.55, 2: 0.55, 3: 0.85, 4: 0.95}), "the best of so many trials"
+    assert {name: client.get_run(run).data.params[name] for name in ("method", "seed")} == {
+        "method": "sweep",
+        "seed": "0 to 1",
+    }
     history = client.get_metric_history(run, "trial/accuracy")
     assert {metric.step: metric.value for metric in history} == pytest.approx({0: 0.55, 1: 0.05, 2: 0.85, 3: 0.95})
     assert not list(Path("runs/stub").glob("*/checkpoints"))

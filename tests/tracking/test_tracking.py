@@ -322,7 +322,7 @@ def test_mlflow_lists_a_run_by_what_makes_it_different(method: str, given: dict[
     assert made._run.tags["folder"] == made.run_name
 
 
-def test_what_follows_the_first_configuration_is_what_differs(tmp_path: Path) -> None:
+def test_what_differs_from_the_first_configuration(tmp_path: Path) -> None:
     first, second = tmp_path / "math.yaml", tmp_path / "opsd.yaml"
     first.write_text("model: {learning_rate: 1.0e-3}\n")
     second.write_text(
@@ -331,8 +331,32 @@ def test_what_follows_the_first_configuration_is_what_differs(tmp_path: Path) ->
     )
     words = ["fit", "--config", str(first), f"--config={second}", "--model.learning_rate", "1e-4", "--allow_changes"]
     words += ["--method.temperature=1", "--data.group_size=8", "--ckpt_path", "last", "--trainer.devices", "1"]
-    expected = {"data.val": "Chains", "trainer.max_epochs": "3", "model.learning_rate": "1e-4", "data.group_size": "8"}
-    assert tracker_config.given(words) == expected
+    expected = {"method.temperature": "1", "data.val": "Chains", "trainer.max_epochs": "3"}
+    assert tracker_config.given(words) == expected | {"model.learning_rate": "1e-4", "data.group_size": "8"}
+    assert tracker_config.given([*words[:3], "--model.learning_rate", "0.001"]) == {}, "as it was"
+
+
+@pytest.mark.parametrize(
+    ("words", "differing"),
+    [
+        (["--method.selection", "UpToError"], {}),
+        (["--method.selection", "ErrorSpan"], {"method.selection": "ErrorSpan"}),
+        (["--method.init_args.steering.init_args.alpha=2"], {"method.steering.alpha": "2"}),
+        (
+            ["--method.steering", '{"class_path": "OutcomeSteering", "init_args": {"alpha": 2, "ramp_steps": 4}}'],
+            {"method.steering.alpha": "2", "method.steering.ramp_steps": "4"},
+        ),
+        (["--method", "OPSD", "--method.selection", "UpToError"], {"method.selection": "UpToError"}),
+        (["--method", "OPSD"], {}),
+    ],
+)
+def test_of_the_method_only_what_is_changed_is_said(
+    words: list[str], differing: dict[str, str], tmp_path: Path
+) -> None:
+    steering = "{class_path: ogls.loss.steering.OutcomeSteering, init_args: {alpha: 1}}"
+    own = f"{{class_path: OGLS_SD, init_args: {{selection: UpToError, steering: {steering}}}}}"
+    (tmp_path / "lab.yaml").write_text(f"method: {own}\n")
+    assert tracker_config.given(["fit", "--config", str(tmp_path / "lab.yaml"), *words]) == differing
 
 
 def test_the_trainers_own_defaults_are_no_parameters() -> None:
