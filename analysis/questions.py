@@ -165,6 +165,11 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             ours=_group(16),
             theirs=_group(4),
         ),
+        Question(
+            text="Does the alpha profile before training foretell the alpha that trains best?",
+            table="forecast",
+            page="sweeps",
+        ),
         Question(text="How much of a style in the privileged view gets into the student?", table="bias", page="bias"),
     ),
     "ROSD (arXiv 2605.28014)": (
