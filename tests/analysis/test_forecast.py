@@ -17,20 +17,19 @@ def row(student: str, alpha: float, seed: int, accuracy: float) -> Row:
 
 
 def test_a_student_by_hand():
-    # The profile has its best at alpha 1 and falls faster above than below: 1, 0.5, 2, 0, 4 from best to worst.
-    alphas = [0.0, 0.5, 1.0, 2.0, 4.0]
-    told = {"likeliest": 1.0, "low": 0.5, "high": 1.5, "recommended": 0.6, "student": "own"}
-    profile = pd.DataFrame({"alpha": alphas, "log_p_right": [-4.0, -2.0, -1.0, -3.0, -5.0], **told})
-    after = [0.60, 0.64, 0.70, 0.66, 0.50]  # 1, 2, 0.5, 0, 4: two neighbours have changed places
-    rows = [
-        row("own", alpha, seed, value + d)
-        for alpha, value in zip(alphas, after, strict=True)
-        for seed, d in ((0, 0.01), (1, -0.01))
-    ]
+    # Best to worst by the profile: 1, 0.5, 2, 0.25, 4; by accuracy 1, 2, 0.5, 0.25, 4: two neighbours change places.
+    alphas = list(forecast.ALPHAS)
+    assert alphas == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0]
+    told = {"likeliest": 1.1, "low": 0.5, "high": 1.5, "recommended": 0.6, "student": "own"}
+    profile = pd.DataFrame({"alpha": alphas, "log_p_right": [0.0, -4.0, -2.0, -1.0, -3.0, -5.0], **told})
+    after = [0.50, 0.62, 0.64, 0.70, 0.66, 0.51]
+    seeds = ((0, 0.01), (1, -0.01))
+    rows = [row("own", alpha, seed, value + d) for alpha, value in zip(alphas, after, strict=True) for seed, d in seeds]
     rows += [row("sft_3", 1.0, 0, 0.9)]  # has no profile, and not every alpha
     (line,) = forecast.summary(rows, profile).to_dict("records")
-    assert line["rank correlation"] == pytest.approx(1 - 6 * 2 / (5 * 24))
-    assert line["missed"] == pytest.approx(0.70 - 0.64), "0.5 is the trained alpha next to 0.6"
+    assert line["rank correlation"] == pytest.approx(1 - 6 * 2 / (5 * 24)), "alpha 0 would be the profile's best"
+    assert line["missed by the likeliest"] == 0, "1 is the trained alpha next to 1.1"
+    assert line["missed by the recommended"] == pytest.approx(0.70 - 0.64), "0.5 is the trained alpha next to 0.6"
     assert (line["before"], line["alpha 1"], line["seeds"]) == (0.5, pytest.approx(0.70), 2)
-    assert line["likeliest"] == "1 [0.5, 1.5]"
+    assert line["likeliest"] == "1.1 [0.5, 1.5]"
     assert forecast.summary(rows[:-3], profile).empty, "of alpha 4 there is no run"
