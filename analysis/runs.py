@@ -15,6 +15,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ogls.tracking.files import WHOLE
 from ogls.tracking.mlflow_run import COMMAND
 from ogls.tracking.pages import address, page_of_comparison
 
@@ -79,7 +80,10 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
                 }
             )
     if not rows:
-        raise ValueError(f"none of {len(chosen)} runs has the metric {metric!r}")
+        there = ", ".join(sorted({name for run in chosen for name in run.data.metrics if WHOLE.fullmatch(name)}))
+        raise ValueError(
+            f"none of {len(chosen)} runs has the metric {metric!r}; of accuracy they have {there or 'none'}"
+        )
     return pd.DataFrame(rows)
 
 

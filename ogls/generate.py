@@ -50,7 +50,8 @@ def main(arguments: Sequence[str], build: Callable[[], Any]) -> None:
     if not any(word.partition("=")[0] == "--config" for word in settings):
         if options.ckpt_path is None:
             raise ValueError("which model? Give --ckpt_path FILE of a run, or --config FILE")
-        settings = ["--config", _configuration(options.ckpt_path), *settings]
+        settings = ["--config", str(_beside(options.ckpt_path)), *settings]
+    settings = [_sections(Path(word)) if Path(word).name == CONFIG else word for word in settings]
     sys.argv[1:] = settings
     made = build()
     model, data = made.model, made.datamodule
@@ -113,13 +114,20 @@ def _kept(lines: Iterable[str]) -> list[str]:
     raise ValueError("there is no prompt: give one as an argument, by --file, or a line of the input")
 
 
-def _configuration(checkpoint: Path) -> str:
-    """Returns the configuration of a checkpoint's run as text in braces, without what belongs to `fit` alone."""
+def _beside(checkpoint: Path) -> Path:
+    """Returns the file with the configuration of a checkpoint's run."""
     file = checkpoint.absolute().parent.parent / CONFIG
     if not file.is_file():
         raise ValueError(f"--ckpt_path {checkpoint}: there is no {file}: name its configuration by --config")
+    return file
+
+
+def _sections(file: Path) -> str:
+    """Returns the configuration of a run as text in braces, without what belongs to `fit` alone."""
+    if not file.is_file():
+        raise ValueError(f"--config {file}: there is no such file")
     written = yaml.safe_load(file.read_text())
-    return json.dumps({name: written[name] for name in _SECTIONS})
+    return json.dumps({name: written[name] for name in _SECTIONS if name in written})
 
 
 def _complete(data: Any, prompts: Sequence[str], n: int) -> None:

@@ -108,6 +108,11 @@ def test_generate_prints_what_the_checkpoint_says(nursery: Nursery, tiny_model: 
             f"\n> {prompt}\n--- 1 of 2, 12 tokens, cut off\n{text}\n--- 2 of 2, 12 tokens, cut off\n{text}\n" in output
         )
 
+    own = ("--config", str(folder / "config.yaml"))
+    code, again = run_in(nursery, "generate", prompts[0], *own, *checkpoint, *GREEDY, cwd=place)
+    assert code == 0, again[-3000:]
+    assert f"\n> {prompts[0]}\n--- 1 of 1, 12 tokens, cut off\n{said[0]}\n" in again
+
     (place / "prompts.txt").write_text("\n".join(["", prompts[0], prompts[1], ""]))
     bare = [word for word in small(tiny_model) if word != "fit"]
     code, output = run_in(nursery, "generate", *bare, *GREEDY, "--file", "prompts.txt", cwd=place)
@@ -290,3 +295,9 @@ def test_make_help_lists_every_target():
     (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert {line.split()[1] for line in listed} == {*targets.split()}
     assert all(len(line.split()) > 3 for line in listed), "and say what it does"
+
+
+def test_a_stage_without_a_configuration_asks_for_one(nursery: Nursery, tmp_path: Path):
+    code, output = run_in(nursery, "fit", "--data.seed", "3", cwd=tmp_path)
+    assert code == 2, output[-3000:]
+    assert "error: no configuration: expected --config FILE, such as math.yaml" in output

@@ -199,6 +199,7 @@ def test_a_choice_that_replaces_another_takes_nothing_over():
         ("--method OPSD --method.selection UpToError --data.locator null", "needs an error locator: set data.locator"),
         ("--method ROSDExact --data.locator null", "ROSDExact needs a locator that knows ideas, such as ChainErrors"),
         ("--method OPDS", "method: there is no class 'OPDS'; did you mean 'OPSD'?"),
+        ("--method opsd", "method: there is no class 'opsd'; did you mean 'OPSD'?"),
     ],
 )
 def test_what_does_not_fit_exits_with_2_and_one_clear_line(

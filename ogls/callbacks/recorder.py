@@ -98,6 +98,11 @@ class RunRecorder(Callback):
             # Lightning logs a step after its callbacks, and a kill may come between the two.
             checkpoint["row"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where a run that was to go on had come to its end before."""
+        if trainer.is_global_zero and trainer.ckpt_path is not None and trainer.global_step == self._goes_on_at:
+            print(f"No step was left to make: trainer.max_epochs is {trainer.max_epochs}; a larger one goes on")
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Claims the run's folder, and logs the problems."""
         if tracker := tracker_of(trainer):

@@ -14,6 +14,7 @@ _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
 _UNKNOWN = re.compile(r"(?:--|[Oo]ption '|[Kk]ey ')([\w.]+)")
 _OPTION = re.compile(r"Option '\w+' is not accepted")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
+_REQUIRED = re.compile(r"the following arguments are required: .*")
 _STRUCTURE = {"class_path", "init_args"}
 _FOR_EVALUATION = (
     "; a budget of thoughts is for evaluation alone, data.evaluation.sampling.thinking_token_budget: in training, "
@@ -34,6 +35,8 @@ def in_one_line(message: str, keys: Iterable[str], classes: Iterable[str]) -> st
         keys: last parts of all known keys; those of the classes that the message names are added
         classes: names of all known classes
     """
+    if _REQUIRED.fullmatch(message.strip()):
+        return "no configuration: expected --config FILE, such as math.yaml, or config.yaml of a run's folder"
     return one_line(message) + suggestion(message, keys, classes)
 
 
@@ -96,5 +99,6 @@ def suggestion(message: str, keys: Iterable[str], classes: Iterable[str] = ()) -
 
 
 def _meant(word: str, names: Iterable[str]) -> str:
-    close = get_close_matches(word, sorted(names), n=1)
+    known = sorted(names)
+    close = [name for name in known if name.lower() == word.lower()] or get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

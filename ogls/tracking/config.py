@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,16 @@ def given(arguments: Sequence[str]) -> dict[str, str]:
             continue
         value = value if equals else next(words, "")
         if flag in ("--config", "-c"):
-            content = flatten(yaml.safe_load(Path(value).read_text()) or {})
-            said = {name: str(leaf) for name, leaf in content.items()}
+            content = _part(value)
+            if isinstance(content, str):
+                content = yaml.safe_load(Path(value).read_text()) or {}
+            said = {name: str(leaf) for name, leaf in flatten(content).items()}
             if first is None:
                 first = said
                 continue
         else:
             name = flag.removeprefix("--").replace(".init_args", "").removesuffix(".class_path")
-            read = yaml.safe_load(value) if value.startswith("{") else value  # a part of the configuration, as JSON
-            said = {name: str(leaf) for name, leaf in flatten({name: read}).items()}
+            said = {name: str(leaf) for name, leaf in flatten({name: _part(value)}).items()}
         found |= said
     before = first or {}
     if found.get("method", before.get("method")) != before.get("method"):  # another method has nothing of the first
@@ -64,6 +67,13 @@ def given(arguments: Sequence[str]) -> dict[str, str]:
     shown = {name: value for name, value in found.items() if name != "method" and not name.startswith(hidden)}
     shown = {name: value for name, value in shown.items() if before.get(name) != value}
     return {name: value for name, value in shown.items() if name == "trainer.max_epochs" or name not in _MAY_CHANGE}
+
+
+def _part(value: str) -> Any:
+    """Returns a part of a configuration that is written as JSON; of all else the text."""
+    with suppress(ValueError):
+        return json.loads(value) if value.startswith("{") else value
+    return value
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -229,7 +229,10 @@ def test_curves_of_a_figure(client: MlflowClient, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--experiment", "none"], "no experiment 'none'"), (["--metric", "val/no"], "none of 4 runs")],
+    [
+        (["--experiment", "none"], "no experiment 'none'"),
+        (["--metric", "val/no"], "has the metric 'val/no'; of accuracy they have val/avg_at_"),
+    ],
 )
 def test_errors(
     client: MlflowClient, capsys: pytest.CaptureFixture[str], options: list[str], message: str, tmp_path: Path

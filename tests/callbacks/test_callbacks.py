@@ -123,6 +123,13 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         trainer(1, system_metrics=False).fit(Tiny(during={2: twice}), TinyData())
 
 
+def test_a_run_that_has_no_step_left_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(1, system_metrics=False).fit(Tiny(), TinyData())
+    assert "No step was left" not in capsys.readouterr().out
+    trainer(1, system_metrics=False).fit(Tiny(), TinyData(), ckpt_path="last")
+    assert "No step was left to make: trainer.max_epochs is 1" in capsys.readouterr().out
+
+
 def test_after_a_run_ctrl_c_is_what_it_was() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     trainer(1, system_metrics=False).fit(Tiny(), TinyData())

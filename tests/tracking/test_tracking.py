@@ -264,7 +264,8 @@ def test_ipython_is_whole_before_the_outbox_speaks_to_a_server(tmp_path: Path, m
     (tmp_path / "IPython").mkdir()
     (tmp_path / "IPython" / "__init__.py").write_text("import threading; by = threading.current_thread()")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", None)  # so that the one below is gone after the test
+    del sys.modules["IPython"]
     MLflowRun("http://127.0.0.1:9", "experiment", "name", {}, system_metrics=False)
     assert sys.modules["IPython"].by is threading.main_thread()
 
