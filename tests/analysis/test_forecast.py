@@ -5,7 +5,9 @@ from __future__ import annotations
 import forecast
 import pandas as pd
 import pytest
-from stored_rows import Row
+from stored_rows import Row, read_rows
+
+RESULTS = forecast.PROJECT / "analysis" / "results"
 
 
 def row(student: str, alpha: float, seed: int, accuracy: float) -> Row:
@@ -33,3 +35,8 @@ def test_a_student_by_hand():
     assert (line["before"], line["alpha 1"], line["seeds"]) == (0.5, pytest.approx(0.70), 2)
     assert line["likeliest"] == "1.1 [0.5, 1.5]"
     assert forecast.summary(rows[:-3], profile).empty, "of alpha 4 there is no run"
+
+
+def test_the_stored_table_is_that_of_its_rows():
+    rows, profiles = read_rows(RESULTS / "forecast_rows.csv"), pd.read_csv(RESULTS / "forecast_profile.csv")
+    assert (RESULTS / "forecast.md").read_text() == forecast.markdown(forecast.summary(rows, profiles))
