@@ -13,8 +13,9 @@ from ogls.rollout.accuracy import summarise
 def divided(batch: Batch, parts: int) -> list[Batch]:
     """Returns `parts` batches with equally many groups each, in their order, and the lessons that come from them.
 
-    A lesson belongs to the group of its problem. What was measured of the whole batch, such as the time of sampling, is
-    in the first part alone; what follows from a part's own groups and lessons, in each.
+    A lesson belongs to the group of its problem. What was measured of the whole batch is in the first part alone, and
+    times, such as that of sampling, are 0 in the others: without them Lightning would log the first part's again. What
+    follows from a part's own groups and lessons is in each.
     """
     if parts == 1:
         return [batch]
@@ -26,7 +27,7 @@ def divided(batch: Batch, parts: int) -> list[Batch]:
         for group in groups:  # lessons stand in the order of their groups
             while waiting and waiting[0].problem_id == group.problem.id:
                 lessons.append(waiting.pop(0))
-        metrics = batch.metrics if part == 0 else {}
+        metrics = batch.metrics if part == 0 else {name: 0.0 for name in batch.metrics if name.startswith("time/")}
         made.append(
             replace(
                 batch,
