@@ -18,10 +18,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lab.demonstrations import Habits, Work, WorkedAttempts
+from lab.demonstrations import Habits, Work, WorkedAttempts, first_difference
 
 from ogls.records import Problem
-from ogls.tasks.base import Mistake, MistakeLocator, num_alike
+from ogls.tasks.base import Mistake, MistakeLocator
 from ogls.tasks.tables import JsonlProblems
 
 _OPTION = re.compile(r"^([A-D]): *(.+?)\s*(?=^[A-D]: |^Please reason|\Z)", re.MULTILINE | re.DOTALL)
@@ -92,10 +92,8 @@ class ChoiceErrors(MistakeLocator):
         chosen, right = _CHOSEN.search(text), _CHOSEN.search(problem.solution or "")
         if chosen is None or right is None or chosen[1] == right[1]:
             return None
-        same = num_alike(chosen[1], right[1])
-        word = re.compile(r"\w*").match(chosen[1], same)
-        begin, end = (chosen.start(1) + place for place in (same, max(word.end() if word else same, same + 1)))
-        return Mistake((begin, end), chosen[1], f"It is not {chosen[1]}")
+        begin, end = first_difference(chosen[1], right[1])
+        return Mistake((chosen.start(1) + begin, chosen.start(1) + end), chosen[1], f"It is not {chosen[1]}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -23,7 +24,7 @@ from ogls.lessons.privilege import LessonDraft, Privilege, PrivilegedText, Refle
 from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Wording
 from ogls.records import Need, Problem, Role, RolloutGroup
 from ogls.system.seeds import derive
-from ogls.tasks.base import MistakeLocator
+from ogls.tasks.base import MistakeLocator, num_alike
 from ogls.tasks.chains import PARENTHESES_FIRST, Chain, ChainErrors
 
 CHAINS = {"min_steps": 2, "max_steps": 3, "parentheses": 0.7}
@@ -197,3 +198,10 @@ class WorkedAttempts(Privilege):
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
         rng = random.Random(derive("attempt", group.problem.id, group.policy_version))
         yield self.habits.demonstrate(group.problem, rng)
+
+
+def first_difference(got: str, right: str) -> tuple[int, int]:
+    """Returns the characters of `got` from the first that differs to the end of its number or word."""
+    same = num_alike(got, right)
+    word = re.compile(r"\w*").match(got, same)
+    return same, max(word.end() if word else same, same + 1)

@@ -21,12 +21,12 @@ from functools import cache, cached_property
 from itertools import count
 from typing import ClassVar, Literal
 
-from lab.demonstrations import Habits, Work, WorkedAttempts
+from lab.demonstrations import Habits, Work, WorkedAttempts, first_difference
 
 from ogls.records import Problem
 from ogls.system.ranges import within
 from ogls.system.seeds import derive
-from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource, num_alike
+from ogls.tasks.base import Mistake, MistakeLocator, ProblemSource
 from ogls.tasks.reasoning_gym import gym_dataset
 
 _LISTED = re.compile(r"if you have (.+)\?")
@@ -184,16 +184,9 @@ class LegErrors(MistakeLocator):
     def mistake(self, problem: Problem, text: str) -> Mistake | None:
         for written, right in zip(re.finditer(r"[^\n]+", text), Herd.parse(problem.text).lines(), strict=False):
             if written[0].strip() != right.text:
-                begin, end = _first_difference(written[0], right.text)
+                begin, end = first_difference(written[0], right.text)
                 return Mistake((written.start() + begin, written.start() + end), written[0], right.idea)
         return None
-
-
-def _first_difference(got: str, right: str) -> tuple[int, int]:
-    """Returns the characters of `got` from the first that differs to the end of its number or word."""
-    same = num_alike(got, right)
-    word = re.compile(r"\w*").match(got, same)
-    return same, max(word.end() if word else same, same + 1)
 
 
 @dataclass(frozen=True)
