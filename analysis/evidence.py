@@ -4,23 +4,28 @@
     python analysis/evidence.py lab --jobs 2 --seeds 3    (makes the missing rows of three seeds, and the table)
     python analysis/evidence.py lab --rebuild             (the table from the rows that are there, in seconds)
     python analysis/evidence.py tuning                    (the settings that `lab` applies: see `tuning.py`)
+    python analysis/evidence.py bias --seeds 5            (see `planted.py`; forecast: see `forecast.py`)
 
 Each table is declared once, in `TABLES`. Its runs become lines of analysis/results/NAME_rows.csv (see
-`stored_rows.py`), from which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run, so
-that the command can be killed at any time; the same command goes on, on another machine as well. At the end
-docs/evidence.md is written, too. Rows whose configuration files have changed since are called stale and made again.
+`stored_rows.py`), from which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run (of
+several train sets NAME.md and NAME.csv, see `matrix.py`), so that the command can be killed at any time; the same
+command goes on, on another machine as well. At the end docs/evidence.md is written, too. Rows whose configuration files
+have changed since are called stale and made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import forecast
+import matrix
 import pandas as pd
+import planted
 import questions
 import tuning
 from making import complete, stale
@@ -48,6 +53,7 @@ class Table:
         overlays: names of configurations on top of every recipe
         arguments: words that go to every run
         tuned: whether every recipe has the settings of its best trial in `tuning.csv`
+        crossed: recipes by train set and method, for a table of `matrix.py`
         seconds: processor seconds of a run, until some were measured
     """
 
@@ -60,6 +66,7 @@ class Table:
     overlays: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     tuned: bool = False
+    crossed: Mapping[tuple[str, str], str] | None = None
     seconds: float = SECONDS
 
     def recipes(self, trials: Path = tuning.TRIALS) -> dict[str, Recipe]:
@@ -85,11 +92,16 @@ class Table:
                 f"each method's rate and own main setting are the most accurate of {tuning.BUDGET} trials on other "
                 "held-out problems and another seed (`tuning.csv`), and stand below"
             )
+        if self.crossed:
+            settings.append("± is half of the 95 % interval for new seeds on new problems, * is p < 0.05 after Holm's")
+            return f"{self.question}\n\n{'; '.join(settings)} correction for all changes below.\n"
         how = f"{'; '.join(settings)}. ± is half of the 95 % interval over seeds; sampled and learned are thousands of "
         return f"{self.question}\n\n{how}tokens; seconds are the processor's, validations included.\n"
 
     def write(self, rows: list[Row], results: Path = RESULTS) -> str:
         """Writes the table's files from its rows alone, and returns the text of NAME.md."""
+        if self.crossed:
+            return matrix.write(rows, self.crossed, results / self.name, self.heading)
         return write(rows, self.against, results / self.name, 0.02, self.heading)
 
 
@@ -102,7 +114,9 @@ def _options(method: str, **values: Sequence[object]) -> tuple[str, ...]:
     )
 
 
+TUNED = "Which rate and main setting suit each method, with the same budget for all?"
 STUDENT = questions.STUDENT
+DOMAINS = matrix.crossed(("rosd", "opsd", "opsd+plain_kl+up_to_error"), tuple(questions.DOMAINS))
 TABLES = (
     Table(
         name="default",
@@ -165,6 +179,16 @@ TABLES = (
         against="rosd_exact",
     ),
     Table(
+        name="domains",
+        question="What do methods that are trained on four families of problems do on these and on eleven others?",
+        config="families.yaml",
+        overlays=("families_each",),
+        methods=tuple(DOMAINS.values()),
+        crossed=DOMAINS,
+        seeds=3,
+        seconds=100.0,
+    ),
+    Table(
         name="surface",
         question="How do alpha, clip and divergence of OGLS-SD act together?",
         methods=tuple(
@@ -204,6 +228,10 @@ TABLES = (
 )
 
 
+SCRIPTS = {"bias": planted.main, "forecast": forecast.main, "tuning": tuning.main}
+"""Tables whose rows are not runs alone, by the function that makes them."""
+
+
 def state(table: Table, results: Path = RESULTS, trials: Path = tuning.TRIALS) -> dict[str, object]:
     """Returns how much of a table is there, and what it costs in hours of a core, from measured seconds a run."""
     wanted, rows = table.recipes(trials), read_rows(rows_file(results / table.name))
@@ -227,26 +255,43 @@ def state(table: Table, results: Path = RESULTS, trials: Path = tuning.TRIALS) -
 def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tuning.TRIALS) -> str:
     """Returns all tables, one line each, and the tuning among them."""
     told = [state(table, results, trials) for table in tables]
-    budget, made = len(tuning.LAB) * tuning.BUDGET, sum(tuning.counted(trials).values())
-    hours = 0.7 * SECONDS / 3600  # two of three trials end after half of the steps
-    question = "Which rate and main setting suit each method, with the same budget for all?"
-    told.append(
-        {"table": "tuning", "rows": made, "missing": budget - made, "stale": 0, "not tuned": 0}
-        | {"core hours": round(budget * hours, 1), "to make": round((budget - made) * hours, 1), "question": question}
+    planted_there, foretold = (rows_file(results / name) for name in ("bias", "forecast"))
+    cells, runs = len(planted.ARMS) * len(planted.SHARES), len(forecast.STUDENTS) * len(forecast.ALPHAS)
+    others = (  # name and question, rows that are there, all, seconds of one
+        ("bias", planted.QUESTION, len(planted.read_rows(planted_there)), planted.SEEDS * cells, 90.0),
+        ("forecast", forecast.QUESTION, len(read_rows(foretold)), forecast.SEEDS * runs, SECONDS),
+        ("tuning", TUNED, sum(tuning.counted(trials).values()), len(tuning.LAB) * tuning.BUDGET, 0.7 * SECONDS),
     )
+    for name, question, made, every, seconds in others:
+        hours = {"core hours": round(every * seconds / 3600, 1), "to make": round((every - made) * seconds / 3600, 1)}
+        row = {"table": name, "rows": made, "missing": every - made, "stale": 0, "not tuned": 0}
+        told.append(row | hours | {"question": question})
     return pd.DataFrame(told).to_string(index=False, justify="left")
 
 
 def write_page() -> None:
     """Writes docs/evidence.md, the answers to referees' questions, from the rows of all tables."""
     rows = {table.name: read_rows(rows_file(RESULTS / table.name)) for table in TABLES}
-    questions.PAGE.write_text(questions.page(rows), encoding="utf-8")
+    told = {"bias": planted.answers(RESULTS / "bias"), "forecast": forecast.answers(RESULTS / "forecast")}
+    questions.PAGE.write_text(questions.page(rows, told), encoding="utf-8")
+
+
+def carry_out(options: argparse.Namespace) -> None:
+    """Makes one of `SCRIPTS`, and then docs/evidence.md."""
+    words = []
+    if options.table != "tuning":  # whose trials have a seed of their own
+        words = ["--out", str(options.results / options.table), "--tracking-uri", options.tracking_uri]
+        seeds = 0 if options.rebuild else options.seeds
+        words += [] if seeds is None else ["--seeds", str(seeds)]
+    SCRIPTS[options.table](words)
+    if options.results == RESULTS:
+        write_page()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     tables = {table.name: table for table in TABLES}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("table", nargs="?", choices=[*tables, "tuning"], help="default: list them all")
+    parser.add_argument("table", nargs="?", choices=[*tables, *SCRIPTS], help="default: list them all")
     parser.add_argument("--seeds", type=int, help="0 to N - 1; default: the table's")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; default: %(default)s")
     parser.add_argument("--rebuild", action="store_true", help="run nothing: the table from the rows that are there")
@@ -256,8 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.table is None:
         return print(listing(TABLES, options.results))
-    if options.table == "tuning":
-        return tuning.main([])
+    if options.table in SCRIPTS:
+        return carry_out(options)
     table = tables[options.table]
     seeds, file = table.seeds if options.seeds is None else options.seeds, rows_file(options.results / table.name)
     if seeds < 1 or options.jobs < 1:

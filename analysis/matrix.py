@@ -26,11 +26,21 @@ from compare import markdown
 from methods import end, named, parser_of_runs, rows_of
 from recipes import arguments_of, labels, recipes, stack_of
 from seeds import FEWEST, Difference, difference, holm
+from stored_rows import Row
 
 from ogls.system.statistics import mean_interval, share_interval
 
 Problems = Mapping[str, float]
 """The accuracy of each problem, by its name: SET/ID."""
+
+
+def crossed(methods: Sequence[str], train: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Returns the recipe of each train set's overlay and method, as it is written."""
+    return {
+        (overlay, method): shlex.join(["+".join((*stack_of(method), *stack_of(overlay))), *arguments_of(method)])
+        for method in methods
+        for overlay in train
+    }
 
 
 def by_set(validations: Sequence[Problems]) -> dict[str, np.ndarray]:
@@ -98,35 +108,46 @@ def matrices(table: pd.DataFrame) -> str:
     return "\n".join(texts)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of_runs(__doc__)
-    parser.add_argument("--train", nargs="+", required=True, metavar="OVERLAY", help="overlays that set data.train")
-    parser.add_argument("--out", type=Path, default=Path("matrix"), metavar="NAME", help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    written = {
-        (train, method): shlex.join(["+".join((*stack_of(method), *stack_of(train))), *arguments_of(method)])
-        for method in options.methods
-        for train in options.train
-    }
-    wanted = recipes(options.config, list(written.values()), options.overlays, options.args)
-    if not named(wanted, options, parser):
-        return
-    names = labels({method: wanted[written[options.train[0], method]].name for method in options.methods})
-    rows, failed = rows_of(wanted, options, options.out)
+def write(rows: Sequence[Row], written: Mapping[tuple[str, str], str], out: Path, heading: str = "") -> str:
+    """Writes NAME.md and NAME.csv, and returns the text.
+
+    Args:
+        rows: rows of the runs
+        written: recipes, by train set and method, as `crossed` gives them; one without rows has no line
+        out: path of the files without their endings
+        heading: what the text begins with
+
+    Raises:
+        ValueError: the runs have a single evaluation set.
+    """
+    names = labels({method: row.method for (_, method), key in written.items() for row in rows if row.recipe == key})
     cells = {}
     for (train, method), key in written.items():
         if own := [row for row in rows if row.recipe == key]:
             before, after = ([row.accuracies(getattr(row, which)) for row in own] for which in ("before", "right"))
             cells[train, names[method]] = (before, after)  # the train set is a column
+    table = tabulate(cells)
+    text = "\n".join(part for part in (heading, matrices(table)) if part)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    table.to_csv(out.with_suffix(".csv"), index=False)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of_runs(__doc__)
+    parser.add_argument("--train", nargs="+", required=True, metavar="OVERLAY", help="overlays that set data.train")
+    parser.add_argument("--out", type=Path, default=Path("matrix"), metavar="NAME", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    written = crossed(options.methods, options.train)
+    wanted = recipes(options.config, list(written.values()), options.overlays, options.args)
+    if not named(wanted, options, parser):
+        return
+    rows, failed = rows_of(wanted, options, options.out)
     try:
-        table = tabulate(cells)
+        print(write(rows, written, options.out))
     except ValueError as error:
         parser.error(str(error))
-    text = matrices(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    table.to_csv(options.out.with_suffix(".csv"), index=False)
-    print(text)
     print(f"written: {options.out}.md, .csv, _rows.csv")
     end(failed)
 

@@ -1,7 +1,7 @@
 r"""A style is planted in what the teacher reads: how much of it does the student learn, and does the bias foretell it?
 
-    OMP_NUM_THREADS=1 python analysis/planted.py --seeds 2     makes the rows that are missing, then table and figure
-    python analysis/planted.py --seeds 0                       table and figure from the rows that are there
+    OMP_NUM_THREADS=1 python analysis/planted.py     makes the rows that are missing, then table and figure
+    python analysis/planted.py --seeds 0             table and figure from the rows that are there
 
 A share of the texts in the teacher's views becomes the answer alone (`ogls.lessons.planted`). The lab's student likes
 that style and cannot perform it: such an answer is a guess. For each method, share and seed, one row is stored: the
@@ -44,6 +44,8 @@ from ogls.tracking.files import replace_text
 from ogls.tracking.names import stamp
 
 PROJECT = Path(__file__).resolve().parents[1]
+QUESTION = "How much of a style that is planted in what the teacher reads does the student learn, by method?"
+SEEDS = 5
 SHARES = (0.0, 0.25, 0.5, 1.0)
 STYLE = "\\boxed{"
 """Token that begins an answer without work."""
@@ -238,6 +240,35 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def answers(out: Path) -> dict[str, str]:
+    """Returns questions that the stored rows answer, with the answers, for docs/evidence.md; none without rows.
+
+    Args:
+        out: path of the files without their endings
+    """
+    rows = pd.DataFrame(read_rows(rows_file(out)))
+    if rows.empty:
+        return {}
+    told = {}
+    terse = rows.pivot_table(index=["method", "seed"], columns="share", values="terse")
+    removed = rows[rows["share"] == 1].groupby("method")["removed"]
+    for method, gained in (terse[1.0] - terse[0.0]).dropna().groupby("method", sort=False):
+        question = f"A style planted in all texts in view: more answers in that style under {label(str(method))}"
+        told[question] = _told(list(gained))
+    told["What share of such views' shift does the contrast remove?"] = _told(list(removed.get_group("OGLS_SD")))
+    for text, (value, low, high, count) in forecasts(cells_of(rows)).items():
+        told[f"Rank correlation of {text}"] = f"**{value:.2f} [{low:.2f}, {high:.2f}]** ({count} cells)"
+    return told
+
+
+def _told(values: list[float]) -> str:
+    """Returns the mean of seeds with half of its 95 % interval."""
+    mean, low, _ = mean_interval(values)
+    if len(values) == 1:
+        return f"{mean:+.3f}, no interval: 1 seed"
+    return f"**{mean:+.3f} ± {mean - low:.3f}** ({len(values)} seeds)"
+
+
 def label(arm: str) -> str:
     """Returns what tables and figures call an arm: none is a method as published, and the true name is in its rows."""
     kind, comma, rest = arm.partition(",")
@@ -273,7 +304,7 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1, help="0 to N - 1; 0 makes no rows; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="0 to N - 1; 0 makes no rows; default: %(default)s")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="default: %(default)s")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="default: all")
     parser.add_argument("--problems", type=int, default=64, help="that the bias is measured on; default: %(default)s")

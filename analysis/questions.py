@@ -32,6 +32,7 @@ class Question:
         measure: field of a row; ``accuracy`` is judged over seeds and problems, all others over seeds
         unit: word behind the number
         page: file in docs that has the answer, where it is more than a difference
+        sets: names of the evaluation sets whose problems count; none stands for all
     """
 
     text: str
@@ -41,6 +42,7 @@ class Question:
     measure: str = "accuracy"
     unit: str = ""
     page: str = ""
+    sets: tuple[str, ...] = ()
 
     def answer(self, rows: Sequence[Row]) -> str:
         """Returns the mean difference with its 95 % interval, over the seeds that both recipes have."""
@@ -52,25 +54,27 @@ class Question:
         seeds = sorted(one.keys() & other.keys())
         if not seeds:
             return NOT_RUN
+        told = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
         if self.measure == "accuracy":
-            table = np.array([_differences(one[seed], other[seed]) for seed in seeds])
+            table = np.array([_differences(one[seed], other[seed], self.sets) for seed in seeds])
             found = difference(table)
-            told = f"{len(seeds)} seeds x {table.shape[1]} problems"
+            told += f" x {table.shape[1]} problems"
             if len(seeds) < FEWEST:
                 return f"{found.mean:+.3f}, no interval: {told}"
             p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
             return f"**{found.mean:+.3f} ± {found.half:.3f}** ({p_value}; {told})"
         values = [getattr(one[seed], self.measure) - getattr(other[seed], self.measure) for seed in seeds]
-        digits, told = (3 if self.measure == "kl_to_base" else 1), f"{len(seeds)} seeds"
+        digits = 3 if self.measure == "kl_to_base" else 1
         if len(seeds) < FEWEST:
             return f"{np.mean(values):+.{digits}f} {self.unit}, no interval: {told}"
         mean, _, high = mean_interval(values)
         return f"**{mean:+.{digits}f} ± {high - mean:.{digits}f}** {self.unit} ({told})"
 
 
-def _differences(ours: Row, theirs: Row) -> list[float]:
+def _differences(ours: Row, theirs: Row, sets: Sequence[str]) -> list[float]:
     one, other = (row.accuracies(row.right) for row in (ours, theirs))
-    return [one[problem] - other[problem] for problem in sorted(one.keys() & other.keys())]
+    common = sorted(one.keys() & other.keys())
+    return [one[name] - other[name] for name in common if not sets or name.partition("/")[0] in sets]
 
 
 def _surface(alpha: float, clip: str = "", divergence: str = "ForwardKL") -> str:
@@ -83,6 +87,28 @@ def _pool(size: int, without_self: str = "false") -> str:
 
 def _group(size: int) -> str:
     return f"ogls_sd --data.group_size {size} --data.problems_per_step {128 // size}"
+
+
+FAMILIES = ("order", "sign", "square", "carry", "units", "pages", "cuts", "percent", "cars", "modulo", "fraction")
+FAMILIES += ("average", "fence", "clock", "undo")
+DOMAINS = {  # families that are trained on, by the overlay that says so
+    "families_four": ("order", "carry", "pages", "fraction"),
+    "families_other_four": ("sign", "units", "cuts", "average"),
+}
+
+
+def _domains(text: str, ours: str, theirs: str = "", own: bool = False) -> tuple[Question, ...]:
+    """Returns a question once for each set of families that was trained on, about these or about all others."""
+    return tuple(
+        Question(
+            text=f"{text} ({', '.join(trained)})",
+            table="domains",
+            ours=f"{ours}+{overlay}",
+            theirs=theirs and f"{theirs}+{overlay}",
+            sets=trained if own else tuple(name for name in FAMILIES if name not in trained),
+        )
+        for overlay, trained in DOMAINS.items()
+    )
 
 
 OWN, LOCATED = "ogls_sd", "opsd+plain_kl+error_span"
@@ -165,12 +191,6 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             ours=_group(16),
             theirs=_group(4),
         ),
-        Question(
-            text="Does the alpha profile before training foretell the alpha that trains best?",
-            table="forecast",
-            page="sweeps",
-        ),
-        Question(text="How much of a style in the privileged view gets into the student?", table="bias", page="bias"),
     ),
     "ROSD (arXiv 2605.28014)": (
         Question(text="Is it better than OPSD, both tuned?", table="lab", ours="rosd", theirs=OPSD),
@@ -224,7 +244,12 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             theirs="rosd_exact",
         ),
         Question(text="Where ideas decide, is it better than OPSD?", table="families", ours="rosd", theirs="opsd"),
-        Question(text="Does it generalise out of its domain?", table="domains"),
+        *_domains("Out of its domain: trained on four families, on the eleven others, after against before", "rosd"),
+        *_domains("And OPSD there?", "opsd"),
+        *_domains("And OPSD there, learned up to the error?", "opsd+plain_kl+up_to_error"),
+        *_domains("Out of its domain, is it better than OPSD?", "rosd", "opsd"),
+        *_domains("And than OPSD learned up to the error?", "rosd", "opsd+plain_kl+up_to_error"),
+        *_domains("And on the four families themselves?", "rosd", "opsd+plain_kl+up_to_error", own=True),
         Question(text="Does a person find the error where the reflector does? (Cohen's kappa)", table="labels"),
     ),
     "SmolLM2-135M: the default run": (
@@ -269,13 +294,17 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
     ),
 }
 
+BEFORE = """## What is measured before training, and what came of it
+
+On the lab; [bias](bias.md) and [sweeps](sweeps.md) say how.
+"""
 HEAD = """# Evidence
 
 What referees ask of two papers, answered on the lab where it can be: a student of 3 million parameters, arithmetic
-chains, 20 steps; the last part is about a real language model. A number is a difference in held-out accuracy where
-nothing else is said: the first method minus the second, ± half of its 95 % interval for new seeds on new problems, with
-p before any correction (the tables have Holm's; [statistics](statistics.md) says how). What holds for this student is
-not thereby true of large models.
+chains, 20 steps; parts that name SmolLM2 are about a real language model. A number is a difference in held-out accuracy
+where nothing else is said: the first method minus the second, ± half of its 95 % interval for new seeds on new
+problems, with p before any correction (the tables have Holm's; [statistics](statistics.md) says how). What holds for
+this student is not thereby true of large models.
 
 `make evidence` lists the tables and what they cost, `make evidence TABLE=lab` makes the rows that are missing and the
 table, and with `ARGS=--rebuild` the table alone, in seconds, from `analysis/results/lab_rows.csv`. In `lab` every
@@ -285,18 +314,24 @@ rows. [Results](results.md) has older tables, whose rows were not kept.
 """
 
 
-def page(rows: Mapping[str, Sequence[Row]]) -> str:
+def page(rows: Mapping[str, Sequence[Row]], told: Mapping[str, Mapping[str, str]]) -> str:
     """Returns the page.
 
     Args:
         rows: rows of each table, by its name; a table that is not among them has not been run
+        told: answers that are no differences, by question and by the table that gives them
     """
     parts = [HEAD]
+    above = ["| question | answer | command |", "|---|---|---|"]
     for title, questions in QUESTIONS.items():
-        lines = [f"## {title}", "", "| question | answer | command |", "|---|---|---|"]
+        lines = [f"## {title}", "", *above]
         for question in questions:
             answer = question.answer(rows.get(question.table, ()))
             command = "" if question.table not in rows else f"`make evidence TABLE={question.table}`"
             lines.append(f"| {question.text} | {answer} | {command} |")
         parts.append("\n".join(lines) + "\n")
+    lines = [BEFORE, *above]
+    for table, found in told.items():
+        lines += [f"| {text} | {answer} | `make evidence TABLE={table}` |" for text, answer in found.items()]
+    parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)

@@ -85,7 +85,7 @@ def test_only_missing_rows_are_made_and_each_is_stored_at_once(
         return row(arm, share, seed, 0.1, 0.5)
 
     monkeypatch.setattr(planted, "make_row", make)
-    command = ["--arms", "OPSD", "OGLS_SD", "--shares", "1", "0", "--out", str(tmp_path / "bias")]
+    command = ["--seeds", "1", "--arms", "OPSD", "OGLS_SD", "--shares", "1", "0", "--out", str(tmp_path / "bias")]
     with pytest.raises(KeyboardInterrupt):
         planted.main(command)
     with pytest.raises(SystemExit, match="1 rows failed; the same command makes them again"):
@@ -118,7 +118,20 @@ def test_a_row_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["run.py"])
     small = ["--data.val.size", "8", "--data.problems_per_step", "4", "--data.steps_per_epoch", "1"]
     small += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
-    command = ["--arms", "OGLS_SD", "--shares", "1", "--problems", "8", "--out", "found/bias", "--args", *small]
+    command = [
+        "--seeds",
+        "1",
+        "--arms",
+        "OGLS_SD",
+        "--shares",
+        "1",
+        "--problems",
+        "8",
+        "--out",
+        "found/bias",
+        "--args",
+        *small,
+    ]
     planted.main(command)
     (made,) = pd.read_csv("found/bias_rows.csv").to_dict("records")
     assert made["name"].startswith("OGLS_SD[privilege=AnswersAlone(privilege=PeerOutcomes(max_peers=1), share=1), ")
