@@ -367,8 +367,9 @@ class RolloutDataModule(LightningDataModule):
                 yield self._one_step_ahead().take(step + 1 < self.trainer.estimated_stepping_batches)
                 continue
             if not self._latest or step % self.period == 0:
-                self._latest = divided(self._sampled(step - step % self.period), self.mini_batches)
-            yield self._latest[step % self.mini_batches]
+                sampled = self._sampled(step - step % self.period)
+                self._latest = divided(sampled, self.mini_batches, self.updates_per_rollout)
+            yield self._latest[step % self.period]
 
     def _sampled(self, step: int) -> Batch:
         """Returns what is sampled before `step`; a run that goes on amid its parts has the weights of then saved."""

@@ -210,7 +210,7 @@ class SelfDistillation(LightningModule):
         return data.trains if isinstance(data, RolloutDataModule) else True
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Makes one update, and returns the phases of its step under the key ``phases``."""
+        """Makes one update, and returns what was measured of its step: the phases and the row of metrics."""
         policy, group, step = self.policy, self.group, self.policy.version
         assert step == self.trainer.global_step, (step, self.trainer.global_step)
         assert batch.policy_version <= step, (batch.policy_version, step)
@@ -246,9 +246,24 @@ class SelfDistillation(LightningModule):
         }
         prompts, rows, parts = zip(*group.gathered((len(batch.groups) or 1, batch.metrics, metrics)), strict=True)
         rates = combined(list(zip(prompts, rows, strict=True)))
-        self.log_dict(measured | rates | StepMetrics.joined(parts).metrics(), batch_size=1)
+        row = measured | rates | StepMetrics.joined(parts).metrics()
+        self.log_row(row, policy.version)
         made_for_it = [phase for phase in batch.phases if phase.step == policy.version]
-        return {"phases": made_for_it + metrics.phases}
+        return {"phases": made_for_it + metrics.phases, "row": row}
+
+    def log_row(self, row: dict[str, float], step: int) -> None:
+        """Logs the metrics of a step, and those alone: Lightning logs what a step lacks again from an earlier one.
+
+        Args:
+            row: values by name, which callbacks can monitor, too
+            step: number of updates so far
+        """
+        self.log_dict(row, batch_size=1, logger=False)
+        every = self.trainer.log_every_n_steps
+        if every and step % every == 0:
+            for logger in self.loggers:
+                logger.log_metrics(row | {"epoch": self.current_epoch}, step)
+                logger.save()
 
     def _gradient(self, lessons: Sequence[Lesson], totals: Sequence[float]) -> tuple[StepMetrics, float]:
         """Makes the gradients of the step, and returns its metrics and loss.

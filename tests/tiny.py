@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ogls.callbacks import BestCheckpoint, GracefulStop, RunRecorder, StepProgress
 from ogls.callbacks.checkpoint_io import SoundCheckpoints
+from ogls.module import SelfDistillation
 from ogls.policy.policy import Policy
 from ogls.records import Completion, Phase, Problem, Rollout, RolloutGroup, Verdict
 from ogls.rollout.accuracy import Evaluation
@@ -101,6 +102,8 @@ class Tiny(LightningModule):
         torch.nn.init.zeros_(self.policy.weight)
         self.rises = rises
 
+    log_row = SelfDistillation.log_row
+
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
         assert int(batch) == self.trainer.global_step
         optimizer: Any = self.optimizers()
@@ -108,9 +111,11 @@ class Tiny(LightningModule):
         self.manual_backward(-(self.policy.weight * (batch + 1)).sum())
         optimizer.step()
         self.during.get(self.trainer.global_step, lambda: None)()
-        self.log_dict({"train/loss": 1.0 / self.trainer.global_step, "train/accuracy": 0.5, "time/student": 0.1})
-        at = float(self.trainer.global_step)
-        return {"phases": [Phase(lane="training", name="student", step=int(at), start=at, end=at + 0.5)]}
+        step = self.trainer.global_step
+        row = {"train/loss": 1.0 / step, "train/accuracy": 0.5, "time/student": 0.1}
+        self.log_row(row, step)
+        phases = [Phase(lane="training", name="student", step=step, start=float(step), end=step + 0.5)]
+        return {"phases": phases, "row": row}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         accuracy = 0.1 * (1 + self.trainer.global_step) if self.rises else 1.0 - 0.1 * self.trainer.global_step

@@ -42,7 +42,7 @@ class StepProgress(RichProgressBar):
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         left = (self._clock - self._begun) / max(1, step - self._first) * (total - step)
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = outputs["row"]
         self._shown |= {
             "step": f"{step}/{total}",
             **{name: f"{values[f'train/{name}']:.4g}" for name in ("loss", "accuracy") if f"train/{name}" in values},

@@ -31,6 +31,7 @@ class RunRecorder(Callback):
         self.allow_changes = allow_changes
         self._data: dict[str, str] = {}
         self._goes_on_at = 0
+        self._row: dict[str, float] = {}  # of the latest step
         self._rows: list[dict[str, Any]] = []  # of the latest validation, as is the accuracy by problem
         self._accuracy: dict[str, float] = {}
         self._validated_at = 0
@@ -95,8 +96,7 @@ class RunRecorder(Callback):
             checkpoint["seed"], checkpoint["method"] = tracker.seed, tracker.method
             checkpoint["identity"] = json.dumps(self._identity(tracker))
             checkpoint["run"], checkpoint["config_sha256"] = tracker.run_name, tracker.config_sha256
-            # Lightning logs a step after its callbacks, and a kill may come between the two.
-            checkpoint["row"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            checkpoint["row"] = self._row
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so where a run that was to go on had come to its end before."""
@@ -116,6 +116,7 @@ class RunRecorder(Callback):
                 self._log_validation(tracker)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._row = outputs["row"]
         if tracker := tracker_of(trainer):
             tracker.log_phases(outputs["phases"])
 

@@ -36,7 +36,7 @@ class StopWithoutSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = outputs["row"]
         self._skipped = self._skipped + 1 if metrics.get("train/skipped") else 0
         self._silent = self._silent + 1 if metrics.get("train/lessons") == 0 else 0
         written = self._write(trainer, batch) if self._skipped else ""

@@ -54,7 +54,6 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}")
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_/.\- ]+")
 _PATIENCE_LOCAL, _PATIENCE_SERVER = 300.0, 8.0  # seconds that the end of a run waits for MLflow; a busy disk is slow
 ROWS_LIMIT = 100  # rows per table of completions
-_OF_A_STEP = ("train/", "time/", "speed/")
 
 
 class Tracker(Logger):
@@ -306,8 +305,8 @@ class Tracker(Logger):
         for validation in (self.run_folder / PROBLEMS).glob("step-*.json"):
             if int(validation.stem.removeprefix("step-")) > step:
                 validation.unlink()
-        if not any(kept["step"] == step and "train/loss" in kept for kept in rows):
-            self._record({name: value for name, value in row.items() if name.startswith(_OF_A_STEP)}, step)
+        if row and not any(kept["step"] == step and "train/loss" in kept for kept in rows):
+            self._record(row, step)
 
     @rank_zero_only
     def hold_folder(self) -> None:

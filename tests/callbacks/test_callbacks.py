@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny import STEPS, Tiny, TinyData, trainer
@@ -82,6 +83,8 @@ def test_sigterm_then_going_on_is_one_unbroken_run() -> None:
     events = json.loads((folder / "trace.json").read_text().removesuffix(",\n") + "]")  # the format's own closing
     assert {event["tid"] for event in events} == {0, 1}
     assert [row["step"] for row in rows() if "val/avg_at_4" in row] == [STEPS, 2 * STEPS]
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["row"]
+    assert saved == {"train/loss": 1 / (2 * STEPS), "train/accuracy": 0.5, "time/student": 0.1}, "of its step alone"
 
 
 @pytest.mark.fault("SIGTERM, Ctrl-C")

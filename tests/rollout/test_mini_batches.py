@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import Logger
 from transformers import AutoModelForCausalLM
 
 from ogls.lessons.advantage import GroupRelative
@@ -67,6 +71,29 @@ def grpo(folder: Path, **arguments: Any) -> tuple[Any, Any, list[Batch], list[di
     return model, data, sampled, logged
 
 
+class Rows(Logger):
+    """What a logger is told."""
+
+    name, version = "rows", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def attached(self) -> Callback:
+        """Returns a callback that gives it to a trainer."""
+
+        def attach(trainer: Trainer, *_: Any, **__: Any) -> None:
+            trainer.loggers, trainer.log_every_n_steps = [self], 1
+
+        return LambdaCallback(setup=attach)
+
+
 def plain_updates(
     folder: Path, batch: Batch, names: Sequence[str], rate: float
 ) -> tuple[list[float], Any, list[float]]:
@@ -105,7 +132,8 @@ def plain_updates(
 
 def test_each_mini_batch_makes_an_update_with_ratios_to_what_sampled_it(tiny_model: Path, tmp_path: Path):
     model, data, sampled, logged = grpo(tiny_model)
-    fit(tmp_path, model, data)
+    rows = Rows()
+    fit(tmp_path, model, data, callbacks=[rows.attached()])
     (batch,) = sampled
     assert len(batch.groups) == 6
     losses, expected, ratios = plain_updates(tiny_model, batch, list(weights(model)), rate=5e-3)
@@ -119,7 +147,10 @@ def test_each_mini_batch_makes_an_update_with_ratios_to_what_sampled_it(tiny_mod
     assert [row["train/lessons"] for row in logged] == [
         sum(len(each.rollouts) for each in batch.groups[2 * part : 2 * part + 2] if each.mixed) for part in range(3)
     ]
-    assert all((row["time/generate"] > 0) == (part == 0) for part, row in enumerate(logged))
+    assert [step for step, _ in rows.rows] == [1, 2, 3]
+    assert [row["train/loss"] for _, row in rows.rows] == [row["train/loss"] for row in logged]
+    for name in ("time/generate", "train/dropped_unlocated"):  # of the whole batch
+        assert [name in row for _, row in rows.rows] == [True, False, False], "no logger has it again"
 
 
 def test_a_run_goes_on_bitwise_amid_its_mini_batches(tiny_model: Path, tmp_path: Path):
@@ -148,8 +179,11 @@ def test_parts_are_what_the_whole_is():
     assert [len(part.groups) for part in parts] == [2, 3]
     assert [part.metrics["train/accuracy"] for part in parts] == [0.5, pytest.approx(2 / 3)]
     assert [part.metrics.get("train/dropped") for part in parts] == [2, None]
-    assert [part.metrics["time/generate"] for part in parts] == [1.0, 0.0]
+    assert [part.metrics.get("time/generate") for part in parts] == [1.0, None]
     assert divided(whole, 1) == [whole]
+    twice = divided(whole, 2, passes=2)
+    assert twice == [*parts, replace(parts[0], metrics=twice[2].metrics, phases=()), parts[1]]
+    assert twice[2].metrics == {name: value for name, value in parts[0].metrics.items() if name not in whole.metrics}
 
 
 @pytest.mark.parametrize("name", ["mini_batches", "updates_per_rollout"])
