@@ -27,6 +27,7 @@ import matrix
 import pandas as pd
 import planted
 import questions
+import surface
 import tuning
 from making import complete, stale
 from methods import end
@@ -54,6 +55,7 @@ class Table:
         arguments: words that go to every run
         tuned: whether every recipe has the settings of its best trial in `tuning.csv`
         crossed: recipes by train set and method, for a table of `matrix.py`
+        axis: option of the command line over which NAME_surface.png is drawn, see `surface.py`
         seconds: processor seconds of a run, until some were measured
     """
 
@@ -67,6 +69,7 @@ class Table:
     arguments: tuple[str, ...] = ()
     tuned: bool = False
     crossed: Mapping[tuple[str, str], str] | None = None
+    axis: str = ""
     seconds: float = SECONDS
 
     def recipes(self, trials: Path = tuning.TRIALS) -> dict[str, Recipe]:
@@ -102,6 +105,10 @@ class Table:
         """Writes the table's files from its rows alone, and returns the text of NAME.md."""
         if self.crossed:
             return matrix.write(rows, self.crossed, results / self.name, self.heading)
+        if self.axis:
+            profiles = forecast.profiles_file(RESULTS / "forecast") if self.axis == ALPHA else None
+            profile = profiles and pd.read_csv(profiles).query("student == 'own'")
+            surface.draw(rows, self.axis, results / f"{self.name}_surface.png", profile)
         return write(rows, self.against, results / self.name, 0.02, self.heading)
 
 
@@ -114,6 +121,7 @@ def _options(method: str, **values: Sequence[object]) -> tuple[str, ...]:
     )
 
 
+ALPHA = "method.steering.alpha"
 TUNED = "Which rate and main setting suit each method, with the same budget for all?"
 STUDENT = questions.STUDENT
 DOMAINS = matrix.crossed(("rosd", "opsd", "opsd+plain_kl+up_to_error"), tuple(questions.DOMAINS))
@@ -199,6 +207,7 @@ TABLES = (
             )
         ),
         seeds=3,
+        axis=ALPHA,
         against="ogls_sd --method.objective.divergence ForwardKL --method.steering.alpha 1",
     ),
     Table(
@@ -209,12 +218,14 @@ TABLES = (
             method__privilege__max_peers=(1, 2, 4),  # a group has 4
             method__privilege__exclude_self=("false", "true"),
         ),
+        axis="method.privilege.max_peers",
         against="ogls_sd --method.privilege.max_peers 4 --method.privilege.exclude_self false",
     ),
     Table(
         name="staleness",
         question="What do rollouts cost that are up to 1, 2, 4 and 8 updates old, with a cap of 2 on the ratio?",
         methods=_options("ogls_sd --method.objective.importance_cap 2", data__mini_batches=(1, 2, 3, 5, 9)),
+        axis="data.mini_batches",
         against="ogls_sd --method.objective.importance_cap 2 --data.mini_batches 1",
     ),
     Table(

@@ -169,7 +169,7 @@ def answers(out: Path) -> dict[str, str]:
     Args:
         out: path of the files without their endings
     """
-    profiles, rows = _profiles(out), read_rows(rows_file(out))
+    profiles, rows = profiles_file(out), read_rows(rows_file(out))
     table = summary(rows, pd.read_csv(profiles)) if profiles.is_file() else pd.DataFrame()
     if table.empty:
         return {}
@@ -184,7 +184,8 @@ def answers(out: Path) -> dict[str, str]:
     }
 
 
-def _profiles(out: Path) -> Path:
+def profiles_file(out: Path) -> Path:
+    """Returns the file with the students' profiles."""
     return out.with_name(f"{out.name}_profile.csv")
 
 
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "forecast", metavar="NAME")
     options = parser.parse_args(arguments)
-    profiles, file, failed = _profiles(options.out), rows_file(options.out), 0
+    profiles, file, failed = profiles_file(options.out), rows_file(options.out), 0
     try:
         if options.seeds:
             for student in STUDENTS:
