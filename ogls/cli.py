@@ -152,7 +152,12 @@ class OglsCLI(LightningCLI):
         """Makes the parser of the subcommand that is asked for; the others, which take as long, are there by name."""
         if self.asked not in (None, subcommand):
             return self.init_parser(**kwargs)
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(
+                verbose=False
+            )  # its table; StepProgress prints all with intervals
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys ``method`` and ``policy``."""

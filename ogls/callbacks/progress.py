@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from ogls.records import RolloutGroup
 from ogls.tracking.files import OF_SET, SUBSET, WHOLE, with_interval
 
+_TEST = re.compile(r"test/avg_at_\d+")
 _PHASES = ("generate", "grade", "reflect", "teacher", "student", "sync", "wait")
 
 
@@ -69,9 +71,19 @@ class StepProgress(RichProgressBar):
             self.print("".join(map(shown, some)), end="")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, pl_module)
+        super().on_validation_end(trainer, pl_module)
+        self._clock = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, pl_module)
+        super().on_test_end(trainer, pl_module)
+
+    def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints what a validation or test found: amid training its accuracies, elsewhere all figures."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # Of a whole validation its own figure, not that of its subset.
-        accuracy = next((name for kind in (WHOLE, SUBSET) for name in values if kind.fullmatch(name)), None)
+        accuracy = next((name for kind in (_TEST, WHOLE, SUBSET) for name in values if kind.fullmatch(name)), None)
         if accuracy is not None and not trainer.sanity_checking and trainer.is_global_zero:
             split = accuracy.partition("/")[0]
             self._shown[split] = f"{values[accuracy]:.3f}"
@@ -79,11 +91,11 @@ class StepProgress(RichProgressBar):
             step = trainer.global_step if fits else cast(Any, pl_module).policy.version
             which = "" if fits or trainer.ckpt_path is None else f"{trainer.ckpt_path}, "
             self.print(f"{which}after step {step}: {accuracy} {with_interval(values, accuracy)}")
+            alone = not fits and not cast(Any, trainer).datamodule.fit_follows  # then all figures are what is wanted
             for name in values:
-                if OF_SET.fullmatch(name) and name.startswith(f"{split}/"):
+                end = name.endswith(("_low", "_high")) or name == accuracy
+                if name.startswith(f"{split}/") and not end and (alone or OF_SET.fullmatch(name)):
                     self.print(f"  {name} {with_interval(values, name)}")
-        super().on_validation_end(trainer, pl_module)
-        self._clock = time.monotonic()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Prints above the bar, or as any other line where there is none."""
