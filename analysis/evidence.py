@@ -336,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_page()
     except ValueError as error:
         parser.error(str(error))
-    print(f"written: {options.results / table.name}.md, .csv, _paired.csv, _accuracy.png, from {len(rows)} rows")
+    print(f"written: the files {options.results / table.name}*, from {len(rows)} rows")
     end(failed)
 
 
