@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lab.demonstrations import Habits, Work, WorkedAttempts, first_difference
+from lab.demonstrations import NothingPlanted, Work, WorkedAttempts, first_difference
 
 from ogls.records import Problem
 from ogls.tasks.base import Mistake, MistakeLocator
@@ -97,18 +97,9 @@ class ChoiceErrors(MistakeLocator):
 
 
 @dataclass(frozen=True)
-class ChoiceHabits(Habits):
+class ChoiceHabits(NothingPlanted):
     """Choice habits are what the cold start shows: the format, and that an attempt in view is mostly followed."""
 
-    slip: float = 0.0
-    wrong_idea: float = 0.0
-    guesses: float = 0.0
-    with_attempt: float = 0.3
-    with_idea: float = 0.15
-    reflecting: float = 0.15
-    terse_attempts: float = 0.0
-    own_way: float = 0.1
-    terse_after_worked: float = 0.0
     mistakes: ClassVar[MistakeLocator] = ChoiceErrors()
 
     def read(self, problem: Problem) -> Work:

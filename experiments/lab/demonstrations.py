@@ -136,6 +136,20 @@ class Habits:
         return task, json.dumps({"quote": mistake.quote, "idea": mistake.idea})
 
 
+@dataclass(frozen=True)
+class NothingPlanted(Habits):
+    """These habits plant no error and no style: right work alone, and an attempt in view is mostly followed."""
+
+    slip: float = 0.0
+    wrong_idea: float = 0.0
+    guesses: float = 0.0
+    with_attempt: float = 0.3
+    with_idea: float = 0.15
+    terse_attempts: float = 0.0
+    own_way: float = 0.1
+    terse_after_worked: float = 0.0
+
+
 class Demonstrations:
     """Demonstrations are endless examples for `problems`; the n-th is a function of the seed and of those before it.
 

@@ -21,7 +21,7 @@ from functools import cache, cached_property
 from itertools import count
 from typing import ClassVar, Literal
 
-from lab.demonstrations import Habits, Work, WorkedAttempts, first_difference
+from lab.demonstrations import NothingPlanted, Work, WorkedAttempts, first_difference
 
 from ogls.records import Problem
 from ogls.system.ranges import within
@@ -190,18 +190,9 @@ class LegErrors(MistakeLocator):
 
 
 @dataclass(frozen=True)
-class LegHabits(Habits):
+class LegHabits(NothingPlanted):
     """Leg habits are what the cold start shows: right work alone, and that an attempt in view is mostly followed."""
 
-    slip: float = 0.0
-    wrong_idea: float = 0.0
-    guesses: float = 0.0
-    with_attempt: float = 0.3
-    with_idea: float = 0.15
-    reflecting: float = 0.15
-    terse_attempts: float = 0.0
-    own_way: float = 0.1
-    terse_after_worked: float = 0.0
     mistakes: ClassVar[MistakeLocator] = LegErrors()
 
     def read(self, problem: Problem) -> Work:
