@@ -29,6 +29,7 @@ import planted
 import questions
 import surface
 import tuning
+import views
 from making import complete, stale
 from methods import end
 from recipes import Recipe, recipes
@@ -239,6 +240,7 @@ TABLES = (
 )
 
 
+VIEWED = {"legs": "Word problems, SmolLM2-135M", "science": "Multiple choice, SmolLM2-135M"}
 SCRIPTS = {"bias": planted.main, "forecast": forecast.main, "tuning": tuning.main}
 """Tables whose rows are not runs alone, by the function that makes them."""
 
@@ -283,8 +285,17 @@ def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tun
 def write_page() -> None:
     """Writes docs/evidence.md, the answers to referees' questions, from the rows of all tables."""
     rows = {table.name: read_rows(rows_file(RESULTS / table.name)) for table in TABLES}
-    told = {"bias": planted.answers(RESULTS / "bias"), "forecast": forecast.answers(RESULTS / "forecast")}
-    questions.PAGE.write_text(questions.page(rows, told), encoding="utf-8")
+    questions.PAGE.write_text(questions.page(rows, measured()), encoding="utf-8")
+
+
+def measured() -> dict[str, dict[str, str]]:
+    """Returns the answers that are no differences between runs, by question and by what gives them."""
+    words, choices = (views.told(RESULTS / f"views_{name}", about) for name, about in VIEWED.items())
+    return {
+        "`make evidence TABLE=bias`": planted.answers(RESULTS / "bias"),
+        "`make evidence TABLE=forecast`": forecast.answers(RESULTS / "forecast"),
+        "`analysis/views.py`, see [results](results.md)": words | choices,
+    }
 
 
 def carry_out(options: argparse.Namespace) -> None:

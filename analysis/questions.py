@@ -31,7 +31,6 @@ class Question:
         theirs: the other one; without it, the answer is the difference between after and before training
         measure: field of a row; ``accuracy`` is judged over seeds and problems, all others over seeds
         unit: word behind the number
-        page: file in docs that has the answer, where it is more than a difference
         sets: names of the evaluation sets whose problems count; none stands for all
     """
 
@@ -41,13 +40,10 @@ class Question:
     theirs: str = ""
     measure: str = "accuracy"
     unit: str = ""
-    page: str = ""
     sets: tuple[str, ...] = ()
 
     def answer(self, rows: Sequence[Row]) -> str:
         """Returns the mean difference with its 95 % interval, over the seeds that both recipes have."""
-        if self.page:
-            return f"see [{self.page}]({self.page}.md)"
         one, other = ({row.seed: row for row in rows if row.recipe == recipe} for recipe in (self.ours, self.theirs))
         if not self.theirs:
             other = {seed: replace(row, right=row.before) for seed, row in one.items()}
@@ -289,13 +285,12 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And ROSD as published?", table="science", ours="rosd"),
         Question(text="And GRPO?", table="science", ours="grpo"),
         Question(text="And likelihood of the right options (SFT)?", table="science", ours="sft"),
-        Question(text="Is there anything to learn from its teacher?", table="views", page="results"),
     ),
 }
 
 BEFORE = """## What is measured before training, and what came of it
 
-On the lab; [bias](bias.md) and [sweeps](sweeps.md) say how.
+On the lab where no model is named; [bias](bias.md) and [sweeps](sweeps.md) say how.
 """
 HEAD = """# Evidence
 
@@ -318,7 +313,7 @@ def page(rows: Mapping[str, Sequence[Row]], told: Mapping[str, Mapping[str, str]
 
     Args:
         rows: rows of each table, by its name; a table that is not among them has not been run
-        told: answers that are no differences, by question and by the table that gives them
+        told: answers that are no differences, by question and by what gives them
     """
     parts = [HEAD]
     above = ["| question | answer | command |", "|---|---|---|"]
@@ -330,7 +325,7 @@ def page(rows: Mapping[str, Sequence[Row]], told: Mapping[str, Mapping[str, str]
             lines.append(f"| {question.text} | {answer} | {command} |")
         parts.append("\n".join(lines) + "\n")
     lines = [BEFORE, *above]
-    for table, found in told.items():
-        lines += [f"| {text} | {answer} | `make evidence TABLE={table}` |" for text, answer in found.items()]
+    for command, found in told.items():
+        lines += [f"| {text} | {answer} | {command} |" for text, answer in found.items()]
     parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)

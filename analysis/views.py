@@ -188,6 +188,35 @@ def markdown(found: dict[str, list[Figure]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+ASKED = {  # what is in view and the figure, by the question that it answers
+    "how often is a group of four mixed?": ("nothing", "mixed groups"),
+    "and where every problem has the same chance?": ("nothing", "mixed groups, the same chance everywhere"),
+    "how sure is the student? Entropy, nats a token": ("nothing", "entropy, nats a token"),
+    "how often is it right?": ("nothing", "right"),
+    "and with the solution in view?": ("the reference solution", "right"),
+    "how often does it repeat a wrong attempt in view?": ("a wrong attempt of its own", "as read"),
+}
+
+
+def told(out: Path, about: str) -> dict[str, str]:
+    """Returns questions that stored figures answer, with the answers, for docs/evidence.md; none without figures.
+
+    Args:
+        out: path of the files without their endings
+        about: what the questions are about
+    """
+    file = out.with_suffix(".csv")
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file)
+    found = table[table["problems"] == "all"].set_index(["in view", "figure"])
+    rows = {question: found.loc[figure] for question, figure in ASKED.items() if figure in found.index}
+    return {
+        f"{about}: {question}": f"**{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]** ({row['n']} problems)"
+        for question, row in rows.items()
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--samples", type=int, default=4, help="rollouts per problem with nothing in view")

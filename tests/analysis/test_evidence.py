@@ -274,8 +274,7 @@ def test_an_answer_is_the_difference_over_common_seeds() -> None:
 
 def test_the_page_is_what_the_rows_say() -> None:
     stored = {table.name: read_rows(rows_file(evidence.RESULTS / table.name)) for table in evidence.TABLES}
-    bias, forecasts = (evidence.RESULTS / name for name in ("bias", "forecast"))
-    page = questions.page(stored, {"bias": planted.answers(bias), "forecast": forecast.answers(forecasts)})
+    page = questions.page(stored, evidence.measured())
     assert questions.PAGE.read_text() == page, "any `make evidence TABLE=NAME ARGS=--rebuild` writes it"
     methods = {table.name: table.methods for table in evidence.TABLES}
     for asked in (question for several in questions.QUESTIONS.values() for question in several):

@@ -76,3 +76,13 @@ def test_from_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit) as stopped:
         views.main([*small(tiny_model), "--samples", "1"])
     assert stopped.value.code == 2
+
+
+def test_the_page_of_evidence_has_the_figures_of_all_problems(tmp_path: Path) -> None:
+    (tmp_path / "v.csv").write_text(
+        "problems,in view,figure,value,low,high,n\nall,nothing,right,0.25,0.2,0.3,40\nhard,nothing,right,0.1,0.0,0.2,20\n"
+    )
+    assert views.told(tmp_path / "v", "Sums") == {
+        "Sums: how often is it right?": "**0.250 [0.200, 0.300]** (40 problems)"
+    }
+    assert views.told(tmp_path / "absent", "Sums") == {}
