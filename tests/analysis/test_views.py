@@ -79,9 +79,8 @@ def test_from_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_page_of_evidence_has_the_figures_of_all_problems(tmp_path: Path) -> None:
-    (tmp_path / "v.csv").write_text(
-        "problems,in view,figure,value,low,high,n\nall,nothing,right,0.25,0.2,0.3,40\nhard,nothing,right,0.1,0.0,0.2,20\n"
-    )
+    rows = ("problems,in view,figure,value,low,high,n", "all,nothing,right,0.25,0.2,0.3,40")
+    (tmp_path / "v.csv").write_text("\n".join((*rows, "hard,nothing,right,0.1,0.0,0.2,20\n")))
     assert views.told(tmp_path / "v", "Sums") == {
         "Sums: how often is it right?": "**0.250 [0.200, 0.300]** (40 problems)"
     }
