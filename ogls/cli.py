@@ -21,6 +21,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._util import NestedArg
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -154,9 +155,7 @@ class OglsCLI(LightningCLI):
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand in ("validate", "test"):
-            parser.set_defaults(
-                verbose=False
-            )  # its table; StepProgress prints all with intervals
+            parser.set_defaults(verbose=False)  # its table; StepProgress prints all with intervals
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -230,7 +229,12 @@ class OglsCLI(LightningCLI):
         """Returns the name of the method that is trained, or of the one that trained the checkpoint to be looked at."""
         checkpoint = None if self.subcommand == "fit" else self._get(self.config, "ckpt_path")
         trained_by = None if checkpoint is None else read_manifest(Path(checkpoint)).get("method")
-        return trained_by or self.model.method.name
+        if trained_by in (None, self.model.method.name):
+            return self.model.method.name
+        rank_zero_only(print)(
+            f"{checkpoint} was trained by {trained_by}, and that is what {self.subcommand} is named by"
+        )
+        return trained_by
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: configuration comes from files and command line, and no checkpoint overrides it."""

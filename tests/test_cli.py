@@ -118,6 +118,7 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert runs["validate"].data.tags["method"] == runs["fit"].data.tags["method"]
     assert str(runs["validate"].info.run_name).startswith("validate OGLS_SD[...] s0")
     assert f"{last}, after step 4: val/avg_at_4" in fourth.replace("\n", "")
+    assert f"{last} was trained by {runs['fit'].data.tags['method']}, by which validate is named\n" in fourth
     assert re.search(r"\n  val/pass_at_2 \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]\n", fourth), (
         "all figures, with their intervals"
     )
