@@ -231,9 +231,7 @@ class OglsCLI(LightningCLI):
         trained_by = None if checkpoint is None else read_manifest(Path(checkpoint)).get("method")
         if trained_by in (None, self.model.method.name):
             return self.model.method.name
-        rank_zero_only(print)(
-            f"{checkpoint} was trained by {trained_by}, and that is what {self.subcommand} is named by"
-        )
+        rank_zero_only(print)(f"{checkpoint} was trained by {trained_by}, by which {self.subcommand} is named")
         return trained_by
 
     def _parse_ckpt_path(self) -> None:
