@@ -168,6 +168,12 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             ours=_surface(1, divergence="ReverseKL"),
             theirs=_surface(1),
         ),
+        Question(
+            text="And how sensitive is that to alpha? 4 against 1, by reverse KL",
+            table="surface",
+            ours=_surface(4, divergence="ReverseKL"),
+            theirs=_surface(1, divergence="ReverseKL"),
+        ),
         Question(text="How many views? One a pool against all", table="pools", ours=_pool(1), theirs=_pool(4)),
         Question(
             text="May a rollout be in its own pool? Without against with it",
