@@ -298,7 +298,7 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
         last.plot(some["excess"], some["loss"], MARKERS[number], color=COLORS[number], label=label(str(method)))
     last.axhline(0, color="#555555", linewidth=0.8)
     last.set(xlabel="bias that the style adds, before training", ylabel="loss of accuracy by the style")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     save(figure, file)
 
 
