@@ -23,7 +23,7 @@ from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
 from ogls.lessons.reflection.reflector import ReflectionLimits
 from ogls.lessons.selection import AllTokens, ErrorSpan, FirstTokens, FromError, UpToError
-from ogls.loss.divergence import ForwardKL, JensenShannon
+from ogls.loss.divergence import ForwardKL, JensenShannon, ReverseKL
 from ogls.loss.objective import Distillation
 from ogls.loss.steering import OutcomeSteering, PositiveOnly, Unsteered
 from ogls.loss.topk import TopK
@@ -99,19 +99,26 @@ def test_an_overlay_is_two_lines(name: str):
 
 
 def test_what_a_task_changes_of_its_method_the_name_shows():
-    changes = {
-        "privilege": PeerOutcomes(max_peers=1),
-        "steering": OutcomeSteering(alpha=1.0, ramp_steps=0),
-        "objective": Distillation(ForwardKL(), clip=None),
-        "temperature": 1.0,
-    }
-    shown = "max_peers=1, alpha=1, ramp_steps=0, clip=None, selection={}, temperature=1"
+    changes = {"steering": OutcomeSteering(alpha=1.0, ramp_steps=0), "temperature": 1.0}
     method = method_of("math")
-    assert method == OGLS_SD(**changes, selection=ErrorSpan())
-    assert method.name == f"OGLS_SD[{shown.format('ErrorSpan')}]"
+    assert method == OGLS_SD(
+        privilege=PeerOutcomes(max_peers=2, exclude_self=True),
+        objective=Distillation(ReverseKL(), clip=None),
+        selection=ErrorSpan(),
+        **changes,
+    )
+    assert method.name == (
+        "OGLS_SD[max_peers=2, exclude_self=True, alpha=1, ramp_steps=0, divergence=ReverseKL, clip=None, "
+        "selection=ErrorSpan, temperature=1]"
+    )
     method = method_of("lab")
-    assert method == OGLS_SD(**changes, selection=UpToError())
-    assert method.name == f"OGLS_SD[{shown.format('UpToError')}]"
+    assert method == OGLS_SD(
+        privilege=PeerOutcomes(max_peers=1),
+        objective=Distillation(ForwardKL(), clip=None),
+        selection=UpToError(),
+        **changes,
+    )
+    assert method.name == "OGLS_SD[max_peers=1, alpha=1, ramp_steps=0, clip=None, selection=UpToError, temperature=1]"
 
 
 @pytest.mark.parametrize(

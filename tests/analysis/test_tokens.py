@@ -84,7 +84,7 @@ def step(run: tuple[SelfDistillation, RolloutDataModule]) -> Page:
 
 def test_a_page_says_which_method_it_shows(step: Page, run: tuple[SelfDistillation, RolloutDataModule]) -> None:
     method = run[0].method
-    assert method.name.startswith("OGLS_SD[max_peers=1, alpha=1, ")
+    assert method.name.startswith("OGLS_SD[max_peers=2, exclude_self=True, alpha=1, ")
     assert step.title == f"{method.name} · weights after 0 steps"
 
 
