@@ -184,7 +184,8 @@ def test_a_choice_that_replaces_another_takes_nothing_over():
         assert method.steering == PositiveOnly(alpha=1.0, ramp_steps=0)
         assert "steering=PositiveOnly," in method.name
     method = method_of("math", "--method.privilege.use_solution false --method.privilege PeerOutcomes")
-    assert method.privilege == PeerOutcomes(max_peers=1, use_solution=False), "the same class is no other"
+    peers = PeerOutcomes(max_peers=2, exclude_self=True, use_solution=False)
+    assert method.privilege == peers, "the same class is no other"
 
 
 @pytest.mark.parametrize(

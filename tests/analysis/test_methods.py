@@ -22,6 +22,7 @@ from stored_rows import read_rows
 
 from ogls.lessons.privilege import PeerOutcomes
 from ogls.lessons.selection import FirstTokens, UpToError
+from ogls.loss.divergence import ReverseKL
 from ogls.loss.objective import Distillation
 from ogls.loss.steering import OutcomeSteering
 from ogls.methods import OGLS_SD, OPSD
@@ -127,7 +128,7 @@ def test_names_are_printed_and_nothing_is_run(
     monkeypatch.chdir(tmp_path)
     methods.main(["--config", "math.yaml", "--methods", "gsm8k", "gsm8k+opsd+up_to_error", "--names"])
     gsm8k, opsd = capsys.readouterr().out.splitlines()
-    peers, kl = PeerOutcomes(max_peers=1), Distillation()
+    peers, kl = PeerOutcomes(max_peers=2, exclude_self=True), Distillation(ReverseKL())
     first_tokens = OGLS_SD(
         privilege=peers, steering=OutcomeSteering(), objective=kl, selection=FirstTokens(128), temperature=1.0
     )

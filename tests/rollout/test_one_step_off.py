@@ -18,6 +18,7 @@ from ogls.data import RolloutDataModule
 from ogls.lessons.privilege import Demonstration, ReferenceSolution
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.selection import AllTokens
+from ogls.loss.divergence import ReverseKL
 from ogls.loss.objective import Distillation, Likelihood
 from ogls.loss.steering import Unsteered
 from ogls.module import SelfDistillation
@@ -268,7 +269,7 @@ def test_the_overlay_builds_on_vllm_and_is_refused_where_the_policy_itself_sampl
     built = build(["--config", "math.yaml", "--config", "one_step_off.yaml", "--trainer.accelerator", "cpu"], run=False)
     assert isinstance(built.datamodule.engine, EngineProcess)
     assert built.model.method is built.datamodule.method
-    assert built.model.method.objective == Distillation(importance_cap=2.0)
+    assert built.model.method.objective == Distillation(ReverseKL(), importance_cap=2.0)
     assert built.model.method.uncorrected == ()
     built.datamodule.close()
     with pytest.raises(ValueError, match="TransformersEngine samples with the policy itself and cannot run beside"):
