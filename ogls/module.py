@@ -259,7 +259,7 @@ class SelfDistillation(LightningModule):
             step: number of updates so far
         """
         self.log_dict(row, batch_size=1, logger=False)
-        every = self.trainer.log_every_n_steps
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if every and step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics(row | {"epoch": self.current_epoch}, step)
