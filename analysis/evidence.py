@@ -324,6 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.table is None:
         return print(listing(TABLES, options.results))
     if options.table in SCRIPTS:
+        if options.jobs > 1:
+            parser.error(f"{options.table} makes one row at a time: leave --jobs out")
         return carry_out(options)
     table = tables[options.table]
     seeds, file = table.seeds if options.seeds is None else options.seeds, rows_file(options.results / table.name)

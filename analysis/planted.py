@@ -252,10 +252,12 @@ def answers(out: Path) -> dict[str, str]:
     told = {}
     terse = rows.pivot_table(index=["method", "seed"], columns="share", values="terse")
     removed = rows[rows["share"] == 1].groupby("method")["removed"]
-    for method, gained in (terse[1.0] - terse[0.0]).dropna().groupby("method", sort=False):
+    both = terse[1.0] - terse[0.0] if {0.0, 1.0} <= {*terse.columns} else terse.iloc[:0, 0]
+    for method, gained in both.dropna().groupby("method", sort=False):
         question = f"A style planted in all texts in view: more answers in that style under {label(str(method))}"
         told[question] = _told(list(gained))
-    told["What share of such views' shift does the contrast remove?"] = _told(list(removed.get_group("OGLS_SD")))
+    if "OGLS_SD" in removed.groups:
+        told["What share of such views' shift does the contrast remove?"] = _told(list(removed.get_group("OGLS_SD")))
     for text, (value, low, high, count) in forecasts(cells_of(rows)).items():
         told[f"Rank correlation of {text}"] = f"**{value:.2f} [{low:.2f}, {high:.2f}]** ({count} cells)"
     return told

@@ -98,6 +98,19 @@ def test_only_missing_rows_are_made_and_each_is_stored_at_once(
     assert (tmp_path / "bias.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_answers_are_what_the_rows_tell(tmp_path: Path):
+    file = tmp_path / "bias_rows.csv"
+    pd.DataFrame([r | {"removed": 0.9, "terse": 0.3 + 0.1 * r["share"]} for r in ROWS]).to_csv(file, index=False)
+    told = planted.answers(tmp_path / "bias")
+    assert told["A style planted in all texts in view: more answers in that style under OPSD[...]"].startswith(
+        "**+0.100 ±"
+    )
+    assert told["What share of such views' shift does the contrast remove?"].startswith("**+0.900 ± 0.000** (2 seeds)")
+    pd.DataFrame([r for r in ROWS if r["method"] == "OPSD" and r["share"] == 0]).to_csv(file, index=False)
+    assert not any("style" in question and "under" in question for question in planted.answers(tmp_path / "bias"))
+    assert planted.answers(tmp_path / "absent") == {}
+
+
 def test_without_rows_there_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         planted.main(["--seeds", "0", "--out", str(tmp_path / "bias")])
