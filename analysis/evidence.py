@@ -290,11 +290,13 @@ def write_page() -> None:
 
 def measured() -> dict[str, dict[str, str]]:
     """Returns the answers that are no differences between runs, by question and by what gives them."""
-    words, choices = (views.told(RESULTS / f"views_{name}", about) for name, about in VIEWED.items())
+    found = [views.told(RESULTS / f"views_{name}", about) for name, about in VIEWED.items()]
     return {
         "`make evidence TABLE=bias`": planted.answers(RESULTS / "bias"),
         "`make evidence TABLE=forecast`": forecast.answers(RESULTS / "forecast"),
-        "`analysis/views.py`, see [results](results.md)": words | choices,
+        "`analysis/views.py`, see [results](results.md)": {
+            text: answer for told in found for text, answer in told.items()
+        },
     }
 
 

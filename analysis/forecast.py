@@ -27,6 +27,7 @@ import pandas as pd
 from alpha_profile import profile
 from making import LOGS, complete, make_run
 from methods import end
+from questions import interval
 from recipes import Recipe, recipes
 from scipy.stats import spearmanr
 from stored_rows import Row, read_rows, rows_file
@@ -123,7 +124,7 @@ def summary(rows: Sequence[Row], profiles: pd.DataFrame) -> pd.DataFrame:
         first = own.iloc[0]
         missed = {name: after.max() - after[_nearest(first[name])] for name in ("likeliest", "recommended")}
         key = recipe_of(str(student), ALPHAS[0])[0]
-        before = next(float(row.curve.split()[0].partition(":")[2]) for row in rows if row.recipe == key)
+        before = next(row.accuracy_before for row in rows if row.recipe == key)
         lines.append(
             {
                 "student": student,
@@ -173,14 +174,11 @@ def answers(out: Path) -> dict[str, str]:
     table = summary(rows, pd.read_csv(profiles)) if profiles.is_file() else pd.DataFrame()
     if table.empty:
         return {}
-    told = {}
-    for column in (RANKS, "missed by the likeliest"):
-        mean, low, high = mean_interval(table[column].tolist())
-        digits = 2 if column == RANKS else 3
-        told[column] = f"**{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]** ({len(table)} students)"
+    of = f"{len(table)} students"
+    ranks, missed = (mean_interval(table[column].tolist()) for column in (RANKS, "missed by the likeliest"))
     return {
-        f"{QUESTION} Rank correlation over alphas": told[RANKS],
-        "What is missed of the best accuracy by training at the likeliest alpha?": told["missed by the likeliest"],
+        f"{QUESTION} Rank correlation over alphas": interval(*ranks, of, digits=2),
+        "What is missed of the best accuracy by training at the likeliest alpha?": interval(*missed, of),
     }
 
 

@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 from bias import GAINED, REMOVED, marker_ids, measure
 from making import make_run
+from questions import interval
 from scipy.stats import spearmanr
 from states import opened
 from stored_rows import rows_file
@@ -259,7 +260,7 @@ def answers(out: Path) -> dict[str, str]:
     if "OGLS_SD" in removed.groups:
         told["What share of such views' shift does the contrast remove?"] = _told(list(removed.get_group("OGLS_SD")))
     for text, (value, low, high, count) in forecasts(cells_of(rows)).items():
-        told[f"Rank correlation of {text}"] = f"**{value:.2f} [{low:.2f}, {high:.2f}]** ({count} cells)"
+        told[f"Rank correlation of {text}"] = interval(value, low, high, f"{count} cells", digits=2)
     return told
 
 

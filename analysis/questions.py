@@ -314,6 +314,11 @@ rows. [Results](results.md) has older tables, whose rows were not kept.
 """
 
 
+def interval(value: float, low: float, high: float, of: str, digits: int = 3) -> str:
+    """Returns an answer that is a number with the ends of its 95 % interval, and what it was measured of."""
+    return f"**{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]** ({of})"
+
+
 def page(rows: Mapping[str, Sequence[Row]], told: Mapping[str, Mapping[str, str]]) -> str:
     """Returns the page.
 

@@ -76,6 +76,11 @@ class Row:
         """Returns a name of the run that no other row of the file has."""
         return f"{self.recipe}, seed {self.seed}"
 
+    @property
+    def accuracy_before(self) -> float:
+        """Returns the accuracy before training, where the curve begins."""
+        return float(self.curve.partition(" ")[0].partition(":")[2])
+
     def accuracies(self, counts: str) -> dict[str, float]:
         """Returns the accuracy of each problem, of `before` or `right`: by set and place, of the same problems."""
         return {

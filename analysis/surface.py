@@ -61,7 +61,7 @@ def draw(rows: Sequence[Row], axis: str, file: Path, profile: pd.DataFrame | Non
         seeds = int(line["seeds"].min())
         label = f"{others or axis}, {seeds} seed{'s' * (seeds > 1)}"
         axes[0].errorbar(line["value"], line["mean"], halves, label=label, capsize=3, **style)
-    before = sum(float(row.curve.split()[0].partition(":")[2]) for row in rows) / len(rows)
+    before = sum(row.accuracy_before for row in rows) / len(rows)
     axes[0].axhline(before, color=GREY, linestyle=":", label="before training")
     axes[0].set(xlabel=axis.rpartition(".")[2], ylabel="accuracy on held-out problems")
     axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

@@ -25,7 +25,7 @@ def tabulate(rows: list[Row]) -> pd.DataFrame:
         [
             {
                 "method": names[row.recipe],
-                "before": float(row.curve.partition(" ")[0].partition(":")[2]),
+                "before": row.accuracy_before,
                 "accuracy": row.accuracy,
                 f"pass@{k}": row.passed,
                 "length": row.length,

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from alpha_profile import resampled
 from alpha_values import fork, right_texts
+from questions import interval
 from reading import distributions
 from states import distilled, opened, parser_of, reaching, score
 
@@ -212,7 +213,7 @@ def told(out: Path, about: str) -> dict[str, str]:
     found = table[table["problems"] == "all"].set_index(["in view", "figure"])
     rows = {question: found.loc[figure] for question, figure in ASKED.items() if figure in found.index}
     return {
-        f"{about}: {question}": f"**{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]** ({row['n']} problems)"
+        f"{about}: {question}": interval(row["value"], row["low"], row["high"], f"{row['n']} problems")
         for question, row in rows.items()
     }
 

@@ -169,6 +169,9 @@ def test_several_evaluation_sets(nursery: Nursery, tiny_model: Path, tmp_path: P
     accuracy = json.loads((folder / "problems" / "step-000004.json").read_text())
     assert sorted(name.partition("/")[0] for name in accuracy) == ["easy"] * 2 + ["hard"] * 3
     checkpoint = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"))
+    code, output = run_in(nursery, "validate", *small(tiny_model), *sets, *checkpoint, cwd=tmp_path)
+    assert code == 0, output[-3000:]
+    assert "\n  val/easy/avg_at_4 " in output
     code, output = run_in(nursery, "test", *small(tiny_model), *sets, *checkpoint, cwd=tmp_path)
     assert code == 0, output[-3000:]
     assert re.search(r"after step \d: test/avg_at_4 \d", output.replace("\n", ""))
@@ -376,7 +379,7 @@ def test_another_model_teaches_from_the_command_line_and_leaves_nothing_behind(
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if "train/loss" in row]
     assert [row["train/lessons"] for row in trained] == [3 * 4] * 2
-    assert all(row["train/loss"] == pytest.approx(row["train/divergence"], rel=1e-6) for row in trained)
+    assert all(row["train/loss"] == pytest.approx(row["train/divergence"], rel=1.2e-7) for row in trained)
     assert all(row["train/loss"] > 0 for row in trained)
     assert yaml.safe_load((folder / "config.yaml").read_text())["method"]["class_path"].endswith("OnPolicyDistillation")
     best = str(folder / "checkpoints" / "best.ckpt")

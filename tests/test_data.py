@@ -118,7 +118,7 @@ def test_several_updates_share_their_rollouts(make: Any):
     data.setup("fit")
     batches = train(data)
     assert [batch.policy_version for batch in batches] == [0, 0, 2, 2]
-    assert batches[0].lessons == batches[1].lessons
+    assert batches[0].lessons is batches[1].lessons
     for name in ("time/generate", "train/lessons"):  # what is there once, and what each update has
         assert [name in batch.metrics for batch in batches] == [True, name == "train/lessons"] * 2
     assert data.engine.loads == [0, 2]

@@ -131,20 +131,8 @@ def test_a_row_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["run.py"])
     small = ["--data.val.size", "8", "--data.problems_per_step", "4", "--data.steps_per_epoch", "1"]
     small += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
-    command = [
-        "--seeds",
-        "1",
-        "--arms",
-        "OGLS_SD",
-        "--shares",
-        "1",
-        "--problems",
-        "8",
-        "--out",
-        "found/bias",
-        "--args",
-        *small,
-    ]
+    command = ["--seeds", "1", "--arms", "OGLS_SD", "--shares", "1", "--problems", "8"]
+    command += ["--out", "found/bias", "--args", *small]
     planted.main(command)
     (made,) = pd.read_csv("found/bias_rows.csv").to_dict("records")
     assert made["name"].startswith("OGLS_SD[privilege=AnswersAlone(privilege=PeerOutcomes(max_peers=1), share=1), ")
