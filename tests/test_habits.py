@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -45,6 +46,14 @@ class Noisy(Callback):
     def on_train_start(self, *_):
         for _ in range(2):
             warnings.warn("careless")
+"""
+CRASHING = """
+import ctypes
+from lightning import Callback
+
+class Crashing(Callback):
+    def on_train_start(self, *_):
+        ctypes.string_at(0)
 """
 GREEDY = ("--data.evaluation.sampling.temperature", "0")
 
@@ -85,6 +94,14 @@ def test_all_linear_layers_but_the_head_have_an_adapter(trained: tuple[Path, str
     config = json.loads((folder / "best_adapter" / "adapter_config.json").read_text())
     assert set(config["target_modules"]) == set(shapes.projections), "exported by name"
     assert yaml.safe_load((folder / "config.yaml").read_text())["policy"]["lora"]["targets"] == "all-linear"
+
+
+def test_a_crash_in_native_code_says_where(nursery: Nursery, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    code, output = run_in(nursery, "fit", *small(tiny_model), "--trainer.callbacks+", "crashing.Crashing", cwd=tmp_path)
+    assert code == -signal.SIGSEGV, output[-3000:]
+    assert "Fatal Python error: Segmentation fault" in output
+    assert f'File "{tmp_path}/crashing.py", line 7 in on_train_start' in output
 
 
 def test_another_word_than_all_linear_is_refused(nursery: Nursery, tiny_model: Path, tmp_path: Path):

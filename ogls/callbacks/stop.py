@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -40,7 +41,9 @@ class GracefulStop(Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes over the handling of SIGTERM and Ctrl-C."""
+        """Takes over the handling of SIGTERM and Ctrl-C, and has a crash in native code print every thread's stack."""
+        faulthandler.disable()  # the handler that it is may be gone: Lightning's end of a stage puts back Python's own
+        faulthandler.enable(file=2)
         self._received, self._agreed, self._running = None, False, _in_main_thread()
         if _in_main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
