@@ -56,7 +56,7 @@ class Table:
         arguments: words that go to every run
         tuned: whether every recipe has the settings of its best trial in `tuning.csv`
         crossed: recipes by train set and method, for a table of `matrix.py`
-        axis: option of the command line over which NAME_surface.png is drawn, see `surface.py`
+        axis: option of the command line over which NAME_by_setting.png is drawn, see `surface.py`
         seconds: processor seconds of a run, until some were measured
     """
 
@@ -109,7 +109,7 @@ class Table:
         if self.axis:
             profiles = forecast.profiles_file(RESULTS / "forecast") if self.axis == ALPHA else None
             profile = profiles and pd.read_csv(profiles).query("student == 'own'")
-            surface.draw(rows, self.axis, results / f"{self.name}_surface.png", profile)
+            surface.draw(rows, self.axis, results / f"{self.name}_by_setting.png", profile)
         return write(rows, self.against, results / self.name, 0.02, self.heading)
 
 
@@ -305,6 +305,7 @@ def carry_out(options: argparse.Namespace) -> None:
     words = []
     if options.table != "tuning":  # whose trials have a seed of their own
         words = ["--out", str(options.results / options.table), "--tracking-uri", options.tracking_uri]
+        words += ["--experiment", options.experiment]
         seeds = 0 if options.rebuild else options.seeds
         words += [] if seeds is None else ["--seeds", str(seeds)]
     SCRIPTS[options.table](words)

@@ -60,7 +60,7 @@ def model_of(student: str) -> str:
     return OWN if STUDENTS[student] is None else f"{FOLDER}/{student}"
 
 
-def make_student(student: str, tracking_uri: str) -> None:
+def make_student(student: str, experiment: str, tracking_uri: str) -> None:
     """Trains the lab's student for a few steps by another method and exports the weights, unless that was done.
 
     Raises:
@@ -71,7 +71,7 @@ def make_student(student: str, tracking_uri: str) -> None:
         return
     overlay, steps = made
     name = f"student-{student}"
-    logger = {"experiment": "students", "tracking_uri": tracking_uri, "run_name": name, "traces": 0}
+    logger = {"experiment": experiment, "tracking_uri": tracking_uri, "run_name": name, "traces": 0}
     words = ["fit", "--config", "lab.yaml", "--config", f"{overlay}.yaml", "--seed_everything", "100"]
     words += ["--trainer.max_epochs", "1", "--data.steps_per_epoch", str(steps), "--data.val.size", "16"]
     words += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
@@ -190,6 +190,7 @@ def profiles_file(out: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=SEEDS, help="0 to N - 1; 0 makes no rows; default: %(default)s")
+    parser.add_argument("--experiment", default="forecast", help="in MLflow; default: %(default)s")
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "forecast", metavar="NAME")
     options = parser.parse_args(arguments)
@@ -197,10 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.seeds:
             for student in STUDENTS:
-                make_student(student, options.tracking_uri)
+                make_student(student, options.experiment, options.tracking_uri)
             add_profiles(profiles)
             wanted = dict(recipe_of(student, alpha) for student in STUDENTS for alpha in ALPHAS)
-            failed = complete(wanted, options.seeds, file, "forecast", options.tracking_uri, jobs=1)
+            failed = complete(wanted, options.seeds, file, options.experiment, options.tracking_uri, jobs=1)
         table = summary(read_rows(file), pd.read_csv(profiles)) if profiles.is_file() else pd.DataFrame()
     except (RuntimeError, ValueError) as error:
         parser.error(str(error))

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from bias import GAINED, REMOVED, marker_ids, measure
 from making import make_run
-from questions import interval
+from questions import interval, over_seeds
 from scipy.stats import spearmanr
 from states import opened
 from stored_rows import rows_file
@@ -133,7 +133,7 @@ def make_row(
         row["name"] = model.method.name
     # The run's own validations are small: its last weights are evaluated below.
     run = [sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *words, "--data.val.size", "16"]
-    logger = {"experiment": "planted", "tracking_uri": options.tracking_uri, "run_name": name, "traces": 0}
+    logger = {"experiment": options.experiment, "tracking_uri": options.tracking_uri, "run_name": name, "traces": 0}
     run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
     folder, log = Path("runs") / name, Path("runs") / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -256,20 +256,12 @@ def answers(out: Path) -> dict[str, str]:
     both = terse[1.0] - terse[0.0] if {0.0, 1.0} <= {*terse.columns} else terse.iloc[:0, 0]
     for method, gained in both.dropna().groupby("method", sort=False):
         question = f"A style planted in all texts in view: more answers in that style under {label(str(method))}"
-        told[question] = _told(list(gained))
+        told[question] = over_seeds(list(gained))
     if "OGLS_SD" in removed.groups:
-        told["What share of such views' shift does the contrast remove?"] = _told(list(removed.get_group("OGLS_SD")))
+        told["What share of such views' shift does the contrast remove?"] = over_seeds([*removed.get_group("OGLS_SD")])
     for text, (value, low, high, count) in forecasts(cells_of(rows)).items():
         told[f"Rank correlation of {text}"] = interval(value, low, high, f"{count} cells", digits=2)
     return told
-
-
-def _told(values: list[float]) -> str:
-    """Returns the mean of seeds with half of its 95 % interval."""
-    mean, low, _ = mean_interval(values)
-    if len(values) == 1:
-        return f"{mean:+.3f}, no interval: 1 seed"
-    return f"**{mean:+.3f} ± {mean - low:.3f}** ({len(values)} seeds)"
 
 
 def label(arm: str) -> str:
@@ -311,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="default: %(default)s")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="default: all")
     parser.add_argument("--problems", type=int, default=64, help="that the bias is measured on; default: %(default)s")
+    parser.add_argument("--experiment", default="planted", help="in MLflow; default: %(default)s")
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=PROJECT / "analysis" / "results" / "bias", metavar="NAME")
     parser.add_argument("--args", nargs=argparse.REMAINDER, default=[], help="the rest goes to every run")

@@ -50,21 +50,16 @@ class Question:
         seeds = sorted(one.keys() & other.keys())
         if not seeds:
             return NOT_RUN
-        told = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
         if self.measure == "accuracy":
             table = np.array([_differences(one[seed], other[seed], self.sets) for seed in seeds])
             found = difference(table)
-            told += f" x {table.shape[1]} problems"
+            told = f"{_seeds(len(seeds))} x {table.shape[1]} problems"
             if len(seeds) < FEWEST:
                 return f"{found.mean:+.3f}, no interval: {told}"
             p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
             return f"**{found.mean:+.3f} ± {found.half:.3f}** ({p_value}; {told})"
         values = [getattr(one[seed], self.measure) - getattr(other[seed], self.measure) for seed in seeds]
-        digits = 3 if self.measure == "kl_to_base" else 1
-        if len(seeds) < FEWEST:
-            return f"{np.mean(values):+.{digits}f} {self.unit}, no interval: {told}"
-        mean, _, high = mean_interval(values)
-        return f"**{mean:+.{digits}f} ± {high - mean:.{digits}f}** {self.unit} ({told})"
+        return over_seeds(values, f" {self.unit}", 3 if self.measure == "kl_to_base" else 1)
 
 
 def _differences(ours: Row, theirs: Row, sets: Sequence[str]) -> list[float]:
@@ -312,6 +307,18 @@ method has its own rate and main setting, the best of as many trials for each, j
 (`make evidence TABLE=tuning`; all trials are in `analysis/results/tuning.csv`). This page is written from the same
 rows. [Results](results.md) has older tables, whose rows were not kept.
 """
+
+
+def over_seeds(values: Sequence[float], unit: str = "", digits: int = 3) -> str:
+    """Returns an answer that is the mean of one value per seed, ± half of its 95 % interval (Student's t)."""
+    mean, _, high = mean_interval(list(values))
+    if len(values) < FEWEST:
+        return f"{mean:+.{digits}f}{unit}, no interval: {_seeds(len(values))}"
+    return f"**{mean:+.{digits}f} ± {high - mean:.{digits}f}**{unit} ({_seeds(len(values))})"
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number > 1)}"
 
 
 def interval(value: float, low: float, high: float, of: str, digits: int = 3) -> str:

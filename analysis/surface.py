@@ -1,4 +1,4 @@
-"""A surface is accuracy by the values of one setting, a line for each combination of the others: NAME_surface.png."""
+"""A surface is accuracy by one setting, a line for each combination of the others: NAME_by_setting.png."""
 
 from __future__ import annotations
 

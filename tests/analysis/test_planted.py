@@ -100,12 +100,15 @@ def test_only_missing_rows_are_made_and_each_is_stored_at_once(
 
 def test_answers_are_what_the_rows_tell(tmp_path: Path):
     file = tmp_path / "bias_rows.csv"
-    pd.DataFrame([r | {"removed": 0.9, "terse": 0.3 + 0.1 * r["share"]} for r in ROWS]).to_csv(file, index=False)
+    rows = [r | {"removed": 0.9, "terse": 0.3 + 0.1 * r["share"]} for r in ROWS]
+    pd.DataFrame(rows).to_csv(file, index=False)
+    assert "+0.100, no interval: 2 seeds" in planted.answers(tmp_path / "bias").values()
+    pd.DataFrame([*rows, *(r | {"seed": 2} for r in rows if r["seed"] == 0)]).to_csv(file, index=False)
     told = planted.answers(tmp_path / "bias")
     assert told["A style planted in all texts in view: more answers in that style under OPSD[...]"].startswith(
         "**+0.100 ±"
     )
-    assert told["What share of such views' shift does the contrast remove?"].startswith("**+0.900 ± 0.000** (2 seeds)")
+    assert told["What share of such views' shift does the contrast remove?"].startswith("**+0.900 ± 0.000** (3 seeds)")
     pd.DataFrame([r for r in ROWS if r["method"] == "OPSD" and r["share"] == 0]).to_csv(file, index=False)
     assert not any("style" in question and "under" in question for question in planted.answers(tmp_path / "bias"))
     assert planted.answers(tmp_path / "absent") == {}
