@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from mlflow import MlflowClient
 from runs import of_preset, parser_of, read
 from style import COLORS, GREY, MARKERS, panels, save
@@ -62,8 +63,8 @@ FIGURES = {
         },
     ),
 }
-LEGEND_WIDTH = 32
-"""Characters of a label that still fit a legend inside the axes."""
+LEGEND_WIDTH, LEGEND_LINES = 32, 4
+"""Characters of a label, and labels, that still fit a legend inside the axes."""
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -101,9 +102,10 @@ def draw(
     """Writes the mean by step, one line per method, the best at the end first, with its band."""
     table = by_step(history)
     longest = max(map(len, table["method"]))
-    below, width = longest > LEGEND_WIDTH, 90
+    width, columns = 90, 2 if longest <= LEGEND_WIDTH else 1
     lines = sum(1 + len(name) // width for name in table["method"].unique()) + len(published or {})
-    figure, (axes,) = panels(height=4.2 + (0.16 * lines if below else 0.0))
+    below = longest > LEGEND_WIDTH or lines > LEGEND_LINES
+    figure, (axes,) = panels(height=4.2 + (0.16 * lines / columns if below else 0.0))
     order = table.sort_values("step").groupby("method")["mean"].last().sort_values(ascending=False).index
     for number, method in enumerate(order):
         line, color = table[table["method"] == method], COLORS[number % len(COLORS)]
@@ -117,12 +119,13 @@ def draw(
         steps, dashes = range(0, 25 * len(values), 25), ("--", ":")[number % 2]
         axes.plot(steps, values, dashes, color=GREY, linewidth=1.4, label=f"{name}, published (Qwen3-1.7B, AIME24)")
     axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     label = label.removeprefix("val/").replace("_at_", "@")
     axes.set_ylabel(label)
     if history["value"].min() >= 0:  # bands end where values can
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(1.0, axes.get_ylim()[1]) if "@" in label else None)
     if below:  # derived names are as long as their changes are many
-        figure.legend(loc="outside lower left", frameon=False, fontsize=8)
+        figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=columns)
     else:
         axes.legend(frameon=False)
     if table["low"].notna().any():
