@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +18,7 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
-from optuna.storages import RDBStorage, get_storage
-from optuna.storages._grpc.server import make_server
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from ogls.sweep import attempts, storage
@@ -38,13 +38,20 @@ def free_port() -> int:
 
 @contextmanager
 def proxy(place: Path) -> Iterator[str]:
-    port = free_port()
-    server = make_server(get_storage(f"sqlite:///{place}/sweeps.db"), "127.0.0.1", port)
-    server.start()
+    """`sweeps/proxy.py` itself, whose storage lets no two workers take the same trial."""
+    command = [
+        sys.executable,
+        str(HERE.parents[1] / "sweeps" / "proxy.py"),
+        "--storage",
+        f"sqlite:///{place}/sweeps.db",
+    ]
+    server = subprocess.Popen([*command, "--port", str(free_port())], stdout=subprocess.PIPE, text=True)
     try:
-        yield f"grpc://127.0.0.1:{port}"
+        assert server.stdout is not None
+        yield server.stdout.readline().split()[1]
     finally:
-        server.stop(None)
+        server.kill()
+        server.communicate()
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
@@ -75,6 +82,29 @@ def test_a_dead_worker_behind_a_proxy_is_noticed(tmp_path: Path, monkeypatch: py
             time.sleep(0.1)
         assert study.trials[unseen.number].state == TrialState.RUNNING
     shared.record_heartbeat(unseen._trial_id)  # the proxy is away: the thread that calls this lives on
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
+def test_no_two_workers_take_the_same_trial(tmp_path: Path) -> None:
+    """Without the lock of `open_storage`, two threads take some five of sixty trials twice."""
+    shared = storage.open_storage(f"sqlite:///{tmp_path}/sweeps.db", attempts.requeue_killed)
+    study = optuna.create_study(storage=shared, study_name="s")
+    for _ in range(60):
+        study.enqueue_trial({})
+    together, taken = threading.Barrier(2), []
+
+    def work() -> None:
+        own = optuna.load_study(study_name="s", storage=shared)
+        for _ in range(30):
+            together.wait(60)
+            taken.append(own.ask().number)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(taken) == list(range(60))
 
 
 @contextmanager
