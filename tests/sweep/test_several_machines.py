@@ -39,13 +39,9 @@ def free_port() -> int:
 @contextmanager
 def proxy(place: Path) -> Iterator[str]:
     """`sweeps/proxy.py` itself, whose storage lets no two workers take the same trial."""
-    command = [
-        sys.executable,
-        str(HERE.parents[1] / "sweeps" / "proxy.py"),
-        "--storage",
-        f"sqlite:///{place}/sweeps.db",
-    ]
-    server = subprocess.Popen([*command, "--port", str(free_port())], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(HERE.parents[1] / "sweeps" / "proxy.py"), "--port", str(free_port())]
+    command += ["--storage", f"sqlite:///{place}/sweeps.db"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         yield server.stdout.readline().split()[1]
