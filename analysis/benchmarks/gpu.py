@@ -17,7 +17,8 @@ one begins; none begins after --budget seconds.
     fit         two steps of `run.py fit` with 2,048 tokens a rollout: seconds by phase, serial and one_step_off
     decoding    vLLM on rollouts of 512 tokens: 32 and 256 at a time, merged or adapter
 
-The last two need vLLM and start it four times, for a minute each. --fake leaves them, rates and rows out, and says so.
+The last two need vLLM and start it four times, for a minute each, but for up to three where it has to compile first.
+--fake leaves them, rates and rows out, and says so.
 """
 
 from __future__ import annotations
@@ -408,8 +409,8 @@ def fit(bench: Bench, folder: Path) -> None:
             rows = [json.loads(line) for file in Path(work).glob("runs/*/metrics.jsonl") for line in file.open()]
             for row in rows:
                 if "train/loss" in row:
-                    times = {k: v for k, v in row.items() if k.startswith(("time/", "speed/"))}
-                    bench.note("fit", side="one_step_off" if ahead else "serial", step=row["step"], **times)
+                    found = {k: v for k, v in row.items() if k.startswith(("time/", "speed/", "train/engine"))}
+                    bench.note("fit", side="one_step_off" if ahead else "serial", step=row["step"], **found)
 
 
 def write_model(config: dict[str, Any], folder: Path) -> None:

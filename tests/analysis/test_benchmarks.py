@@ -93,6 +93,17 @@ def test_decoding_by_hand() -> None:
     assert many == pytest.approx(256 * 12 + long + short + prompt, rel=1e-4)
     quick = setup(machine={"bandwidth": 1e9, "engine_step": 0.5, "drawn": 0.25})
     assert quick.decode(both) == pytest.approx(6 * (2.4 + 0.5 + 2 * 0.25) + prompt, rel=1e-4)
+    beside = {"bandwidth": 1e9, "adapter_step": 0.5}  # six steps, unless the engine takes the weights merged
+    assert setup(machine=beside).decode(both) == pytest.approx(6 * (2.4 + 0.5) + prompt, rel=1e-4)
+    assert setup(machine=beside, whole=True).decode(both) == pytest.approx(6 * 2.4 + prompt, rel=1e-4)
+
+
+def test_an_adapter_is_handed_over_by_its_bytes() -> None:
+    handed, free = (setup(machine={"handed": rate}, canary=(1, 4, 1)) for rate in (0.5, 0.0))
+    assert handed.load - free.load == pytest.approx(0.5 * 2 * (2 + 2))  # rank 1 of a layer of 2 x 2, two bytes each
+    assert setup(machine={"handed": 0.5}, canary=(1, 4, 1), whole=True).load == pytest.approx(
+        setup(canary=(1, 4, 1), whole=True).load
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=8))
