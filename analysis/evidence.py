@@ -153,10 +153,10 @@ TABLES = (
         config="math.yaml",
         overlays=("science",),
         methods=("grpo", "sft", questions.OWN, questions.LOCATED, "rosd"),
-        seeds=1,
+        seeds=3,
         against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),
-        seconds=400.0,
+        seconds=500.0,
     ),
     Table(
         name="lab",
