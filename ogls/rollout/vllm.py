@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,9 @@ class VllmEngine(RolloutEngine):
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM does so after its first warnings
         from vllm import LLM
 
+        if not options["enforce_eager"]:
+            said = "vLLM starts; its first start on a machine takes minutes, since it compiles"
+            print(said, file=sys.stderr, flush=True)
         set_num_threads = torch.set_num_threads
         self._llm = LLM(**options)
         step = self._llm.llm_engine.step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -203,3 +205,24 @@ def test_missing_vllm_names_the_extras(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"ogls\[cpu\].*ogls\[cuda\]"):
         VllmEngine().start(tmp_path, context_length=16)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_long_start_is_told(
+    eager: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU vLLM compiles for minutes, and says nothing meanwhile."""
+
+    class Started(Exception):
+        pass
+
+    def start(**options: object) -> None:
+        raise Started
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 << 30, 80 << 30))
+    with pytest.raises(Started):
+        VllmEngine(enforce_eager=eager).start(tiny_model, context_length=16)
+    assert ("takes minutes" in capsys.readouterr().err) == (not eager)
