@@ -1,4 +1,4 @@
-"""Everything that has to be measured on a GPU, in one command of eight minutes.
+"""Everything that has to be measured on a GPU, in one command of twelve minutes.
 
     python analysis/benchmarks/gpu.py             # appends to gpu.jsonl, a line per figure, at once
     python analysis/benchmarks/gpu.py --fake      # the same calls on meta tensors: what is to be expected of an H100
@@ -405,7 +405,7 @@ def fit(bench: Bench, folder: Path) -> None:
             }
             command = [sys.executable, str(ROOT / "experiments" / "run.py"), "fit", "--config", "qwen3_opsd.yaml"]
             command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            subprocess.run(command, cwd=work, check=True, timeout=240)
+            subprocess.run(command, cwd=work, check=True, timeout=400)
             rows = [json.loads(line) for file in Path(work).glob("runs/*/metrics.jsonl") for line in file.open()]
             for row in rows:
                 if "train/loss" in row:
@@ -447,7 +447,7 @@ def run_all(bench: Bench, folder: Path, wanted: Sequence[str]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--fake", action="store_true", help="predict on meta tensors")
-    options.add_argument("--budget", type=float, default=400.0, help="seconds after which no section begins")
+    options.add_argument("--budget", type=float, default=600.0, help="seconds after which no section begins")
     options.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all")
     options.add_argument("--layers", type=int, default=28, help="layers of the model; fewer are quicker")
     options.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
