@@ -87,6 +87,14 @@ class ROSDShuffled(ROSD):
 
     reflector: Reflector | None = ModelReflector(shuffle_ideas=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reflector is None or not self.reflector.shuffle_ideas:
+            raise ValueError(
+                f"ROSDShuffled needs a reflector that exchanges ideas, got {self.reflector}: set "
+                "method.reflector.shuffle_ideas to true"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ROSDRandomPlace(ROSD):

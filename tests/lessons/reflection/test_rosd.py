@@ -24,10 +24,10 @@ from ogls.lessons.prompts import PromptEncoder, Prompts
 from ogls.lessons.reflection.exact import ExactReflector
 from ogls.lessons.reflection.model import ModelReflector
 from ogls.lessons.reflection.privilege import CorrectiveIdea
-from ogls.lessons.reflection.reflector import ReflectionLimits
+from ogls.lessons.reflection.reflector import ReflectionLimits, Reflector
 from ogls.lessons.selection import FromError
 from ogls.loss.steering import OutcomeSteering
-from ogls.methods import Method
+from ogls.methods import Method, ROSDShuffled
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
 from ogls.policy.policy import Policy
@@ -346,6 +346,13 @@ def test_ideas_shuffled(configured: Callable[..., Made]):
     (_, rosd), (_, shuffled) = configured("rosd"), configured("rosd_shuffled")
     assert weights(shuffled) == weights(rosd)
     assert all(views(shuffled)[ids] != view for ids, view in views(rosd).items())
+
+
+@pytest.mark.parametrize("reflector", [ExactReflector(), ModelReflector()], ids=["exact", "model"])
+def test_a_control_whose_ideas_stay_where_they_are_is_refused(reflector: Reflector) -> None:
+    with pytest.raises(ValueError, match=r"needs a reflector that exchanges ideas, got .*shuffle_ideas to true"):
+        ROSDShuffled(reflector=reflector)
+    assert ROSDShuffled(reflector=ExactReflector(shuffle_ideas=True)).name.endswith("(shuffle_ideas=True)]")
 
 
 def test_as_many_tokens_at_a_random_place(configured: Callable[..., Made]):
