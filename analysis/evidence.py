@@ -268,16 +268,18 @@ def state(table: Table, results: Path = RESULTS, trials: Path = tuning.TRIALS) -
 def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tuning.TRIALS) -> str:
     """Returns all tables, one line each, and the tuning among them."""
     told = [state(table, results, trials) for table in tables]
-    planted_there, foretold = (rows_file(results / name) for name in ("bias", "forecast"))
     cells, runs = len(planted.ARMS) * len(planted.SHARES), len(forecast.STUDENTS) * len(forecast.ALPHAS)
-    others = (  # name and question, rows that are there, all, seconds of one
-        ("bias", planted.QUESTION, len(planted.read_rows(planted_there)), planted.SEEDS * cells, 90.0),
-        ("forecast", forecast.QUESTION, len(read_rows(foretold)), forecast.SEEDS * runs, SECONDS),
-        ("tuning", TUNED, sum(tuning.counted(trials).values()), len(tuning.LAB) * tuning.BUDGET, 0.7 * SECONDS),
+    styles, alphas = planted.read_rows(rows_file(results / "bias")), read_rows(rows_file(results / "forecast"))
+    foretold, tried = forecast.wanted(), sum(tuning.counted(trials).values())
+    foreseen = sum(sound(row, foretold) for row in alphas)
+    others = (  # name, question, rows, those of them that are not stale, all, seconds of one
+        ("bias", planted.QUESTION, len(styles), sum(map(planted.sound, styles)), planted.SEEDS * cells, 90.0),
+        ("forecast", forecast.QUESTION, len(alphas), foreseen, forecast.SEEDS * runs, SECONDS),
+        ("tuning", TUNED, tried, tried, len(tuning.LAB) * tuning.BUDGET, 0.7 * SECONDS),
     )
-    for name, question, made, every, seconds in others:
-        hours = {"core hours": round(every * seconds / 3600, 1), "to make": round((every - made) * seconds / 3600, 1)}
-        row = {"table": name, "rows": made, "missing": every - made, "stale": 0, "not tuned": 0}
+    for name, question, rows, there, every, seconds in others:
+        hours = {"core hours": round(every * seconds / 3600, 1), "to make": round((every - there) * seconds / 3600, 1)}
+        row = {"table": name, "rows": there, "missing": every - there, "stale": rows - there, "not tuned": 0}
         told.append(row | hours | {"question": question})
     return pd.DataFrame(told).to_string(index=False, justify="left")
 
@@ -345,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = read_rows(file)
         if not rows:
             parser.error(f"{file} has no rows: make some without --rebuild" if options.rebuild else "no run finished")
-        if old := [row for row in rows if row.recipe not in wanted or not sound(row, wanted)]:
+        if old := [row.recipe for row in rows if row.recipe not in wanted or not sound(row, wanted)]:
             print(stale(file, old), file=sys.stderr)
         print(table.write(rows, options.results))
         if options.results == RESULTS:

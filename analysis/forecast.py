@@ -92,6 +92,11 @@ def recipe_of(student: str, alpha: float) -> tuple[str, Recipe]:
     return key, recipe
 
 
+def wanted() -> dict[str, Recipe]:
+    """Returns the recipes of all runs by how they are written."""
+    return dict(recipe_of(student, alpha) for student in STUDENTS for alpha in ALPHAS)
+
+
 def profile_of(student: str) -> pd.DataFrame:
     """Returns the student's profile: alpha, the criterion, and what the profile recommends."""
     words = ["--config", "lab.yaml", "--policy.model", model_of(student), "--data.problems_per_step", str(PROBLEMS)]
@@ -200,8 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for student in STUDENTS:
                 make_student(student, options.experiment, options.tracking_uri)
             add_profiles(profiles)
-            wanted = dict(recipe_of(student, alpha) for student in STUDENTS for alpha in ALPHAS)
-            failed = complete(wanted, options.seeds, file, options.experiment, options.tracking_uri, jobs=1)
+            failed = complete(wanted(), options.seeds, file, options.experiment, options.tracking_uri, jobs=1)
         table = summary(read_rows(file), pd.read_csv(profiles)) if profiles.is_file() else pd.DataFrame()
     except (RuntimeError, ValueError) as error:
         parser.error(str(error))

@@ -121,7 +121,7 @@ def complete(
     rows = read_rows(file)
     kept = [row for row in rows if sound(row, wanted) and row.method == _name(wanted, row)]
     if len(kept) < len(rows):
-        print(stale(file, [row for row in rows if row not in kept]) + "; they are made again", flush=True)
+        print(stale(file, [row.recipe for row in rows if row not in kept]) + "; they are made again", flush=True)
         write_rows(file, kept)
     client, there = MlflowClient(tracking_uri), {(row.recipe, row.seed) for row in kept}
     # Seed by seed, so that a table of all recipes is there early.
@@ -145,7 +145,7 @@ def _name(wanted: Mapping[str, Recipe], row: Row) -> str:
     return wanted[row.recipe].name if row.recipe in wanted else row.method
 
 
-def stale(file: Path, rows: Sequence[Row]) -> str:
-    """Returns a line that tells rows whose configuration files have changed."""
-    told = ", ".join(sorted({row.recipe for row in rows}))
-    return f"{file}: {len(rows)} rows are stale, since configurations have changed since they were made: {told}"
+def stale(file: Path, recipes: Sequence[str]) -> str:
+    """Returns a line that tells rows whose configuration files have changed, by the recipe of each."""
+    told = ", ".join(sorted(set(recipes)))
+    return f"{file}: {len(recipes)} rows are stale, since configurations have changed since they were made: {told}"

@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bias import GAINED, REMOVED, marker_ids, measure
-from making import make_run
+from making import make_run, stale
 from questions import interval, over_seeds
+from recipes import Recipe
 from scipy.stats import spearmanr
 from states import opened
 from stored_rows import rows_file
@@ -69,13 +70,13 @@ class Arm:
     arguments: tuple[tuple[str, int], ...] = ()
     roles: tuple[str, ...] | None = None
 
-    def words(self, share: float, seed: int) -> list[str]:
-        """Returns the configuration as words of a command line."""
+    def recipe(self, share: float, further: Sequence[str] = ()) -> Recipe:
+        """Returns what makes a run, but for its seed; `further` are words of the command line."""
         inner = {"class_path": self.privilege, "init_args": dict(self.arguments)}
         outer = {"privilege": inner, "share": share, "roles": self.roles}
         planted = {"class_path": "ogls.lessons.planted.AnswersAlone", "init_args": outer}
-        files = [word for name in ("lab", *self.overlays) for word in ("--config", f"{name}.yaml")]
-        return [*files, "--method.privilege", json.dumps(planted), "--seed_everything", str(seed)]
+        arguments = ("--method.privilege", json.dumps(planted), *further)
+        return Recipe(config="lab.yaml", overlays=self.overlays, arguments=arguments)
 
 
 ONE_PEER = (("max_peers", 1),)
@@ -119,8 +120,9 @@ def make_row(
     Raises:
         RuntimeError: the run failed.
     """
-    words, name = [*ARMS[arm].words(share, seed), *options.args], f"planted-{stamp()}"
-    row: dict[str, Any] = {"method": arm, "share": share, "seed": seed}
+    recipe, name = ARMS[arm].recipe(share, options.args), f"planted-{stamp()}"
+    words = [*recipe.files, *recipe.arguments, "--seed_everything", str(seed)]
+    row: dict[str, Any] = {"method": arm, "share": share, "seed": seed, "digest": recipe.digest}
     with opened([*words, "--data.problems_per_step", str(options.problems)], None) as (model, data):
         ids = marker_ids(data.encoder, [STYLE])
         found = measure(model, data, None, ids, first=True).table().set_index("quantity")["value"]
@@ -147,15 +149,19 @@ def make_row(
 
 
 def make_rows(file: Path, options: argparse.Namespace) -> int:
-    """Makes the rows that are missing, seed by seed, storing each at once; returns how many failed."""
+    """Makes the rows that are missing or stale, seed by seed, storing each at once; returns how many failed."""
     cells = [(a, share, seed) for seed in range(options.seeds) for share in options.shares for a in options.arms]
-    there, failed = {(row["method"], row["share"], row["seed"]) for row in read_rows(file)}, 0
+    rows = read_rows(file)
+    kept = [row for row in rows if sound(row, options.args)]
+    if len(kept) < len(rows):
+        print(stale(file, [row["method"] for row in rows if row not in kept]) + "; they are made again", flush=True)
+    there, failed = {(row["method"], row["share"], row["seed"]) for row in kept}, 0
     todo = [cell for cell in cells if cell not in there]
     print(f"{len(todo)} rows to make, {len(cells) - len(todo)} are there", flush=True)
+    order = {arm: place for place, arm in enumerate(ARMS)}
     for arm, share, seed in todo:
         began = time.monotonic()
-        rows = read_rows(file)
-        start = next((row for row in rows if row["seed"] == seed), None)
+        start = next((row for row in kept if row["seed"] == seed), None)
         before = start and {key: value for key, value in start.items() if key.endswith("_before")}
         try:
             row = make_row(arm, share, seed, options, before)
@@ -163,14 +169,18 @@ def make_rows(file: Path, options: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             failed += 1
             continue
-        rows.append(row)
-        order = {arm: place for place, arm in enumerate(ARMS)}
-        rows.sort(key=lambda row: (order[row["method"]], row["share"], row["seed"]))
+        kept.append(row)
+        kept.sort(key=lambda row: (order[row["method"]], row["share"], row["seed"]))
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, pd.DataFrame(rows).round(6).to_csv(index=False))
+        replace_text(file, pd.DataFrame(kept).round(6).to_csv(index=False))
         minutes = (time.monotonic() - began) / 60
         print(f"{arm}, share {share:g}, seed {seed}: {row['accuracy']:.3f} after {minutes:.1f} minutes", flush=True)
     return failed
+
+
+def sound(row: Mapping[str, Any], further: Sequence[str] = ()) -> bool:
+    """Returns whether the configurations of a row's arm still say what they said when the row was made."""
+    return bool(row["digest"] == ARMS[row["method"]].recipe(row["share"], further).digest)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

@@ -240,6 +240,14 @@ def test_the_list_tells_questions_rows_and_hours(capsys: pytest.CaptureFixture[s
         ["tuning", str(sum(tuning.counted().values())), str(8 * len(tuning.LAB) - sum(tuning.counted().values()))],
     ]
 
+    ((key, recipe),) = list(forecast.wanted().items())[:1]
+    write_rows(Path("forecast_rows.csv"), [replace(ROW, recipe=key, seed=s, digest=recipe.digest * s) for s in (0, 1)])
+    styles = planted.read_rows(evidence.RESULTS / "bias_rows.csv")[:3]
+    pd.DataFrame([styles[0] | {"digest": "of another"}, *styles[1:]]).to_csv("bias_rows.csv", index=False)
+    evidence.main(["--results", "."])
+    told = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert [(line[0], line[1], line[3]) for line in told] == [("bias", "2", "1"), ("forecast", "1", "1")], "stale"
+
 
 # ---- questions ----
 

@@ -15,7 +15,8 @@ RESULTS = planted.PROJECT / "analysis" / "results"
 
 
 def row(arm: str, share: float, seed: int, bias: float, accuracy: float) -> dict[str, Any]:
-    made = {"method": arm, "share": share, "seed": seed, "bias": bias, "removed": np.nan, "shift": 0.5}
+    made = {"method": arm, "share": share, "seed": seed, "digest": planted.ARMS[arm].recipe(share).digest}
+    made |= {"bias": bias, "removed": np.nan, "shift": 0.5}
     made |= {"accuracy_before": 0.45, "length_before": 20.0, "terse_before": 0.2, "name": f"{arm}[{share:g}]"}
     return made | {"steps": 20, "accuracy": accuracy, "length": 18.0, "terse": 0.3}
 
@@ -98,6 +99,20 @@ def test_only_missing_rows_are_made_and_each_is_stored_at_once(
     assert (tmp_path / "bias.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_rows_of_changed_configurations_are_stale_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "bias_rows.csv"
+    changed = row("OPSD", 1.0, 0, 0.7, 0.4) | {"digest": "of another", "accuracy": 0.9}
+    pd.DataFrame([ROWS[0], changed]).to_csv(file, index=False)
+    assert [planted.sound(r) for r in planted.read_rows(file)] == [True, False]
+    monkeypatch.setattr(planted, "make_row", lambda arm, share, seed, *_: row(arm, share, seed, 0.1, 0.5))
+    planted.main(["--seeds", "1", "--arms", "OPSD", "--shares", "0", "1", "--out", str(tmp_path / "bias")])
+    assert "1 rows are stale, since configurations have changed since they were made: OPSD" in capsys.readouterr().out
+    assert pd.read_csv(file)["accuracy"].tolist() == [ROWS[0]["accuracy"], 0.5]
+    assert not planted.sound(planted.read_rows(file)[0], ["--model.learning_rate", "1e-5"]), "not of other settings"
+
+
 def test_answers_are_what_the_rows_tell(tmp_path: Path):
     file = tmp_path / "bias_rows.csv"
     rows = [r | {"removed": 0.9, "terse": 0.3 + 0.1 * r["share"]} for r in ROWS]
@@ -126,6 +141,7 @@ def test_the_stored_table_is_that_of_the_stored_rows():
     assert (RESULTS / "bias.md").read_text(encoding="utf-8") == planted.markdown(rows)
     assert not rows.duplicated(["method", "share", "seed"]).any()
     assert set(rows["method"]) <= planted.ARMS.keys()
+    assert all(map(planted.sound, rows.to_dict("records"))), "of configurations as they are"
 
 
 @pytest.mark.slow

@@ -111,15 +111,19 @@ def _copy_databases() -> None:
     import mlflow.store.db.utils as databases
     import sqlalchemy
 
-    made, place = databases._initialize_tables, Path(tempfile.mkdtemp()) / "made.db"
-    engine = sqlalchemy.create_engine(f"sqlite:///{place}")
-    made(engine)
-    engine.dispose()
+    made = databases._initialize_tables
+    with tempfile.TemporaryDirectory() as folder:
+        engine = sqlalchemy.create_engine(f"sqlite:///{folder}/made.db")
+        made(engine)
+        engine.dispose()
+        with closing(sqlite3.connect(f"{folder}/made.db")) as first:
+            empty = first.serialize()
 
     def copied(engine: sqlalchemy.Engine) -> None:
         if engine.dialect.name != "sqlite":
             return made(engine)
-        with closing(sqlite3.connect(place)) as source, closing(engine.raw_connection()) as target:
+        with closing(sqlite3.connect(":memory:")) as source, closing(engine.raw_connection()) as target:
+            source.deserialize(empty)
             source.backup(target.driver_connection)
 
     databases._initialize_tables = copied
