@@ -131,7 +131,7 @@ TABLES = (
         name="default",
         question="What does the default run reach, and what do OPSD and ROSD in as many steps?",
         config="math.yaml",
-        methods=(questions.OWN, questions.LOCATED, "rosd"),
+        methods=(questions.OWN, questions.LOCATED, "rosd", questions.AS_DEAR_ROSD),
         against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),  # the engine's follows
         seconds=600.0,
@@ -141,7 +141,10 @@ TABLES = (
         question="In natural language: what does each method reach on word problems, from the same start?",
         config="math.yaml",
         overlays=("legs",),
-        methods=(questions.OWN, questions.LOCATED, "rosd", "grpo", "sft"),
+        methods=(
+            *(questions.OWN, questions.LOCATED, "rosd", "grpo", "sft"),
+            *(questions.AS_DEAR_GRPO, questions.AS_DEAR_SFT),
+        ),
         seeds=3,
         against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),

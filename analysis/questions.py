@@ -80,6 +80,12 @@ def _group(size: int) -> str:
     return f"ogls_sd --data.group_size {size} --data.problems_per_step {128 // size}"
 
 
+def _cost(table: str, ours: str, theirs: str, told: str) -> Question:
+    unit = "processor seconds a run"
+    text = f"What does it cost beside {told}?"
+    return Question(text=text, table=table, ours=ours, theirs=theirs, measure="seconds", unit=unit)
+
+
 FAMILIES = ("order", "sign", "square", "carry", "units", "pages", "cuts", "percent", "cars", "modulo", "fraction")
 FAMILIES += ("average", "fence", "clock", "undo")
 DOMAINS = {  # families that are trained on, by the overlay that says so
@@ -106,6 +112,10 @@ OWN, LOCATED = "ogls_sd", "opsd+plain_kl+error_span"
 OGLS, OPSD, UP = "ogls_sd_published", "opsd", "+up_to_error"
 STUDENT = "+rosd_student"
 FULL = f"rosd{STUDENT}"
+AS_DEAR_ROSD = "rosd --trainer.max_epochs 3 --data.steps_per_epoch 3"
+"""Of `default`: about as many processor seconds as `OWN` takes for 12 steps."""
+AS_DEAR_GRPO, AS_DEAR_SFT = "grpo --data.steps_per_epoch 10", "sft --data.steps_per_epoch 32"
+"""The same of `legs`."""
 CAPPED = "ogls_sd --method.objective.importance_cap 2 --data.mini_batches"
 QUESTIONS: Mapping[str, tuple[Question, ...]] = {
     "OGLS-SD (arXiv 2605.12400)": (
@@ -139,14 +149,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             measure="length",
             unit="tokens",
         ),
-        Question(
-            text="What does it cost beside OPSD?",
-            table="lab",
-            ours=OGLS,
-            theirs=OPSD,
-            measure="seconds",
-            unit="processor seconds a run",
-        ),
+        _cost("lab", OGLS, OPSD, "OPSD"),
         Question(
             text="How sensitive is it to alpha? 4 against 1", table="surface", ours=_surface(4), theirs=_surface(1)
         ),
@@ -193,14 +196,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="Is it better than OPSD, both tuned?", table="lab", ours="rosd", theirs=OPSD),
         Question(text="Is it better than OGLS-SD, both tuned?", table="lab", ours="rosd", theirs=OGLS),
         Question(text="Is it better than GRPO in as many steps?", table="lab", ours="rosd", theirs="grpo"),
-        Question(
-            text="What does it cost beside OPSD?",
-            table="lab",
-            ours="rosd",
-            theirs=OPSD,
-            measure="seconds",
-            unit="processor seconds a run",
-        ),
+        _cost("lab", "rosd", OPSD, "OPSD"),
         Question(text="Without its idea", table="rosd", ours=f"rosd_place_only{STUDENT}", theirs=FULL),
         Question(
             text="Without its place: all tokens learned",
@@ -254,14 +250,9 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And ROSD as published?", table="default", ours="rosd"),
         Question(text="Is the default run better than that OPSD?", table="default", ours=OWN, theirs=LOCATED),
         Question(text="Is it better than ROSD?", table="default", ours=OWN, theirs="rosd"),
-        Question(
-            text="What does it cost beside that OPSD?",
-            table="default",
-            ours=OWN,
-            theirs=LOCATED,
-            measure="seconds",
-            unit="processor seconds a run",
-        ),
+        Question(text="And than ROSD at its cost, 9 steps?", table="default", ours=OWN, theirs=AS_DEAR_ROSD),
+        _cost("default", OWN, LOCATED, "that OPSD"),
+        _cost("default", OWN, AS_DEAR_ROSD, "that ROSD of 9 steps"),
     ),
     "SmolLM2-135M: word problems in natural language (leg_counting)": (
         Question(
@@ -275,6 +266,10 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And likelihood of the solutions (SFT)?", table="legs", ours="sft"),
         Question(text="Is OGLS_SD better than that OPSD?", table="legs", ours=OWN, theirs=LOCATED),
         Question(text="Is it better than GRPO?", table="legs", ours=OWN, theirs="grpo"),
+        Question(text="And than GRPO at its cost, 20 steps?", table="legs", ours=OWN, theirs=AS_DEAR_GRPO),
+        Question(text="And than SFT at its cost, 64 steps?", table="legs", ours=OWN, theirs=AS_DEAR_SFT),
+        _cost("legs", OWN, AS_DEAR_GRPO, "that GRPO"),
+        _cost("legs", OWN, AS_DEAR_SFT, "that SFT"),
     ),
     "SmolLM2-135M: multiple choice in physics (SciKnowEval), whose answers it guesses": (
         Question(
@@ -305,7 +300,7 @@ this student is not thereby true of large models.
 table, and with `ARGS=--rebuild` the table alone, in seconds, from `analysis/results/lab_rows.csv`. In `lab` every
 method has its own rate and main setting, the best of as many trials for each, judged by other held-out problems
 (`make evidence TABLE=tuning`; all trials are in `analysis/results/tuning.csv`). This page is written from the same
-rows. [Results](results.md) has older tables, whose rows were not kept.
+rows. [Results](results.md) tells what the tables say, and what was found without one.
 """
 
 
