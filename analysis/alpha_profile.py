@@ -1,7 +1,7 @@
 """What every steering strength alpha aims at, from one teacher pass: the target is head(anchor + alpha direction).
 
     python analysis/alpha_profile.py --config math.yaml --ckpt_path runs/NAME/checkpoints/best.ckpt --out alpha
-    python analysis/alpha_profile.py --config math.yaml --storage sqlite:///optuna.db --study steer_alpha
+    python analysis/alpha_profile.py --config math.yaml --study alpha
 
 Writes NAME.png and NAME.csv: means over the distilled tokens, with 95 % bands from resampling problems. A *right text*
 is a right rollout of the group or the reference solution. A wrong rollout leaves the nearest one at its *fork*, the
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--alphas", type=float, nargs=3, default=(0, 4, 33), metavar=("FROM", "TO", "COUNT"), help="%(default)s"
     )
     parser.add_argument("--study", help="name of a finished study over alpha, shown beside the profile")
-    parser.add_argument("--storage", default="sqlite:///optuna.db", help="of the study; default: %(default)s")
+    parser.add_argument("--storage", default="sqlite:///sweeps.db", help="of the study; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("alpha"), metavar="NAME", help="default: %(default)s")
     options, configuration = parser.parse_known_args(arguments)
     low, high, count = options.alphas

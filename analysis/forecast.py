@@ -145,6 +145,13 @@ def summary(rows: Sequence[Row], profiles: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def missed_by_one(table: pd.DataFrame) -> dict[float, float]:
+    """Returns what the same alpha for all students misses of the best accuracy of each, mean over students."""
+    after = table[[f"alpha {alpha:g}" for alpha in ALPHAS]].to_numpy(dtype=float)
+    missed = (after.max(1, keepdims=True) - after).mean(0)
+    return dict(zip(ALPHAS[1:], missed[1:].tolist(), strict=True))
+
+
 def _nearest(alpha: float) -> int:
     return int(np.abs(np.array(ALPHAS) - alpha).argmin())
 
@@ -161,6 +168,8 @@ def markdown(table: pd.DataFrame) -> str:
     for column in means:
         mean, low, high = (f"{value:{digits[column]}}" for value in mean_interval(table[column].tolist()))
         text += f"\nMean {column} over {len(table)} students: {mean} [{low}, {high}]."
+    constant = [f"{missed:.3f} at {alpha:g}" for alpha, missed in missed_by_one(table).items()]
+    text += f"\nMean missed by one alpha for all: {', '.join(constant)}."
     made = [f"{name} is that after {how[1]} steps of `{how[0]}.yaml`" for name, how in STUDENTS.items() if how]
     return (
         f"{text}\n\nAccuracy on held-out problems before training, and after it at each alpha (`lab.yaml`). What is "
@@ -181,9 +190,12 @@ def answers(out: Path) -> dict[str, str]:
         return {}
     of = f"{len(table)} students"
     ranks, missed = (mean_interval(table[column].tolist()) for column in (RANKS, "missed by the likeliest"))
+    one = missed_by_one(table)
+    best = min(one, key=lambda alpha: one[alpha])
     return {
         f"{QUESTION} Rank correlation over alphas": interval(*ranks, of, digits=2),
         "What is missed of the best accuracy by training at the likeliest alpha?": interval(*missed, of),
+        f"And by one alpha for all, {best:g}, which is known to be the best afterwards?": f"**{one[best]:.3f}** ({of})",
     }
 
 

@@ -216,6 +216,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
 
 def forecasts(cells: pd.DataFrame) -> dict[str, tuple[float, float, float, int]]:
     """Returns, by what is compared, the rank correlation, its ends and the number of cells."""
+    # With nothing planted an arm that is about some of the texts is the arm of all of them.
+    cells = cells[(cells["share"] > 0) | cells["method"].map(lambda arm: ARMS[arm].roles is None)]
     planted = cells[cells["share"] > 0].dropna(subset=["excess", "loss"])
     pairs = {
         "bias that the style adds, and loss of accuracy by it (share > 0)": (planted, "excess", "loss"),

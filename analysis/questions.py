@@ -122,7 +122,10 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="Is it better than OPSD, both tuned?", table="lab", ours=OGLS, theirs=OPSD),
         Question(text="And where both learn up to the error?", table="lab", ours=OGLS + UP, theirs=OPSD + UP),
         Question(
-            text="Does the token selection matter more than the method?", table="lab", ours=OGLS + UP, theirs=OGLS
+            text="Does the token selection help? Up to the error against all tokens",
+            table="lab",
+            ours=OGLS + UP,
+            theirs=OGLS,
         ),
         Question(text="Is it better than GRPO in as many steps?", table="lab", ours=OGLS, theirs="grpo"),
         Question(text="Is it better than likelihood of the solutions (SFT)?", table="lab", ours=OGLS, theirs="sft"),
@@ -197,14 +200,24 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="Is it better than OGLS-SD, both tuned?", table="lab", ours="rosd", theirs=OGLS),
         Question(text="Is it better than GRPO in as many steps?", table="lab", ours="rosd", theirs="grpo"),
         _cost("lab", "rosd", OPSD, "OPSD"),
-        Question(text="Without its idea", table="rosd", ours=f"rosd_place_only{STUDENT}", theirs=FULL),
+        Question(
+            text="Without its idea: a right rollout to read, and its place",
+            table="rosd",
+            ours=f"rosd_place_only{STUDENT}",
+            theirs=FULL,
+        ),
         Question(
             text="Without its place: all tokens learned",
             table="rosd",
             ours=f"rosd_idea_only{STUDENT}",
             theirs=FULL,
         ),
-        Question(text="Without its reflector", table="rosd", ours="rosd_no_reflector", theirs=FULL),
+        Question(
+            text="Without its reflector: a right rollout to read, and no place",
+            table="rosd",
+            ours="rosd_no_reflector",
+            theirs=FULL,
+        ),
         Question(
             text="Does the place have to be right? Eight tokens late",
             table="rosd",
@@ -231,7 +244,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             theirs="rosd_exact",
         ),
         Question(
-            text="Where ideas decide: a right rollout to read instead",
+            text="Where ideas decide: without its reflector",
             table="families",
             ours="rosd_no_reflector",
             theirs="rosd_exact",

@@ -6,6 +6,9 @@ Held-out problems are sampled with the problem alone, and once each with what a 
 solution, a right and a wrong attempt of the model's own, and what the locator says of that wrong attempt. *As read* is
 the share of answers that are those of the text in view, right or wrong: the rate at which the model copies.
 
+*Right without it* is of the same problems with nothing in view, by rollouts that did not choose them: where there is a
+wrong attempt to read, the model is right less often than elsewhere. *Gain by it* is the mean difference of the two.
+
 A group of k rollouts is mixed if some are right and some are not. Where every problem had the same chance a to be
 answered right, a share 1 - a^k - (1 - a)^k of groups would be mixed, and two rollouts of one problem would both be
 right with probability a^2. What the second is above that is the variance of the chance over problems: 0 where the model
@@ -73,6 +76,21 @@ def answers(name: str, groups: Sequence[RolloutGroup], read: Sequence[str | None
     yield name, "entropy, nats a token", over.sum() / under.sum(), low, high, len(groups)
 
 
+def gained(name: str, groups: Sequence[RolloutGroup], without: Sequence[RolloutGroup]) -> Iterator[Figure]:
+    """Yields how often problems are right with nothing in view, and by how much more with the text.
+
+    Args:
+        name: what is in view
+        groups: one group per problem, with the text
+        without: the same problems with nothing in view, by rollouts that had no part in choosing them
+    """
+    before, after = ([_mean(group, lambda r: r.correct) for group in some] for some in (without, groups))
+    yield _shown(name, "right without it", before)
+    more = np.subtract(after, before)[:, None]
+    low, high = np.percentile(resampled(more, np.ones_like(more)), [2.5, 97.5])
+    yield name, "gain by it", float(more.mean()), low, high, len(groups)
+
+
 def guessing(groups: Sequence[RolloutGroup]) -> Iterator[Figure]:
     """Yields how far groups are from what the same chance everywhere would give."""
     rights = np.array([len(group.successes) for group in groups])
@@ -127,9 +145,12 @@ def asked(data: RolloutDataModule, samples: int) -> dict[str, list[Figure]]:
     sampler, sampling = data.sampler(), data.evaluation.sampling
     sampler.hold()
     problems = list(data.val_problems)
-    plain = sampler.rollouts(
-        problems, [data.encoder.evaluated(p) for p in problems], samples, sampling, derive(data.seed, "views")
+    prompts = [data.encoder.evaluated(problem) for problem in problems]
+    plain, others = (
+        sampler.rollouts(problems, prompts, samples, sampling, derive(data.seed, "views", *which))
+        for which in ((), ("others",))
     )
+    without = {(group.problem.set, group.problem.id): group for group in others}
     answered: dict[str, tuple[list[RolloutGroup], list[str | None]]] = {"nothing": (plain, [])}
     for name, (wording, texts) in read_by(data, plain).items():
         prompts = [data.encoder.view(problem, wording, text) for problem, text, _ in texts]
@@ -146,6 +167,8 @@ def asked(data: RolloutDataModule, samples: int) -> dict[str, list[Figure]]:
             figures += answers(name, some, [read[i] for i in own] if read and any(read) else [])
             if name == "nothing":
                 figures += guessing(some)
+            else:
+                figures += gained(name, some, [without[group.problem.set, group.problem.id] for group in some])
         found[part or "all"] = figures
     return found
 

@@ -40,7 +40,7 @@ def main(sweep: Sweep, command_line: Sequence[str] | None = None, script: Path |
         script: script that every run executes; None takes `experiments/run.py`
     """
     given = sys.argv[1:] if command_line is None else command_line
-    settings = parse(sweep, f"Sweep {sweep.name}: see the README's section on sweeps.", given, script)
+    settings = parse(sweep, f"Sweep {sweep.name}: see docs/sweeps.md.", given, script)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     print(f"Study {settings.study}: reading the configuration", flush=True)

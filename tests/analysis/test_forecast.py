@@ -37,6 +37,13 @@ def test_a_student_by_hand():
     assert forecast.summary(rows[:-3], profile).empty, "of alpha 4 there is no run"
 
 
+def test_one_alpha_for_all_misses_the_mean_of_what_it_misses_of_each():
+    columns = [f"alpha {alpha:g}" for alpha in forecast.ALPHAS]
+    table = pd.DataFrame([[0.5, 0.6, 0.7, 0.8, 0.7, 0.6], [0.95, 0.9, 0.8, 0.7, 0.6, 0.5]], columns=columns)
+    missed = forecast.missed_by_one(table)
+    assert missed == pytest.approx({0.25: 0.125, 0.5: 0.125, 1.0: 0.125, 2.0: 0.225, 4.0: 0.325})
+
+
 def test_the_stored_table_is_that_of_its_rows():
     rows, profiles = read_rows(RESULTS / "forecast_rows.csv"), pd.read_csv(RESULTS / "forecast_profile.csv")
     assert (RESULTS / "forecast.md").read_text() == forecast.markdown(forecast.summary(rows, profiles))

@@ -43,6 +43,13 @@ def test_losses_are_against_the_same_method_and_seed_with_nothing_planted():
     assert planted.forecasts(planted.cells_of(lost))[next(iter(found))][3] == 2, "without its own zero there is no loss"
 
 
+def test_a_cell_with_nothing_planted_counts_once():
+    alone = "OGLS_SD, right views alone"
+    rows = [*ROWS, *(r | {"method": alone} for r in ROWS if r["method"] == "OGLS_SD")]
+    counts = [count for *_, count in planted.forecasts(planted.cells_of(pd.DataFrame(rows))).values()]
+    assert counts == [5, 7, 7], "of 8 cells"
+
+
 def test_a_rank_correlation_has_the_interval_of_its_pairs():
     x = np.arange(12.0)
     y = np.random.default_rng(1).normal(size=12) + x / 6

@@ -39,6 +39,13 @@ def test_answers_by_hand():
     assert found["entropy, nats a token"] == pytest.approx(math.log(2))
 
 
+def test_what_a_text_adds_is_over_the_same_problems():
+    with_text, without = [group("a", "A"), group("b", "B")], [group("a", "ABBB"), group("b", "AABB")]
+    (_, _, before, *_), (_, figure, gain, low, high, count) = views.gained("an idea", with_text, without)
+    assert (before, figure, gain, count) == ((0.25 + 0.5) / 2, "gain by it", (0.75 - 0.5) / 2, 2)
+    assert (low, high) == (-0.5, 0.75), "one problem or the other"
+
+
 def test_who_knows_some_problems_and_none_of_the_others_has_all_of_the_variance():
     found = values(views.guessing([group("a", "AAAA"), group("b", "BBBB")]))
     assert found["mixed groups"] == 0
@@ -69,7 +76,11 @@ def test_from_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: py
         next(v for name, v in shares.items() if name.startswith(f"{p} the fork")) for p in ("before", "at", "after")
     ]
     assert sum(parts) == pytest.approx(1)
-    assert table.loc[("all", "the reference solution", "right"), "n"] == 5
+    read = table.loc[("all", "the reference solution")]
+    assert read.loc["right", "n"] == 5
+    assert read.loc["gain by it", "value"] == pytest.approx(
+        read.loc["right", "value"] - read.loc["right without it", "value"]
+    )
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
     assert Path("found/views.md").read_text().startswith("| problems | in view | figure | value |")
