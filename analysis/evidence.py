@@ -5,6 +5,7 @@
     python analysis/evidence.py lab --rebuild             (the table from the rows that are there, in seconds)
     python analysis/evidence.py tuning                    (the settings that `lab` applies: see `tuning.py`)
     python analysis/evidence.py bias --seeds 5            (see `planted.py`; forecast: see `forecast.py`)
+    python analysis/evidence.py views_legs                (see `views.py`)
 
 Each table is declared once, in `TABLES`. Its runs become lines of analysis/results/NAME_rows.csv (see
 `stored_rows.py`), from which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run (of
@@ -243,8 +244,8 @@ TABLES = (
 )
 
 
-VIEWED = {"legs": "Word problems, SmolLM2-135M", "science": "Multiple choice, SmolLM2-135M"}
 SCRIPTS = {"bias": planted.main, "forecast": forecast.main, "tuning": tuning.main}
+SCRIPTS |= dict.fromkeys(views.KEPT, views.main)
 """Tables whose rows are not runs alone, by the function that makes them."""
 
 
@@ -280,6 +281,10 @@ def listing(tables: Sequence[Table], results: Path = RESULTS, trials: Path = tun
         ("forecast", forecast.QUESTION, len(alphas), foreseen, forecast.SEEDS * runs, SECONDS),
         ("tuning", TUNED, tried, tried, len(tuning.LAB) * tuning.BUDGET, 0.7 * SECONDS),
     )
+    seen = {name: views.sound(results / name) for name in views.KEPT if (results / f"{name}.csv").is_file()}
+    others += tuple(
+        (name, views.QUESTION, int(name in seen), int(seen.get(name, False)), 1, 900.0) for name in views.KEPT
+    )
     for name, question, rows, there, every, seconds in others:
         hours = {"core hours": round(every * seconds / 3600, 1), "to make": round((every - there) * seconds / 3600, 1)}
         row = {"table": name, "rows": there, "missing": every - there, "stale": rows - there, "not tuned": 0}
@@ -295,12 +300,12 @@ def write_page() -> None:
 
 def measured() -> dict[str, dict[str, str]]:
     """Returns the answers that are no differences between runs, by question and by what gives them."""
-    found = [views.told(RESULTS / f"views_{name}", about) for name, about in VIEWED.items()]
     return {
         "`make evidence TABLE=bias`": planted.answers(RESULTS / "bias"),
         "`make evidence TABLE=forecast`": forecast.answers(RESULTS / "forecast"),
-        "`analysis/views.py`, see [results](results.md)": {
-            text: answer for told in found for text, answer in told.items()
+        **{
+            f"`make evidence TABLE={name}`": views.told(RESULTS / name, about)
+            for name, (about, _) in views.KEPT.items()
         },
     }
 
@@ -308,12 +313,15 @@ def measured() -> dict[str, dict[str, str]]:
 def carry_out(options: argparse.Namespace) -> None:
     """Makes one of `SCRIPTS`, and then docs/evidence.md."""
     words = []
-    if options.table != "tuning":  # whose trials have a seed of their own
+    if options.table in views.KEPT:
+        words = [*views.KEPT[options.table][1].split(), "--out", str(options.results / options.table)]
+    elif options.table != "tuning":  # whose trials have a seed of their own
         words = ["--out", str(options.results / options.table), "--tracking-uri", options.tracking_uri]
         words += ["--experiment", options.experiment]
         seeds = 0 if options.rebuild else options.seeds
         words += [] if seeds is None else ["--seeds", str(seeds)]
-    SCRIPTS[options.table](words)
+    if options.table not in views.KEPT or not options.rebuild:  # their figures are all that they have
+        SCRIPTS[options.table](words)
     if options.results == RESULTS:
         write_page()
 

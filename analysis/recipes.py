@@ -50,13 +50,8 @@ class Recipe:
 
     @cached_property
     def digest(self) -> str:
-        """Returns a digest of what the files say and of the arguments: the tag by which a run is known again.
-
-        Comments and the order of keys are nothing that a file says.
-        """
-        texts = [Path(file).read_text(encoding="utf-8") for file in find_configs(self.files)[1::2]]
-        said = [json.dumps(yaml.safe_load(text), sort_keys=True) for text in texts]
-        return hashlib.sha256("\x1f".join([*said, *self.arguments]).encode()).hexdigest()[:12]
+        """Returns a digest of what the files say and of the arguments: the tag by which a run is known again."""
+        return digest_of([*self.files, *self.arguments])
 
     @cached_property
     def name(self) -> str:
@@ -88,6 +83,23 @@ class Recipe:
             *(part for name, value in logger.items() for part in (f"--trainer.logger.init_args.{name}", value)),
             *self.arguments,
         ]
+
+
+def digest_of(words: Sequence[str]) -> str:
+    """Returns a digest of what a command line's configuration files say and of all its other words.
+
+    Comments and the order of keys are nothing that a file says.
+
+    Args:
+        words: words of the command line, each file behind a ``--config`` of its own
+    """
+    found, said, others = iter(find_configs(list(words))), [], []
+    for word in found:
+        if word == "--config":
+            said.append(json.dumps(yaml.safe_load(Path(next(found)).read_text(encoding="utf-8")), sort_keys=True))
+        else:
+            others.append(word)
+    return hashlib.sha256("\x1f".join([*said, *others]).encode()).hexdigest()[:12]
 
 
 def stack_of(recipe: str) -> tuple[str, ...]:

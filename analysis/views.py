@@ -32,6 +32,7 @@ from alpha_profile import resampled
 from alpha_values import fork, right_texts
 from questions import interval
 from reading import distributions
+from recipes import digest_of
 from states import distilled, opened, parser_of, reaching, score
 
 from ogls.data import RolloutDataModule
@@ -42,8 +43,22 @@ from ogls.system.seeds import derive
 from ogls.system.statistics import share_interval
 from ogls.tasks.base import MistakeLocator
 
+KEPT = {  # what is stored, by the name of its files: what it is about, and the words of its command
+    "views_legs": (
+        "Word problems, SmolLM2-135M",
+        "--config math.yaml --config legs.yaml --policy.dtype bfloat16 --data.val.size 256 --data.problems_per_step 16",
+    ),
+    "views_science": (
+        "Multiple choice, SmolLM2-135M",
+        "--config math.yaml --config science.yaml --config science_domains.yaml --policy.dtype bfloat16 "
+        "--data.problems_per_step 16",
+    ),
+}
+QUESTION = "What does the model answer by what it reads, and where does its teacher's shift sit?"
 MOST_ANSWERS = 10
 """Where problems have no more different answers than these, each is told: how often it is given, and is right."""
+DIGEST = "digest"
+"""Column of NAME.csv: the digest of the configuration."""
 Figure = tuple[str, str, float, float, float, int]
 """What is in view, name of the figure, value, low, high, number of problems."""
 
@@ -219,7 +234,14 @@ ASKED = {  # what is in view and the figure, by the question that it answers
     "how often is it right?": ("nothing", "right"),
     "and with the solution in view?": ("the reference solution", "right"),
     "how often does it repeat a wrong attempt in view?": ("a wrong attempt of its own", "as read"),
+    "what does the idea for a wrong attempt add, on those problems?": ("the idea for that wrong attempt", "gain by it"),
 }
+
+
+def sound(out: Path) -> bool:
+    """Returns whether the configurations of stored figures still say what they said when the figures were made."""
+    digests = pd.read_csv(out.with_suffix(".csv"))[DIGEST]
+    return set(digests) == {digest_of(KEPT[out.name][1].split())}
 
 
 def told(out: Path, about: str) -> dict[str, str]:
@@ -257,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     rows = [(part, *figure) for part, figures in found.items() for figure in figures]
     table = pd.DataFrame(rows, columns=["problems", "in view", "figure", "value", "low", "high", "n"])
+    table[DIGEST] = digest_of(configuration)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out.with_suffix(".csv"), index=False)
     options.out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")

@@ -18,6 +18,7 @@ import planted
 import pytest
 import questions
 import tuning
+import views
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -238,15 +239,28 @@ def test_the_list_tells_questions_rows_and_hours(capsys: pytest.CaptureFixture[s
         ["bias", "0", str(5 * len(planted.ARMS) * len(planted.SHARES))],
         ["forecast", "0", str(3 * len(forecast.STUDENTS) * len(forecast.ALPHAS))],
         ["tuning", str(sum(tuning.counted().values())), str(8 * len(tuning.LAB) - sum(tuning.counted().values()))],
+        *([name, "0", "1"] for name in views.KEPT),
     ]
 
     ((key, recipe),) = list(forecast.wanted().items())[:1]
     write_rows(Path("forecast_rows.csv"), [replace(ROW, recipe=key, seed=s, digest=recipe.digest * s) for s in (0, 1)])
     styles = planted.read_rows(evidence.RESULTS / "bias_rows.csv")[:3]
     pd.DataFrame([styles[0] | {"digest": "of another"}, *styles[1:]]).to_csv("bias_rows.csv", index=False)
+    pd.DataFrame([{views.DIGEST: "of another"}]).to_csv("views_legs.csv", index=False)
     evidence.main(["--results", "."])
-    told = [line.split() for line in capsys.readouterr().out.splitlines()[2:4]]
-    assert [(line[0], line[1], line[3]) for line in told] == [("bias", "2", "1"), ("forecast", "1", "1")], "stale"
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    stale = {line[0]: (line[1], line[3]) for line in told if line[3] != "0"}
+    assert stale.keys() - {"table"} == {"tiny", "bias", "forecast", "views_legs"}
+    assert (stale["bias"], stale["forecast"], stale["views_legs"]) == (("2", "1"), ("1", "1"), ("0", "1"))
+
+
+def test_what_views_say_is_made_by_the_command_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setitem(evidence.SCRIPTS, "views_legs", made.append)
+    evidence.main(["views_legs", "--rebuild", "--results", str(tmp_path)])
+    assert made == [], "there is nothing to make it from"
+    evidence.main(["views_legs", "--results", str(tmp_path)])
+    assert made == [[*views.KEPT["views_legs"][1].split(), "--out", str(tmp_path / "views_legs")]]
 
 
 # ---- questions ----

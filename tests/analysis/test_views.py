@@ -12,6 +12,8 @@ import views
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
 from tests.test_cli import small
 
+RESULTS = Path(views.__file__).parent / "results"
+
 
 def group(name: str, answers: str, gold: str = "A") -> RolloutGroup:
     """Returns a group whose rollouts give these answers, a dash for none, in tokens of probability 1/2."""
@@ -96,3 +98,16 @@ def test_the_page_of_evidence_has_the_figures_of_all_problems(tmp_path: Path) ->
         "Sums: how often is it right?": "**0.250 [0.200, 0.300]** (40 problems)"
     }
     assert views.told(tmp_path / "absent", "Sums") == {}
+
+
+@pytest.mark.parametrize("name", views.KEPT)
+def test_stored_figures_are_of_the_configurations_as_they_are(name: str, tmp_path: Path) -> None:
+    stored = views.pd.read_csv(RESULTS / f"{name}.csv")
+    assert views.sound(RESULTS / name)
+    stored.assign(digest="of another").to_csv(tmp_path / f"{name}.csv", index=False)
+    assert not views.sound(tmp_path / name)
+    rows = stored.drop(columns=views.DIGEST)
+    found = {
+        str(part): list(own.iloc[:, 1:].itertuples(index=False)) for part, own in rows.groupby("problems", sort=False)
+    }
+    assert views.markdown(found) == (RESULTS / f"{name}.md").read_text()
