@@ -101,7 +101,8 @@ class Table:
             settings.append("± is half of the 95 % interval for new seeds on new problems, * is p < 0.05 after Holm's")
             return f"{self.question}\n\n{'; '.join(settings)} correction for all changes below.\n"
         how = f"{'; '.join(settings)}. ± is half of the 95 % interval over seeds; sampled and learned are thousands of "
-        return f"{self.question}\n\n{how}tokens; seconds are the processor's, validations included.\n"
+        how += "tokens; seconds are the processor's, validations included, and more where other runs were beside."
+        return f"{self.question}\n\n{how}\n"
 
     def write(self, rows: list[Row], results: Path = RESULTS) -> str:
         """Writes the table's files from its rows alone, and returns the text of NAME.md."""
