@@ -131,7 +131,7 @@ DOMAINS = matrix.crossed(("rosd", "opsd", "opsd+plain_kl+up_to_error"), tuple(qu
 TABLES = (
     Table(
         name="default",
-        question="What does the default run reach, and what do OPSD and ROSD in as many steps?",
+        question="What does the default run reach, what do OPSD and ROSD in as many steps, and ROSD at its cost?",
         config="math.yaml",
         methods=(questions.OWN, questions.LOCATED, "rosd", questions.AS_DEAR_ROSD),
         against=questions.OWN,
@@ -313,16 +313,16 @@ def measured() -> dict[str, dict[str, str]]:
 
 def carry_out(options: argparse.Namespace) -> None:
     """Makes one of `SCRIPTS`, and then docs/evidence.md."""
-    words = []
+    out = ["--out", str(options.results / options.table)]
     if options.table in views.KEPT:
-        words = [*views.KEPT[options.table][1].split(), "--out", str(options.results / options.table)]
-    elif options.table != "tuning":  # whose trials have a seed of their own
-        words = ["--out", str(options.results / options.table), "--tracking-uri", options.tracking_uri]
-        words += ["--experiment", options.experiment]
+        if not options.rebuild:  # their figures are all that they have
+            SCRIPTS[options.table]([*views.KEPT[options.table][1].split(), *out])
+    elif options.table == "tuning":  # whose trials have a seed of their own
+        SCRIPTS[options.table]([])
+    else:
         seeds = 0 if options.rebuild else options.seeds
-        words += [] if seeds is None else ["--seeds", str(seeds)]
-    if options.table not in views.KEPT or not options.rebuild:  # their figures are all that they have
-        SCRIPTS[options.table](words)
+        words = [*out, "--tracking-uri", options.tracking_uri, "--experiment", options.experiment]
+        SCRIPTS[options.table](words + ([] if seeds is None else ["--seeds", str(seeds)]))
     if options.results == RESULTS:
         write_page()
 
