@@ -157,7 +157,10 @@ TABLES = (
         question="In natural language: what does each method reach in SciKnowEval's physics, whose answers it guesses?",
         config="math.yaml",
         overlays=("science",),
-        methods=("grpo", "sft", questions.OWN, questions.LOCATED, "rosd"),
+        methods=(
+            *("grpo", "sft", questions.OWN, questions.LOCATED, "rosd"),
+            *(questions.CHOICES_GRPO, questions.CHOICES_SFT, questions.CHOICES_ROSD),
+        ),
         seeds=3,
         against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),

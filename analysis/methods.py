@@ -35,18 +35,24 @@ from stored_rows import Row, read_rows, rows_file
 from tables import write
 
 
-def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
-    """Returns a parser with the options that say which runs of which recipes are wanted."""
+def parser_of_recipes(doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the options that say which recipes are wanted."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--config", default="lab.yaml", help="what all recipes share; default: %(default)s")
     parser.add_argument("--methods", nargs="+", required=True, metavar="RECIPE", help="overlays, several joined by +")
     parser.add_argument("--overlays", nargs="+", default=[], metavar="NAME", help="further ones, on top of each recipe")
+    parser.add_argument("--args", nargs=argparse.REMAINDER, default=[], help="the rest goes to every run")
+    return parser
+
+
+def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the options that say which runs of which recipes are wanted."""
+    parser = parser_of_recipes(doc)
     parser.add_argument("--names", action="store_true", help="print what each recipe is called, and run nothing")
     parser.add_argument("--seeds", type=int, default=5, help="0 to N - 1; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; default: %(default)s")
     parser.add_argument("--experiment", default="lab", help="in MLflow; default: %(default)s")
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="default: %(default)s")
-    parser.add_argument("--args", nargs=argparse.REMAINDER, default=[], help="the rest goes to every run")
     return parser
 
 

@@ -113,9 +113,12 @@ OGLS, OPSD, UP = "ogls_sd_published", "opsd", "+up_to_error"
 STUDENT = "+rosd_student"
 FULL = f"rosd{STUDENT}"
 AS_DEAR_ROSD = "rosd --trainer.max_epochs 3 --data.steps_per_epoch 3"
-"""Of `default`: by the time of a step about as many processor seconds as `OWN` takes for 12 steps."""
+"""Of `default`: by the time of a step (`steps.py`) about as many seconds as `OWN` takes for 12 steps."""
 AS_DEAR_GRPO, AS_DEAR_SFT = "grpo --data.steps_per_epoch 10", "sft --data.steps_per_epoch 32"
 """The same of `legs`."""
+CHOICES_GRPO, CHOICES_SFT = "grpo --data.steps_per_epoch 9", "sft --data.steps_per_epoch 23"
+CHOICES_ROSD = "rosd --data.steps_per_epoch 5"
+"""The same of `science`, with the two before it."""
 CAPPED = "ogls_sd --method.objective.importance_cap 2 --data.mini_batches"
 QUESTIONS: Mapping[str, tuple[Question, ...]] = {
     "OGLS-SD (arXiv 2605.12400)": (
@@ -293,6 +296,12 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And ROSD as published?", table="science", ours="rosd"),
         Question(text="And GRPO?", table="science", ours="grpo"),
         Question(text="And likelihood of the right options (SFT)?", table="science", ours="sft"),
+        Question(
+            text="Is OGLS_SD better than GRPO at its cost, 18 steps?", table="science", ours=OWN, theirs=CHOICES_GRPO
+        ),
+        Question(text="And than SFT at its cost, 46 steps?", table="science", ours=OWN, theirs=CHOICES_SFT),
+        Question(text="And than ROSD at its cost, 10 steps?", table="science", ours=OWN, theirs=CHOICES_ROSD),
+        Question(text="And than that OPSD in as many steps?", table="science", ours=OWN, theirs=LOCATED),
     ),
 }
 
