@@ -231,6 +231,16 @@ TABLES = (
         against="ogls_sd --method.privilege.max_peers 4 --method.privilege.exclude_self false",
     ),
     Table(
+        name="thinking",
+        question="Should a student that can think do so in training, and its teacher?",
+        overlays=("lab_thinking",),
+        methods=tuple(
+            f"{method}{style}" for method in questions.THOUGHTFUL for style in ("", questions.NEITHER, questions.BOTH)
+        ),
+        seeds=3,
+        seconds=100.0,
+    ),
+    Table(
         name="staleness",
         question="What do rollouts cost that are up to 1, 2, 4 and 8 updates old, with a cap of 2 on the ratio?",
         methods=_options("ogls_sd --method.objective.importance_cap 2", data__mini_batches=(1, 2, 3, 5, 9)),

@@ -119,6 +119,10 @@ AS_DEAR_GRPO, AS_DEAR_SFT = "grpo --data.steps_per_epoch 10", "sft --data.steps_
 CHOICES_GRPO, CHOICES_SFT = "grpo --data.steps_per_epoch 9", "sft --data.steps_per_epoch 23"
 CHOICES_ROSD = "rosd --data.steps_per_epoch 5"
 """The same of `science`, with the two before it."""
+THOUGHTFUL = ("opsd", f"opsd+plain_kl{UP}", "ogls_sd")
+NEITHER = " --data.prompts.teacher_options '{enable_thinking: false}'"
+BOTH = " --data.prompts.student_options '{enable_thinking: true}'"
+"""Of `thinking`: who thinks in training; without either the teacher alone does."""
 CAPPED = "ogls_sd --method.objective.importance_cap 2 --data.mini_batches"
 QUESTIONS: Mapping[str, tuple[Question, ...]] = {
     "OGLS-SD (arXiv 2605.12400)": (
@@ -196,6 +200,19 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             table="groups",
             ours=_group(16),
             theirs=_group(4),
+        ),
+    ),
+    "A student that can think (`lab_thinking.yaml`)": (
+        *(
+            Question(
+                text=f"{name}, {who}: what becomes of answers {mode}? After 20 steps against before",
+                table="thinking",
+                ours=f"{recipe}{style}",
+                sets=(part,),
+            )
+            for recipe, name in zip(THOUGHTFUL, ("OPSD as published", "OPSD up to the error", "OGLS_SD"), strict=True)
+            for style, who in (("", "the teacher alone thinks"), (NEITHER, "nobody thinks"), (BOTH, "both think"))
+            for part, mode in (("thinking", "after a thought"), ("direct", "without one"))
         ),
     ),
     "ROSD (arXiv 2605.28014)": (

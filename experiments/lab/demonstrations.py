@@ -158,10 +158,19 @@ class Demonstrations:
         habits: what is planted
         seed: seed of all draws
         problems: chains to draw from
+        thinking: prompts of the demonstrations that begin with a thought; None has `encoder` for them
     """
 
-    def __init__(self, encoder: PromptEncoder, habits: Habits, seed: int, problems: Sequence[Problem]) -> None:
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        habits: Habits,
+        seed: int,
+        problems: Sequence[Problem],
+        thinking: PromptEncoder | None = None,
+    ) -> None:
         self.encoder, self.habits, self.rng, self.problems = encoder, habits, random.Random(seed), problems
+        self.thinking = thinking or encoder
 
     def batches(self, size: int, lots: int = 16) -> Iterator[list[Example]]:
         """Yields batches of examples of about the same length: `lots` of them are drawn at once and sorted."""
@@ -175,14 +184,15 @@ class Demonstrations:
         problem = self.problems[self.rng.randrange(len(self.problems))]
         draft = self.habits.demonstrate(problem, self.rng)
         assert draft.demonstration is not None
+        encoder = self.thinking if draft.demonstration.startswith("<think>") else self.encoder
         match draft.prompt:
             case PrivilegedText(role=role, text=text):
-                prompt = self.encoder.view(problem, WorkedAttempts.views[role], text)
+                prompt = encoder.view(problem, WorkedAttempts.views[role], text)
             case ReflectionTask() as task:
-                prompt = self.encoder.reflect(problem, task.attempt, task.correct, task.solution)
+                prompt = encoder.reflect(problem, task.attempt, task.correct, task.solution)
             case None:
-                prompt = self.encoder.student(problem)
-        return prompt, self.encoder.completion(draft.demonstration)
+                prompt = encoder.student(problem)
+        return prompt, encoder.completion(draft.demonstration)
 
 
 def terse(work: str) -> str:

@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 python experiments/lab/pretrain.py
     OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab families --steps 3200 --batch 32 --rate 1e-3
+    OMP_NUM_THREADS=1 python experiments/lab/pretrain.py --lab thinking --steps 2400 --batch 32 --rate 1e-3
 
 A Llama of 3.2 million parameters that reads and writes characters learns demonstrations: those of `demonstrations.py`
-for `lab.yaml`, those of `family_habits.py` for `families.yaml`. The second student begins as the first one, which can
-calculate. The same seed, number of threads and type of numbers give the same student. What was interrupted goes on.
+for `lab.yaml`, those of `family_habits.py` for `families.yaml`, those of `thinking_habits.py` for `lab_thinking.yaml`.
+The second student and the third begin as the first one, which can calculate. The same seed, number of threads and type
+of numbers give the same student. What was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import family_habits
+import thinking_habits
 import torch
 import yaml
 from demonstrations import CHAINS, PHRASES, PROBLEMS, Demonstrations, Example, Habits, terse
@@ -46,33 +50,48 @@ class Lab:
     """A lab is what its student learns from.
 
     Args:
-        config: configuration with the prompts
+        configs: configurations with the prompts, from the bottom up
         student: folder of the student
         habits: what is planted
         problems: function that makes the problems to learn from
         heldout: function that makes a number of others
         phrases: texts that are one token
         first: folder of the student that this one begins as, with tokens of its own; None for random weights
+        chat_template: template that says whether the student thinks; None where it never does
     """
 
-    config: str
+    configs: tuple[str, ...]
     student: Path
     habits: Habits
     problems: Callable[[], list[Problem]]
     heldout: Callable[[int], Sequence[Problem]]
     phrases: Sequence[str]
     first: Path | None = None
+    chat_template: str | None = None
 
     @property
     def prompts(self) -> Prompts:
-        """Returns the prompts of the configuration."""
-        return Prompts(**yaml.safe_load((HERE.parent / self.config).read_text())["data"]["prompts"])
+        """Returns the prompts of the configurations, for a student that does not think."""
+        return self._prompts(False)
+
+    @property
+    def thinking(self) -> Prompts | None:
+        """Returns the same for a student that thinks; None where it never does."""
+        return self._prompts(True) if self.chat_template else None
+
+    def _prompts(self, thinking: bool) -> Prompts:
+        given: dict[str, Any] = {}
+        for config in self.configs:
+            given |= yaml.safe_load((HERE.parent / config).read_text())["data"]["prompts"]
+        if self.chat_template:
+            given |= {key: {"enable_thinking": thinking} for key in ("student_options", "teacher_options")}
+        return Prompts(**given)
 
 
 STUDENT = HERE / "student"
 LABS = {
     "chains": Lab(
-        "lab.yaml",
+        ("lab.yaml",),
         STUDENT,
         Habits(),
         lambda: [problem for part in PROBLEMS for problem in Chains(**part)],
@@ -80,13 +99,23 @@ LABS = {
         PHRASES,
     ),
     "families": Lab(
-        "families.yaml",
+        ("families.yaml",),
         HERE / "families",
         family_habits.FamilyHabits(),
         family_habits.problems,
         lambda size: list(Families(size=min(size, 285), split="heldout")),
         (*family_habits.PHRASES, *family_habits.IDEAS),
         STUDENT,
+    ),
+    "thinking": Lab(
+        ("lab.yaml", "lab_thinking.yaml"),
+        HERE / "thinking",
+        thinking_habits.ThinkingHabits(),
+        lambda: [problem for part in PROBLEMS for problem in Chains(**part)],
+        lambda size: list(Chains(size=size, split="heldout", **CHAINS)),
+        thinking_habits.PHRASES,
+        STUDENT,
+        thinking_habits.CHAT_TEMPLATE,
     ),
 }
 
@@ -96,6 +125,7 @@ def make_tokenizer(lab: Lab) -> PreTrainedTokenizerFast:
     if lab.first is not None:
         tokenizer = load_tokenizer(lab.first)
         tokenizer.add_tokens(list(lab.phrases))
+        tokenizer.chat_template = lab.chat_template
         return tokenizer
     prompts = lab.prompts
     templates = (prompts.student, *prompts.views.values(), prompts.reflect_wrong, prompts.reflect_right)
@@ -190,9 +220,9 @@ def padded(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, targets
 
 
-def report(lab: Lab, folder: Path, num_problems: int, seed: int) -> str:
-    """Accuracy and share of terse answers by what is in view, on held-out problems at T = 1, as a Markdown table."""
-    encoder = PromptEncoder(lab.prompts, load_tokenizer(folder))
+def report(lab: Lab, prompts: Prompts, folder: Path, num_problems: int, seed: int) -> str:
+    """Accuracy, length and share of terse answers by what is in view, on held-out problems at T = 1, as Markdown."""
+    encoder = PromptEncoder(prompts, load_tokenizer(folder))
     problems, habits = list(lab.heldout(num_problems)), lab.habits
     rng, works = random.Random(seed), [habits.read(problem) for problem in problems]
     right, wrong = [w.work() for w in works], [w.wrong_work(rng) for w in works]
@@ -212,22 +242,22 @@ def report(lab: Lab, folder: Path, num_problems: int, seed: int) -> str:
         "reflection": [encoder.reflect(p, w, False, r) for p, r, w in pairs],
     }
     engine, policy = TransformersEngine(batch_size=256), Policy(str(folder), dtype="float32").load()
-    engine.start(policy.folder, 256)
+    engine.start(policy.folder, 384)
     engine.load(policy, 0)
     verifier = ByKind()
-    lines = ["| in view | right | without work |", "|---|---:|---:|"]
+    lines = ["| in view | right | without work | tokens |", "|---|---:|---:|---:|"]
     for name, view in views.items():
-        texts = [
-            encoder.decode(group[0].token_ids) for group in engine.generate(view, Sampling(max_tokens=64), 1, seed)
-        ]
+        sampled = [group[0].token_ids for group in engine.generate(view, Sampling(max_tokens=128), 1, seed)]
+        texts = [encoder.decode(ids) for ids in sampled]
         if name.startswith("reflection"):
             for part in ("quote", "idea"):
                 good = [read(text, part) == (m and getattr(m, part)) for text, m in zip(texts, mistakes, strict=True)]
-                lines.append(f"| reflection on a wrong attempt: {part} | {sum(good) / len(good):.3f} | |")
+                lines.append(f"| reflection on a wrong attempt: {part} | {sum(good) / len(good):.3f} | | |")
             continue
         good = [verifier.grade(p, text).correct for p, text in zip(problems, texts, strict=True)]
         short = sum("=" not in text for text in texts) / len(texts)
-        lines.append(f"| {name} | {sum(good) / len(good):.3f} | {short:.3f} |")
+        length = sum(map(len, sampled)) / len(sampled)
+        lines.append(f"| {name} | {sum(good) / len(good):.3f} | {short:.3f} | {length:.1f} |")
     return "\n".join(lines)
 
 
@@ -260,14 +290,17 @@ def main() -> None:
     if not options.report:
         tokenizer = make_tokenizer(lab)
         model = make_model(lab, tokenizer)
-        examples = Demonstrations(PromptEncoder(lab.prompts, tokenizer), lab.habits, options.seed, lab.problems())
+        encoder = PromptEncoder(lab.prompts, tokenizer)
+        thinking = lab.thinking and PromptEncoder(lab.thinking, tokenizer)
+        examples = Demonstrations(encoder, lab.habits, options.seed, lab.problems(), thinking)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
         state = out.with_suffix(".ckpt")
         train(model, examples.batches(options.batch), options.steps, options.rate, options.minutes, state)
         model.to(torch.bfloat16).save_pretrained(out)
         tokenizer.save_pretrained(out)
         state.unlink(missing_ok=True)
-    print(report(lab, out, options.problems, options.seed))
+    for prompts in filter(None, (lab.prompts, lab.thinking)):
+        print(report(lab, prompts, out, options.problems, options.seed), end="\n\n")
 
 
 if __name__ == "__main__":
