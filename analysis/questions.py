@@ -202,18 +202,17 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
             theirs=_group(4),
         ),
     ),
-    "A student that can think (`lab_thinking.yaml`)": (
-        *(
-            Question(
-                text=f"{name}, {who}: what becomes of answers {mode}? After 20 steps against before",
-                table="thinking",
-                ours=f"{recipe}{style}",
-                sets=(part,),
-            )
-            for recipe, name in zip(THOUGHTFUL, ("OPSD as published", "OPSD up to the error", "OGLS_SD"), strict=True)
-            for style, who in (("", "the teacher alone thinks"), (NEITHER, "nobody thinks"), (BOTH, "both think"))
-            for part, mode in (("thinking", "after a thought"), ("direct", "without one"))
-        ),
+    "Thinking style: a student that can think (`lab_thinking.yaml`)": tuple(
+        Question(
+            text=f"{name}: {what}, judged {mode}",
+            table="thinking",
+            ours=f"{recipe}{style}",
+            theirs=f"{recipe}{NEITHER}",
+            sets=(part,),
+        )
+        for recipe, name in zip(THOUGHTFUL, ("OPSD", "OPSD up to the error", "OGLS_SD"), strict=True)
+        for style, what in (("", "the teacher alone thinks, against nobody"), (BOTH, "both think, against nobody"))
+        for part, mode in (("thinking", "thinking"), ("direct", "without thinking"))
     ),
     "ROSD (arXiv 2605.28014)": (
         Question(text="Is it better than OPSD, both tuned?", table="lab", ours="rosd", theirs=OPSD),
