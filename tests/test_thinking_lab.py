@@ -100,8 +100,10 @@ def test_the_student_thinks_where_the_template_lets_it_and_is_right_more_often(e
         assert sum(text.startswith("<think>") == thinks for text in said) > 0.98 * len(said)
         return said
 
+    verifier = ByKind()
+
     def accuracy(said: Sequence[str]) -> float:
-        return sum(ByKind().grade(p, text).correct for p, text in zip(HELDOUT, said, strict=True)) / len(said)
+        return sum(verifier.grade(p, text).correct for p, text in zip(HELDOUT, said, strict=True)) / len(said)
 
     plain, shown = {}, {}
     for thinks, encoder in encoders.items():
