@@ -88,14 +88,22 @@ class Lab:
         return Prompts(**given)
 
 
+def chains() -> list[Problem]:
+    return [problem for part in PROBLEMS for problem in Chains(**part)]
+
+
+def heldout_chains(size: int) -> list[Problem]:
+    return list(Chains(size=size, split="heldout", **CHAINS))
+
+
 STUDENT = HERE / "student"
 LABS = {
     "chains": Lab(
         ("lab.yaml",),
         STUDENT,
         Habits(),
-        lambda: [problem for part in PROBLEMS for problem in Chains(**part)],
-        lambda size: list(Chains(size=size, split="heldout", **CHAINS)),
+        chains,
+        heldout_chains,
         PHRASES,
     ),
     "families": Lab(
@@ -111,8 +119,8 @@ LABS = {
         ("lab.yaml", "lab_thinking.yaml"),
         HERE / "thinking",
         thinking_habits.ThinkingHabits(),
-        lambda: [problem for part in PROBLEMS for problem in Chains(**part)],
-        lambda size: list(Chains(size=size, split="heldout", **CHAINS)),
+        chains,
+        heldout_chains,
         thinking_habits.PHRASES,
         STUDENT,
         thinking_habits.CHAT_TEMPLATE,
