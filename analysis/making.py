@@ -38,6 +38,17 @@ def finished(client: MlflowClient, experiment: str, recipe: Recipe) -> dict[int,
     return {int(run.data.tags["seed"]): run.info.run_id for run in own}
 
 
+def log_of(recipe: str, which: str) -> Path:
+    """Returns the file for the output of a run of a recipe, as it is written, in a folder that is there."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    return LOGS / (re.sub(r"[^\w+.-]+", "-", recipe) + f"-{which}.log")
+
+
+def one_thread() -> dict[str, str]:
+    """Returns the environment of a run: one thread, unless this process has another number."""
+    return {"OMP_NUM_THREADS": "1"} | os.environ
+
+
 def make_run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, float]:
     """Carries out a command that ends with this process; returns its exit code and processor seconds."""
     with log.open("w", encoding="utf-8") as output:
@@ -72,14 +83,12 @@ def make_runs(
         jobs: number of runs at a time
         done: function that is called after every run that came to its end, one call at a time
     """
-    LOGS.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    lock = threading.Lock()
+    environment, lock = one_thread(), threading.Lock()
 
     def make(job: tuple[str, int]) -> bool:
         (key, seed), began = job, time.monotonic()
         recipe = wanted[key]
-        log = LOGS / (re.sub(r"[^\w+.-]+", "-", key) + f"-s{seed}.log")
+        log = log_of(key, f"s{seed}")
         code, seconds = make_run(recipe.command(seed, experiment, tracking_uri), log, environment)
         with lock:
             client = MlflowClient(tracking_uri)

@@ -12,7 +12,6 @@ recipes. Nothing stays of the runs but their output, in runs/logs.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from making import LOGS, make_run
+from making import log_of, make_run, one_thread
 from methods import parser_of_recipes
 from mlflow import MlflowClient
 from recipes import Recipe, recipes
@@ -47,7 +46,7 @@ def measure(recipe: Recipe, steps: int, seed: int, log: Path) -> float:
         words = {"trainer.max_epochs": 1, "data.steps_per_epoch": steps, "trainer.limit_val_batches": 0}
         words |= {"trainer.logger.init_args.folder": folder}
         command += [word for name, value in words.items() for word in (f"--{name}", str(value))]
-        code, _ = make_run(command, log, {"OMP_NUM_THREADS": "1"} | os.environ)
+        code, _ = make_run(command, log, one_thread())
         if code:
             sys.exit(f"a run ended with {code}; its output: {log}")
         (file,) = Path(folder).glob(f"*/{METRICS}")
@@ -76,15 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.steps < 2 or options.rounds < 1:
         parser.error(f"expected at least --steps 2 and --rounds 1, got {options.steps} and {options.rounds}")
     wanted = recipes(options.config, options.methods, options.overlays, options.args)
-    LOGS.mkdir(parents=True, exist_ok=True)
     rounds = []
     for number in range(options.rounds):
         rounds.append({})
         for key, recipe in wanted.items():
-            log = LOGS / (re.sub(r"[^\w+.-]+", "-", key) + "-steps.log")
-            rounds[-1][key] = measure(recipe, options.steps, number, log)
+            rounds[-1][key] = measure(recipe, options.steps, number, log_of(key, "steps"))
             print(f"round {number + 1}, {key}: {rounds[-1][key]:.2f} s a step", flush=True)
-    print(f"threads {os.environ.get('OMP_NUM_THREADS', '1')}, load after {os.getloadavg()[0]:.1f}")
+    print(f"threads {one_thread()['OMP_NUM_THREADS']}, load after {os.getloadavg()[0]:.1f}")
     print(table(pd.DataFrame(rounds)).to_string())
 
 
