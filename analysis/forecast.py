@@ -16,7 +16,6 @@ Writes NAME_profile.csv, NAME_rows.csv and NAME.md.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,10 +76,9 @@ def make_student(student: str, experiment: str, tracking_uri: str) -> None:
     words += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
     last = Path("runs") / name / "checkpoints" / "last.ckpt"
     exported = ["export", "--ckpt_path", str(last), "--to", model_of(student), "--dtype", "float32"]
-    LOGS.mkdir(parents=True, exist_ok=True)
     for command in (words, exported):
         log = LOGS / f"{name}-{command[0]}.log"
-        code, _ = make_run([sys.executable, str(RUN), *command], log, {"OMP_NUM_THREADS": "1"} | os.environ)
+        code, _ = make_run([sys.executable, str(RUN), *command], log)
         if code:
             raise RuntimeError(f"the student {student} was not made, see {log}")
 

@@ -39,18 +39,19 @@ def finished(client: MlflowClient, experiment: str, recipe: Recipe) -> dict[int,
 
 
 def log_of(recipe: str, which: str) -> Path:
-    """Returns the file for the output of a run of a recipe, as it is written, in a folder that is there."""
-    LOGS.mkdir(parents=True, exist_ok=True)
+    """Returns the file for the output of a run of a recipe, as it is written."""
     return LOGS / (re.sub(r"[^\w+.-]+", "-", recipe) + f"-{which}.log")
 
 
-def one_thread() -> dict[str, str]:
-    """Returns the environment of a run: one thread, unless this process has another number."""
-    return {"OMP_NUM_THREADS": "1"} | os.environ
+def threads() -> str:
+    """Returns the number of threads of a run: one, unless the environment says otherwise."""
+    return os.environ.get("OMP_NUM_THREADS", "1")
 
 
-def make_run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, float]:
+def make_run(command: Sequence[str], log: Path) -> tuple[int, float]:
     """Carries out a command that ends with this process; returns its exit code and processor seconds."""
+    environment = {**os.environ, "OMP_NUM_THREADS": threads()}
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         words = [command[0], str(Path(attached.__file__)), *command[1:]]
         process = subprocess.Popen(
@@ -83,13 +84,13 @@ def make_runs(
         jobs: number of runs at a time
         done: function that is called after every run that came to its end, one call at a time
     """
-    environment, lock = one_thread(), threading.Lock()
+    lock = threading.Lock()
 
     def make(job: tuple[str, int]) -> bool:
         (key, seed), began = job, time.monotonic()
         recipe = wanted[key]
         log = log_of(key, f"s{seed}")
-        code, seconds = make_run(recipe.command(seed, experiment, tracking_uri), log, environment)
+        code, seconds = make_run(recipe.command(seed, experiment, tracking_uri), log)
         with lock:
             client = MlflowClient(tracking_uri)
             run = finished(client, experiment, recipe).get(seed) if code == 0 else None
@@ -97,7 +98,7 @@ def make_runs(
             print(f"{key}, seed {seed}: {state} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
             if run:
                 client.set_tag(run, SECONDS, f"{seconds:.1f}")
-                client.set_tag(run, THREADS, environment["OMP_NUM_THREADS"])
+                client.set_tag(run, THREADS, threads())
                 done(key, run)
         return run is not None
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -138,8 +137,7 @@ def make_row(
     logger = {"experiment": options.experiment, "tracking_uri": options.tracking_uri, "run_name": name, "traces": 0}
     run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
     folder, log = Path("runs") / name, Path("runs") / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    code, _ = make_run(run, log, {"OMP_NUM_THREADS": "1"} | os.environ)
+    code, _ = make_run(run, log)
     if code:
         raise RuntimeError(f"{arm}, share {share:g}, seed {seed} failed, see {log}")
     with opened(words, folder / "checkpoints" / "last.ckpt") as (model, data):

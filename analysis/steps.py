@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from making import log_of, make_run, one_thread
+from making import log_of, make_run, threads
 from methods import parser_of_recipes
 from mlflow import MlflowClient
 from recipes import Recipe, recipes
@@ -46,7 +46,7 @@ def measure(recipe: Recipe, steps: int, seed: int, log: Path) -> float:
         words = {"trainer.max_epochs": 1, "data.steps_per_epoch": steps, "trainer.limit_val_batches": 0}
         words |= {"trainer.logger.init_args.folder": folder}
         command += [word for name, value in words.items() for word in (f"--{name}", str(value))]
-        code, _ = make_run(command, log, one_thread())
+        code, _ = make_run(command, log)
         if code:
             sys.exit(f"a run ended with {code}; its output: {log}")
         (file,) = Path(folder).glob(f"*/{METRICS}")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key, recipe in wanted.items():
             rounds[-1][key] = measure(recipe, options.steps, number, log_of(key, "steps"))
             print(f"round {number + 1}, {key}: {rounds[-1][key]:.2f} s a step", flush=True)
-    print(f"threads {one_thread()['OMP_NUM_THREADS']}, load after {os.getloadavg()[0]:.1f}")
+    print(f"threads {threads()}, load after {os.getloadavg()[0]:.1f}")
     print(table(pd.DataFrame(rounds)).to_string())
 
 
