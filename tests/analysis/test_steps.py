@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import steps
+import torch
 
 
 def test_the_first_step_does_not_count_nor_does_a_validation(tmp_path: Path):
@@ -33,9 +35,13 @@ def test_what_cannot_be_measured_is_refused(option: str, value: str, got: str, c
 
 def test_a_run_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = ["--data.problems_per_step", "2", "--data.group_size", "2"]
     steps.main(["--methods", "sft", "--steps", "2", "--rounds", "1", "--args", *small])
-    *_, heading, row = capsys.readouterr().out.splitlines()
+    versions, processor, load, *_, heading, row = capsys.readouterr().out.splitlines()
+    assert f", torch {torch.__version__}, " in versions
+    assert "bf16" in processor
+    assert load.startswith(f"threads 1 of {os.cpu_count()} CPUs, ")
     assert heading.split() == ["seconds", "a", "step", "ratio"]
     name, seconds, *_ = row.split()
     assert name == "sft"
