@@ -292,11 +292,14 @@ class PromptEncoder:
         """
         spans: list[tuple[int, int]] = []
         text, start, done = "", 0, 0  # ids[start:done] is decoded context; spans up to `done` are final
+        last = next((n for n in range(len(token_ids), 0, -1) if self.decode(token_ids[n - 1 : n])), 0)  # that has text
         for end in range(1, len(token_ids) + 1):
-            context = self.decode(token_ids[start:done])
-            piece = self.decode(token_ids[start:end])[len(context) :]
-            if piece.endswith("\ufffd") and end < len(token_ids) and end - done < 8:
-                continue  # a character of several tokens is not complete yet
+            decoded = self.decode(token_ids[start:end])
+            if decoded.endswith("\ufffd"):  # the character, or one whose other tokens are to come
+                ahead = [self.decode(token_ids[start:later]) for later in range(end + 1, end + 4)]
+                if end < last and not all(t.startswith(decoded) and t != decoded for t in ahead):
+                    continue
+            piece = decoded[len(self.decode(token_ids[start:done])) :]
             spans += [(len(text), len(text) + len(piece))] * (end - done)
             text += piece
             start, done = done, end

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ogls.lessons.prompts import ATTEMPT, IDEA, PromptEncoder, Prompts, Wording
@@ -103,7 +103,9 @@ def test_bare_text_for_models_without_a_chat_template(tiny_model: Path):
     assert bare.decode(bare.student(Problem(id="p", text="1+1", answer="2"))) == "1+1 ="
 
 
-@given(st.text(max_size=60))
+@example("\ufffd\ufffd中\ufffd")  # which is also what an unfinished character is shown as
+@example("a\ufffd😀\ufffd\ufffd\ufffd")
+@given(st.text(max_size=60) | st.text("\ufffd中😀é a", max_size=20))
 def test_offsets_cut_any_text_into_the_characters_of_its_tokens(encoder: PromptEncoder, text: str):
     ids = encoder.completion(text)
     decoded, spans = encoder.decode_offsets(ids)
