@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from alpha_profile import resampled
 from matplotlib.axes import Axes
-from states import Scored, distilled, opened, parser_of, score, steering_of
+from states import Scored, of_wrong, opened, parser_of, score, steering_of
 from style import COLORS, GREY, panels, save
 from torch import Tensor
 
@@ -40,7 +40,6 @@ from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import PromptEncoder
 from ogls.loss.alpha_bound import Head
 from ogls.module import SelfDistillation
-from ogls.records import Batch, Lesson
 
 CHUNK_ROWS = 32
 POOLS = {"success": "success views", "failure": "failure views", "idea": "ideas"}
@@ -110,15 +109,6 @@ def token_values(one: Scored, alpha: float | Tensor, ids: Sequence[int], head: H
         z0 = (plain[rows].to(weight.dtype) @ weight.T).double()
         parts.append(values_of(z0 if bias is None else z0 + bias.double(), shifts, ids))
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-
-
-def of_wrong(batch: Batch) -> list[Lesson]:
-    """Returns the lessons of wrong rollouts that a teacher reads."""
-    wrong = {(g.problem.id, r.completion.token_ids) for g in batch.groups for r in g.failures}
-    lessons = [lesson for lesson in distilled(batch) if (lesson.problem_id, lesson.token_ids) in wrong]
-    if not lessons:
-        raise ValueError("no wrong rollout is learned from: set data.problems_per_step higher")
-    return lessons
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ Each table is declared once, in `TABLES`. Its runs become lines of analysis/resu
 `stored_rows.py`), from which NAME.md, NAME.csv, NAME_paired.csv and NAME_accuracy.png are written after every run (of
 several train sets NAME.md and NAME.csv, see `matrix.py`), so that the command can be killed at any time; the same
 command goes on, on another machine as well. At the end docs/evidence.md is written, too. Rows whose configuration files
-have changed since are called stale and made again.
+have changed since are called stale and made again; trials of the tuning have no digest and are never called so.
 """
 
 from __future__ import annotations
@@ -324,14 +324,23 @@ def measured() -> dict[str, dict[str, str]]:
     }
 
 
+def unused(script: str) -> tuple[str, ...]:
+    """Returns the options that one of `SCRIPTS` has no use for: none makes rows side by side, and not all make runs."""
+    logged = ("seeds", "experiment", "tracking_uri")
+    return {"tuning": ("jobs", *logged, "results"), **dict.fromkeys(views.KEPT, ("jobs", *logged))}.get(
+        script, ("jobs",)
+    )
+
+
 def carry_out(options: argparse.Namespace) -> None:
     """Makes one of `SCRIPTS`, and then docs/evidence.md."""
     out = ["--out", str(options.results / options.table)]
     if options.table in views.KEPT:
         if not options.rebuild:  # their figures are all that they have
             SCRIPTS[options.table]([*views.KEPT[options.table][1].split(), *out])
-    elif options.table == "tuning":  # whose trials have a seed of their own
-        SCRIPTS[options.table]([])
+    elif options.table == "tuning":
+        if not options.rebuild:
+            SCRIPTS[options.table]([])
     else:
         seeds = 0 if options.rebuild else options.seeds
         words = [*out, "--tracking-uri", options.tracking_uri, "--experiment", options.experiment]
@@ -354,8 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.table is None:
         return print(listing(TABLES, options.results))
     if options.table in SCRIPTS:
-        if options.jobs > 1:
-            parser.error(f"{options.table} makes one row at a time: leave --jobs out")
+        for name in unused(options.table):
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"{options.table} has no use for --{name.replace('_', '-')}: leave it out")
         return carry_out(options)
     table = tables[options.table]
     seeds, file = table.seeds if options.seeds is None else options.seeds, rows_file(options.results / table.name)

@@ -10,7 +10,8 @@ marked in place of the located one, so that a judge cannot say yes throughout an
 
 `read` prints agreement and Cohen's kappa, between two judges and of each with the reflector, which says yes to the
 passages that it located and no to the others; and how many of its own passages each judge confirms, by method. The 95 %
-intervals come from resampling problems, and for shares from `share_interval`. It writes NAME_agreement.csv.
+intervals come from resampling problems, and for shares from `share_interval`, which takes each row by itself. It writes
+NAME_agreement.csv.
 """
 
 from __future__ import annotations

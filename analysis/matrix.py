@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from compare import markdown
-from methods import end, named, parser_of_runs, rows_of
-from recipes import arguments_of, labels, recipes, stack_of
+from methods import end, named, parser_of_runs, recipes_of, rows_of
+from recipes import arguments_of, labels, stack_of
 from seeds import FEWEST, Difference, difference, holm
 from stored_rows import Row
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("matrix"), metavar="NAME", help="default: %(default)s")
     options = parser.parse_args(arguments)
     written = crossed(options.methods, options.train)
-    wanted = recipes(options.config, list(written.values()), options.overlays, options.args)
+    wanted = recipes_of(list(written.values()), options, parser)
     if not named(wanted, options, parser):
         return
     rows, failed = rows_of(wanted, options, options.out)

@@ -56,17 +56,26 @@ def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def named(wanted: Mapping[str, Recipe], options: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
-    """Returns whether runs are wanted; every recipe is parsed before hours of runs. --names prints and wants none."""
-    if options.seeds < 1 or options.jobs < 1:
-        parser.error(f"--seeds and --jobs must be at least 1, got {options.seeds} and {options.jobs}")
+def recipes_of(
+    methods: Sequence[str], options: argparse.Namespace, parser: argparse.ArgumentParser
+) -> dict[str, Recipe]:
+    """Returns the recipes that a command line asks for. Each is parsed, as a run parses it, before hours of runs."""
     try:
-        names = {key: recipe.name for key, recipe in wanted.items()}
+        wanted = recipes(options.config, methods, options.overlays, options.args)
+        for recipe in wanted.values():
+            _ = recipe.name
     except ValueError as error:
         parser.error(str(error))
+    return wanted
+
+
+def named(wanted: Mapping[str, Recipe], options: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
+    """Returns whether runs are wanted. --names prints what each recipe is called, and wants none."""
+    if options.seeds < 1 or options.jobs < 1:
+        parser.error(f"--seeds and --jobs must be at least 1, got {options.seeds} and {options.jobs}")
     if options.names:
         width = max(map(len, wanted))
-        print("\n".join(f"{key:{width}}  {name}" for key, name in names.items()))
+        print("\n".join(f"{key:{width}}  {recipe.name}" for key, recipe in wanted.items()))
     return not options.names
 
 
@@ -88,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--wanted", type=float, default=0.02, help="difference to find by seeds; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("methods"), metavar="NAME", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    wanted = recipes(options.config, options.methods, options.overlays, options.args)
+    wanted = recipes_of(options.methods, options, parser)
     (against,) = recipes(options.config, [options.against or "opsd"])
     if options.against and against not in wanted:
         parser.error(f"--against: expected one of {', '.join(wanted)}, got {options.against}")

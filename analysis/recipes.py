@@ -108,8 +108,9 @@ def stack_of(recipe: str) -> tuple[str, ...]:
 
 
 def arguments_of(recipe: str) -> tuple[str, ...]:
-    """Returns the arguments that are written behind the overlays of a recipe."""
-    return tuple(shlex.split(recipe)[1:])
+    """Returns the arguments that are written behind the overlays of a recipe, --name=value as --name and value."""
+    words = shlex.split(recipe)[1:]
+    return tuple(part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word]))
 
 
 def recipes(

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from ogls.tracking.files import WHOLE
 from ogls.tracking.mlflow_run import COMMAND
@@ -42,25 +43,12 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
     settings and seed the last one; others have to be named.
 
     Raises:
-        ValueError: no such experiment, or no run with this metric.
+        ValueError: no such experiment or run, no run with this metric, or a filter that MLflow does not understand.
     """
-    if runs:
-        chosen = [client.get_run(run) for run in runs]
-    else:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise ValueError(f"there is no experiment {experiment!r}")
-        there = client.search_runs([found.experiment_id], where, max_results=1000)
-        chosen, known = [], set()
-        for run in there:  # the last one comes first
-            command, alike = run.data.tags.get(COMMAND, "fit"), (*_settings(run).items(), _named(run, "seed"))
-            why = run.info.status.lower() if run.info.status != "FINISHED" else command if command != "fit" else ""
-            why = why or ("made again later" if alike in known and run.data.params else "")
-            if why:
-                print(f"left out: {run.info.run_name}, {why}", file=sys.stderr)
-            else:
-                chosen.append(run)
-                known.add(alike)
+    try:
+        chosen = [client.get_run(run) for run in runs] or _finished(client, experiment, where)
+    except MlflowException as error:
+        raise ValueError(f"expected ids of runs and a filter as MLflow takes them, got: {error.message}") from error
     rows, methods = [], _methods(chosen)
     for run in chosen:
         values, lows, highs = (
@@ -85,6 +73,25 @@ def read(client: MlflowClient, experiment: str, runs: Sequence[str], where: str,
             f"none of {len(chosen)} runs has the metric {metric!r}; of accuracy they have {there or 'none'}"
         )
     return pd.DataFrame(rows)
+
+
+def _finished(client: MlflowClient, experiment: str, where: str) -> list[Run]:
+    """Returns an experiment's trainings that came to their end, and says which of its runs are left out."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ValueError(f"there is no experiment {experiment!r}")
+    there = client.search_runs([found.experiment_id], where, max_results=1000)
+    chosen, known = [], set()
+    for run in there:  # the last one comes first
+        command, alike = run.data.tags.get(COMMAND, "fit"), (*_settings(run).items(), _named(run, "seed"))
+        why = run.info.status.lower() if run.info.status != "FINISHED" else command if command != "fit" else ""
+        why = why or ("made again later" if alike in known and run.data.params else "")
+        if why:
+            print(f"left out: {run.info.run_name}, {why}", file=sys.stderr)
+        else:
+            chosen.append(run)
+            known.add(alike)
+    return chosen
 
 
 def _named(run: Run, name: str) -> str | None:
@@ -121,8 +128,11 @@ def comparison(client: MlflowClient, tracking_uri: str, runs: Sequence[str]) -> 
 
 
 def of_preset(name: str, asked: str) -> bool:
-    """Returns whether a method of this name was asked for, by the name itself or by its preset: OPSD for OPSD[...]."""
-    return asked in (name, name.partition("[")[0])
+    """Returns whether a method of this name was asked for, by the name itself or by its preset.
+
+    The preset OPSD is that of OPSD[...] and of OPSD (model.learning_rate=1e-05).
+    """
+    return asked in (name, name.partition(" (")[0].partition("[")[0])
 
 
 def accuracy_by_problem(client: MlflowClient, run: str, step: int) -> dict[str, float]:

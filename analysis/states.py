@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ogls.callbacks.checkpoint_io import SoundCheckpoints
 from ogls.cli import build
 from ogls.data import RolloutDataModule
 from ogls.loss.alpha_bound import Head
@@ -21,6 +22,7 @@ from ogls.module import SelfDistillation
 from ogls.policy.microbatch import micro_batches
 from ogls.policy.states import student_states, view_states
 from ogls.records import Batch, Lesson, Role
+from ogls.tracking.files import check_checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,27 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 def opened(
     configuration: Sequence[str], checkpoint: Path | None
 ) -> Iterator[tuple[SelfDistillation, RolloutDataModule]]:
-    """Yields module and data of ``--config ...`` with their weights, ready to sample, without a training run."""
+    """Yields module and data of ``--config ...`` with their weights, ready to sample, without a training run.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or the method has no teacher of the student's own weights.
+    """
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     sys.argv[1:] = configuration
     cli = build(run=False)
     model, data = cli.model, cli.datamodule
     try:
+        if not any(target.weights == "teacher" for target in model.method.targets):
+            raise ValueError(
+                f"{model.method.name} has no teacher, whose states are read here: expected a method that has"
+            )
         if model.other is not None:
             raise ValueError(f"{model.method.name}: states are read by the student's head here, not by another model's")
         model.configure_model()
         model.to(cli.trainer.strategy.root_device)
         if checkpoint is not None:
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            saved = SoundCheckpoints().load_checkpoint(checkpoint)
             model.load_state_dict(saved["state_dict"])
             model.on_load_checkpoint(saved)
         data.setup("predict")
@@ -89,6 +101,17 @@ def distilled(batch: Batch) -> list[Lesson]:
     if not lessons:
         raise ValueError(
             f"{len(batch.groups)} problems gave no lesson with a teacher: set data.problems_per_step higher"
+        )
+    return lessons
+
+
+def of_wrong(batch: Batch) -> list[Lesson]:
+    """Returns the lessons of wrong rollouts that a teacher reads."""
+    wrong = {(g.problem.id, r.completion.token_ids) for g in batch.groups for r in g.failures}
+    lessons = [lesson for lesson in distilled(batch) if (lesson.problem_id, lesson.token_ids) in wrong]
+    if not lessons:
+        raise ValueError(
+            f"no wrong rollout of {len(batch.groups)} problems is learned: set data.problems_per_step higher"
         )
     return lessons
 

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from benchmarks.harness import machine
 from making import log_of, make_run, threads
-from methods import parser_of_recipes
+from methods import parser_of_recipes, recipes_of
 from mlflow import MlflowClient
-from recipes import Recipe, recipes
+from recipes import Recipe
 
 from ogls.tracking.files import METRICS, read_rows
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.steps < 2 or options.rounds < 1:
         parser.error(f"expected at least --steps 2 and --rounds 1, got {options.steps} and {options.rounds}")
-    wanted = recipes(options.config, options.methods, options.overlays, options.args)
+    wanted = recipes_of(options.methods, options, parser)
     print(machine())
     print(f"threads {threads()} of {os.cpu_count()} CPUs, load before {os.getloadavg()[0]:.1f}", flush=True)
     rounds = []

@@ -33,7 +33,7 @@ from alpha_values import fork, right_texts
 from questions import interval
 from reading import distributions
 from recipes import digest_of
-from states import distilled, opened, parser_of, reaching, score
+from states import of_wrong, opened, parser_of, reaching, score
 
 from ogls.data import RolloutDataModule
 from ogls.lessons.prompts import ATTEMPT, IDEA, Wording
@@ -191,31 +191,28 @@ def asked(data: RolloutDataModule, samples: int) -> dict[str, list[Figure]]:
 def shift(model: SelfDistillation, data: RolloutDataModule, step: int | None) -> list[Figure]:
     """Returns where the divergence of target and student sits in the wrong rollouts of one step."""
     batch = data.make_batch(model.policy.version if step is None else step)
-    wrong = {(g.problem.id, r.completion.token_ids) for g in batch.groups for r in g.failures}
-    lessons = [one for one in distilled(batch) if (one.problem_id, one.token_ids) in wrong]
-    if not lessons:
-        raise ValueError(f"{model.method.name} learns from no wrong rollout of {len(batch.groups)} problems")
-    rights = right_texts(data, batch.groups)
-    names = ("before the fork", "at the fork", "after the fork", "at the largest token")
-    over = {name: [] for name in names}
-    tokens = {name: [] for name in names}
+    lessons, rights = of_wrong(batch), right_texts(data, batch.groups)
+    names = ["before the fork", "at the fork", "after the fork", "at the largest token"]
+    nats: list[list[float]] = []
+    tokens: list[list[int]] = []
     for one in score(model, [reaching(lesson, len(lesson.token_ids)) for lesson in lessons], pools=True):
         kl = np.array([cell["kl"] for cell in distributions(model, one, data.encoder, 1)])
         place, _ = fork(one.lesson.token_ids, rights[one.lesson.problem_id])
         at = np.arange(len(kl))
         parts = (at < place, at == place, at > place, at == kl.argmax())
-        for name, part in zip(names, parts, strict=True):
-            over[name].append(kl[part].sum())
-            tokens[name].append(part.sum())
-    whole = np.sum([over[name] for name in names[:3]], axis=0)[:, None]
+        nats.append([kl[part].sum() for part in parts])
+        tokens.append([part.sum() for part in parts])
+    sums = pd.DataFrame(nats, columns=names).groupby([lesson.problem_id for lesson in lessons])
+    over, rollouts = sums.sum(), sums.size().to_numpy()[:, None]  # by problem: its rollouts are alike
+    whole = over[names[:3]].sum(axis=1).to_numpy()[:, None]
     figures: list[Figure] = []
-    for name in names:
-        own = np.array(over[name])[:, None]
+    for name, few in zip(names, np.mean(tokens, axis=0), strict=True):
+        own = over[[name]].to_numpy()
         low, high = np.nanpercentile(resampled(own, whole), [2.5, 97.5])
-        few = float(np.mean(tokens[name]))
-        figures.append(("shift", f"{name} ({few:.1f} tokens)", own.sum() / whole.sum(), low, high, len(lessons)))
-    low, high = np.percentile(resampled(whole, np.ones_like(whole)), [2.5, 97.5])
-    figures.append(("shift", "nats a rollout", float(whole.mean()), low, high, len(lessons)))
+        figures.append(("shift", f"{name} ({few:.1f} tokens)", own.sum() / whole.sum(), low, high, len(over)))
+    low, high = np.percentile(resampled(whole, rollouts), [2.5, 97.5])
+    told = f"nats a rollout ({len(lessons)} rollouts)"
+    figures.append(("shift", told, whole.sum() / len(lessons), low, high, len(over)))
     return figures
 
 

@@ -85,7 +85,7 @@ def test_a_table_weighs_tokens_and_leaves_out_what_is_not_there():
 def test_a_model_has_the_bias_of_its_logits(tiny_model: Path):
     """Compares with full logits in numpy, one forward pass per view."""
     with states.opened(small(tiny_model), None) as (model, data):
-        lesson = max(bias.of_wrong(data.make_batch(0)), key=lambda lesson: len(lesson.token_ids))
+        lesson = max(states.of_wrong(data.make_batch(0)), key=lambda lesson: len(lesson.token_ids))
         (one,) = states.score(model, [lesson], pools=True)
         alpha = states.steering_of(model.method).alpha_at(0)
         assert isinstance(states.steering_of(model.method), OutcomeSteering)

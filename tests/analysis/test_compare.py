@@ -227,10 +227,18 @@ def test_curves_of_a_figure(client: MlflowClient, tmp_path: Path) -> None:
     assert table[table["method"] == STEERS]["low"].isna().all()
 
 
+def test_a_preset_is_asked_for_by_its_name() -> None:
+    names = ["OPSD", "OPSD[temperature=0.5]", "OPSD (learning_rate=1e-05)", "OPSD[alpha=(1, 2)] (seed=1)", "OPSD_ECTR"]
+    assert [name for name in names if runs.of_preset(name, "OPSD")] == names[:4]
+    assert [name for name in names if runs.of_preset(name, names[2])] == [names[2]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--experiment", "none"], "no experiment 'none'"),
+        (["--runs", "abc"], "Run with id=abc not found"),
+        (["--filter", "tags.method ~ 'x'"], "Invalid comparator '~'"),
         (["--metric", "val/no"], "has the metric 'val/no'; of accuracy they have val/avg_at_"),
     ],
 )

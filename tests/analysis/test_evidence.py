@@ -264,6 +264,32 @@ def test_what_views_say_is_made_by_the_command_that_is_kept(tmp_path: Path, monk
     assert made == [[*views.KEPT["views_legs"][1].split(), "--out", str(tmp_path / "views_legs")]]
 
 
+def test_tuning_is_not_rebuilt_by_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setitem(evidence.SCRIPTS, "tuning", made.append)
+    evidence.main(["tuning", "--rebuild"])
+    assert made == []
+    evidence.main(["tuning"])
+    assert made == [[]]
+
+
+@pytest.mark.parametrize(
+    ("table", "option", "value"),
+    [
+        ("bias", "--jobs", "2"),
+        ("tuning", "--tracking-uri", "x"),
+        ("tuning", "--results", "x"),
+        ("views_legs", "--seeds", "2"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    table: str, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evidence.main([table, option, value])
+    assert f"{table} has no use for {option}: leave it out" in capsys.readouterr().err
+
+
 # ---- questions ----
 
 

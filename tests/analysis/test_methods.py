@@ -119,6 +119,8 @@ def test_what_is_called_alike_is_told_apart_by_its_overlays(monkeypatch: pytest.
     }
     twice = recipes("lab.yaml", ["opsd+lab_terse", "lab_terse+opsd"], [], [])
     assert set(called(twice).values()) == {"OPSD (opsd+lab_terse)", "OPSD (lab_terse+opsd)"}
+    either = recipes("lab.yaml", ["opsd --data.seed=1", "opsd --data.seed 2"], [], [])
+    assert set(called(either).values()) == {"OPSD (seed=1)", "OPSD (seed=2)"}
 
 
 def test_names_are_printed_and_nothing_is_run(

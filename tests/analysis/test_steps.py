@@ -33,6 +33,15 @@ def test_what_cannot_be_measured_is_refused(option: str, value: str, got: str, c
     assert f"expected at least --steps 2 and --rounds 1, got {got}" in capsys.readouterr().err
 
 
+def test_an_unknown_recipe_is_refused_before_the_first_round(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(steps, "measure", None)
+    with pytest.raises(SystemExit):
+        steps.main(["--methods", "nosuch"])
+    assert "nosuch.yaml" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_run_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -48,4 +57,4 @@ def test_a_run_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert 0 < float(seconds) < 60
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["sft-steps.log"]
     with pytest.raises(SystemExit, match=r"a run ended with 2; its output: runs/logs/sft-steps\.log"):
-        steps.main(["--methods", "sft", "--steps", "2", "--rounds", "1", "--args", "--data.group_size", "two"])
+        steps.main(["--methods", "sft", "--steps", "2", "--rounds", "1", "--args", "--policy.model", "absent"])

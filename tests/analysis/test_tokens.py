@@ -82,6 +82,26 @@ def step(run: tuple[SelfDistillation, RolloutDataModule]) -> Page:
     return reading.read_step(*run, None, top=3)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--config", "sft.yaml"], "SFT has no teacher"),
+        (["--ckpt_path", "last.ckpt"], "--ckpt_path last.ckpt: there is no such file"),
+    ],
+)
+def test_what_has_no_states_is_refused_in_a_line(
+    options: list[str],
+    expected: str,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    with pytest.raises(SystemExit):
+        tokens.main([*small(tiny_model), *options])
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_page_says_which_method_it_shows(step: Page, run: tuple[SelfDistillation, RolloutDataModule]) -> None:
     method = run[0].method
     assert method.name.startswith("OGLS_SD[max_peers=2, exclude_self=True, alpha=1, ")

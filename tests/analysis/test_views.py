@@ -78,6 +78,7 @@ def test_from_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: py
         next(v for name, v in shares.items() if name.startswith(f"{p} the fork")) for p in ("before", "at", "after")
     ]
     assert sum(parts) == pytest.approx(1)
+    assert (table.loc["a step"]["n"] <= 3).all(), "intervals are over problems, of which a step has three"
     read = table.loc[("all", "the reference solution")]
     assert read.loc["right", "n"] == 5
     assert read.loc["gain by it", "value"] == pytest.approx(
