@@ -265,7 +265,7 @@ def answers(out: Path) -> dict[str, str]:
     removed = rows[rows["share"] == 1].groupby("method")["removed"]
     both = terse[1.0] - terse[0.0] if {0.0, 1.0} <= {*terse.columns} else terse.iloc[:0, 0]
     for method, gained in both.dropna().groupby("method", sort=False):
-        question = f"A style planted in all texts in view: more answers in that style under {label(str(method))}"
+        question = f"A style planted in the texts in view: more answers in that style under {label(str(method))}"
         told[question] = over_seeds(list(gained))
     if "OGLS_SD" in removed.groups:
         told["What share of such views' shift does the contrast remove?"] = over_seeds([*removed.get_group("OGLS_SD")])
