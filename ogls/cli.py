@@ -89,7 +89,7 @@ _as_choice = jsonargparse._typehints.subclass_spec_as_namespace
 
 
 def _null_kept(value: Any, before: Any = None) -> Any:
-    """Does as jsonargparse does, which would hand on the null of a key within a choice within a choice as "None"."""
+    """Keeps the null of ``--method.steering.alpha null``, which jsonargparse makes the text "None" at such depth."""
     if isinstance(value, NestedArg) and value.val is None and "." in value.key:
         value = NestedArg(value.key, "null")
     return _as_choice(value, before)

@@ -231,12 +231,13 @@ class RolloutDataModule(LightningDataModule):
             )
         if self.one_step_off:
             self._check_one_step_off()
-        if self.max_staleness and self.method.uncorrected:
+        if self.max_staleness and self.method.uncorrected and "rollouts" in self.method.needs:
             causes = ("one_step_off", "mini_batches", "updates_per_rollout")
             cause = next(name for name in causes if int(getattr(self, name)) > (name != "one_step_off"))
             raise ValueError(
                 f"data.{cause} is {getattr(self, cause)}, so rollouts are off-policy for "
-                f"{' and '.join(self.method.uncorrected)}: set method.objective.importance_cap"
+                f"{' and '.join(self.method.uncorrected)}: give each such term of method.objective an importance_cap, "
+                f"or set data.{cause} to {'false' if cause == 'one_step_off' else 1}"
             )
 
     def _check_one_step_off(self) -> None:
@@ -279,6 +280,8 @@ class RolloutDataModule(LightningDataModule):
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
         for name, source in sources.items():
             if name not in self._checked:
+                if name != "train" and self.evaluation.with_solution:
+                    self._check_with_solution(name, source)
                 usable = {part: self._usable(f"{name}.{part}", some) for part, some in source.sets.items()}
                 setattr(self, f"{name}_problems", ProblemSets(usable) if usable else self._usable(name, source))
                 self._checked.add(name)
@@ -334,12 +337,29 @@ class RolloutDataModule(LightningDataModule):
         if without and self.group.rank == 0:
             print(f"data.{name}: {without} of {len(problems)} problems teach nothing, for want of a reference solution")
 
+    @staticmethod
+    def _check_with_solution(name: str, source: ProblemSource) -> None:
+        if all(problem.solution is None for problem in source):
+            raise ValueError(
+                f"data.evaluation.with_solution: none of {len(source)} problems of data.{name} has a reference "
+                "solution; name their column by columns: {solution: NAME}, or leave with_solution out"
+            )
+
     def _fitting(self, name: str, problems: Sequence[Problem], places: Sequence[int]) -> list[int]:
-        """Returns the places of the problems whose prompt leaves room for a rollout."""
-        longest = self.sizes.max_tokens if name == "train" else self.evaluation.sampling.max_tokens
+        """Returns the places of the problems whose prompts leave room for a rollout."""
+        training = name.partition(".")[0] == "train"
+        longest = self.sizes.max_tokens if training else self.evaluation.sampling.max_tokens
         room = self.sizes.context_length - longest
-        prompt = self.encoder.student if name == "train" else self.encoder.evaluated
-        lengths = {place: len(prompt(problems[place])) for place in places}
+
+        def length(problem: Problem) -> int:
+            if training:
+                return len(self.encoder.student(problem))
+            prompts = [self.encoder.evaluated(problem)]
+            if self.evaluation.with_solution and problem.solution is not None:
+                prompts.append(self.encoder.view(problem, ATTEMPT, problem.solution))
+            return max(map(len, prompts))
+
+        lengths = {place: length(problems[place]) for place in places}
         long = [place for place in places if lengths[place] > room]
         if long and not self.drop_long:
             raise ValueError(
@@ -348,8 +368,8 @@ class RolloutDataModule(LightningDataModule):
                 f"leaves out the {len(long)} that are too long"
             )
         fitting = [place for place in places if lengths[place] <= room]
-        if name == "train":
-            self.longest_prompt = max((lengths[place] for place in fitting), default=0)
+        if training:
+            self.longest_prompt = max(self.longest_prompt, *(lengths[place] for place in fitting), 0)
         return fitting
 
     # ---- training ----
@@ -414,8 +434,8 @@ class RolloutDataModule(LightningDataModule):
         if refilling is not None:
             measured |= {f"train/{name}": value for name, value in refilling.metrics.items()}
             tokens = refilling.num_tokens
-        if "time/generate" in measured:
-            measured["speed/generate_tokens_per_s"] = tokens / max(measured["time/generate"], 1e-9)
+        if "time/generate" in measured:  # of all processes, whose mean is taken: they sample side by side
+            measured["speed/generate_tokens_per_s"] = tokens * self.group.size / max(measured["time/generate"], 1e-9)
             measured["train/timeout_seconds"] = self.pool.timeout_seconds
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
@@ -470,6 +490,8 @@ class RolloutDataModule(LightningDataModule):
         """Returns the weights that made a batch which the next step goes on with, if there is one."""
         if self._ahead is not None:
             return {"weights": self._ahead.weights and on_first(self._ahead.weights)}
+        if self._saved_weights is not None:  # a batch that has not been made again yet
+            return {"weights": on_first(self._saved_weights)}
         amid = self._sampled_from and self.policy.version % self.period
         return {"weights": on_first(self._sampled_from)} if amid else {}
 

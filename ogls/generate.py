@@ -51,7 +51,10 @@ def main(arguments: Sequence[str], build: Callable[[], Any]) -> None:
         if options.ckpt_path is None:
             raise ValueError("which model? Give --ckpt_path FILE of a run, or --config FILE")
         settings = ["--config", str(_beside(options.ckpt_path)), *settings]
-    settings = [_sections(Path(word)) if Path(word).name == CONFIG else word for word in settings]
+    for i, word in enumerate(settings):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if Path(value).name == CONFIG:
+            settings[i] = f"{flag}{equals}{_sections(Path(value))}"
     sys.argv[1:] = settings
     made = build()
     model, data = made.model, made.datamodule
@@ -98,9 +101,10 @@ def _read(file: str | None) -> Iterator[list[str]]:
     """Yields the lines that are not empty: one at a time where somebody types them, else all at once."""
     if file not in (None, "-"):
         try:
-            yield _kept(Path(file).read_text().splitlines())
-        except OSError as error:
-            raise ValueError(f"--file {file}: {error.strerror}; expected a text with a prompt per line") from error
+            yield _kept(Path(file).read_text("utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 at byte {error.start}"
+            raise ValueError(f"--file {file}: {why}; expected a text with a prompt per line") from error
     elif sys.stdin.isatty():
         print("A prompt per line; Ctrl-D ends.", file=sys.stderr, flush=True)
         yield from ([line] for line in map(str.strip, sys.stdin) if line)

@@ -149,7 +149,9 @@ class SelfDistillation(LightningModule):
         if not self._kept:
             self.policy.load(mesh)
             asked = {"teacher", *(target.weights for target in self.method.targets)}
-            self._kept = {name: self.teachers[name].start(self.policy) for name in asked}
+            for name in asked:  # one copy of the weights where the teacher is the start
+                same = next((other for other in self._kept if self.teachers[other] == self.teachers[name]), None)
+                self._kept[name] = self.teachers[name].start(self.policy) if same is None else self._kept[same]
         if self.other is not None and self._trains:
             self.other.load(mesh)
 

@@ -110,19 +110,19 @@ def command(configuration: Sequence[str], host: str, port: int, further: Sequenc
 
 
 def private(host: str) -> str:
-    """Returns the host as it stands in an address, if it is one that only this machine or a private network reaches.
+    """Returns the host, if it has an IPv4 address that only this machine or a private network reaches.
 
     Raises:
         ValueError: it is not.
     """
     why = "whoever reaches a server controls it, with or without a key: give 127.0.0.1, or a private address"
     try:
-        found = ipaddress.ip_address(socket.gethostbyname(host) if ":" not in host else host)
+        found = ipaddress.IPv4Address(socket.gethostbyname(host))
     except (OSError, ValueError) as error:
         raise ValueError(f"--host {host!r} is no address of this machine ({error})") from error
     if found.is_unspecified or found.is_multicast or not found.is_private:
         raise ValueError(f"--host {host!r} is open to everybody; {why}")
-    return f"[{host}]" if ":" in host else host
+    return host
 
 
 def _words(flags: dict[str, Any]) -> list[str]:

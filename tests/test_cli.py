@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -118,6 +119,12 @@ def test_a_run_from_the_first_step_to_its_record_and_on_from_a_checkpoint(
     assert runs["validate"].data.tags["method"] == runs["fit"].data.tags["method"]
     assert str(runs["validate"].info.run_name).startswith("validate OGLS_SD[...] s0")
     assert f"{last}, after step 4: val/avg_at_4" in fourth.replace("\n", "")
+    named = runs["validate"].data.tags["folder"]
+    rows = read_rows(tmp_path / "runs" / named / "metrics.jsonl")
+    assert {row["step"] for row in rows} == {4}, "updates that the weights have had"
+    assert [file.name for file in (tmp_path / "runs" / named / "problems").iterdir()] == ["step-000004.json"]
+    assert "before training" not in runs["validate"].data.tags["mlflow.note.content"]
+    assert "before training" in runs["fit"].data.tags["mlflow.note.content"]
     assert f"{last} was trained by {runs['fit'].data.tags['method']}, by which validate is named\n" in fourth
     assert re.search(r"\n  val/pass_at_2 \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]\n", fourth), (
         "all figures, with their intervals"
@@ -202,6 +209,16 @@ def test_a_run_without_any_logger_and_one_that_goes_on_with_lightnings_own(
     last = str(folder / "checkpoints" / "last.ckpt")
     code, output = run_in(nursery, "fit", *small(tiny_model), *own, last, cwd=tmp_path)
     assert code == 0, output[-3000:]
+    again = tmp_path / "again"
+    shutil.copytree(folder, again / "runs" / folder.name)
+    there = str(again / "runs" / folder.name / "checkpoints" / "last.ckpt")
+    inline = ("--config", "{data: {predict_file: its.jsonl}}")  # YAML, and not JSON
+    code, output = run_in(nursery, "fit", *small(tiny_model), *inline, "--ckpt_path", there, cwd=again)
+    assert code == 0, output[-3000:]
+    assert f"Going on with {there} at step 2" in output.replace("\n", "")
+    steps = [row["step"] for row in read_rows(again / "runs" / folder.name / "metrics.jsonl") if "train/loss" in row]
+    assert steps == [2, 3, 4]
+
     version = tmp_path / "logs" / "lightning_logs" / "version_0"
     assert files(version) == {"checkpoints", "best_adapter", "metrics.csv", "hparams.yaml"}
     with (version / "metrics.csv").open() as file:

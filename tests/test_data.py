@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Problem, Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.rollout.transformers import TransformersEngine
-from ogls.system.process_group import ProcessGroup
-from ogls.tasks.base import ProblemSource
+from ogls.system.process_group import ProcessGroup, combined
+from ogls.tasks.base import ProblemSets, ProblemSource
 from ogls.tasks.chains import Chain, ChainErrors, Chains
 from tests.pair import taken
 from tests.scripted import ScriptedEngine
@@ -191,8 +192,31 @@ def test_data_that_cannot_work_is_refused_before_anything_is_sampled(
     assert data.engine.loads == []
 
 
-def test_demonstrations_need_no_engine(make: Any):
-    data = make(engine=None, privilege=Demonstration(), objective=Likelihood())
+def test_several_train_sets_are_measured_as_what_is_trained_on(make: Any):
+    sets = ProblemSets({"short": Chains(size=20, max_steps=2), "long": Chains(size=20, max_steps=4)})
+    data = make(train=sets, max_tokens=100)
+    data.setup("fit")
+    prompts = [data.encoder.student(problem) for problem in sets]
+    assert data.longest_prompt == max(map(len, prompts))
+    tight = make(train=sets, max_tokens=399)
+    with pytest.raises(ValueError, match=r"data.train.(short|long): .* leaves 1 beside the rollout"):
+        tight.setup("fit")
+
+
+def test_a_validation_with_solutions_needs_solutions_that_fit(make: Any):
+    reading = Evaluation(samples=3, sampling=Sampling(max_tokens=60), with_solution=True)
+    bare = Given(*(replace(problem, solution=None) for problem in Chains(size=4, split="heldout")))
+    with pytest.raises(ValueError, match=r"with_solution: none of 4 problems of data\.val has a reference solution"):
+        make(val=bare, evaluation=reading).setup("validate")
+    long = Given(*(replace(problem, solution="1 + 1 = 2. " * 90) for problem in Chains(size=4, split="heldout")))
+    make(val=long).setup("validate")
+    with pytest.raises(ValueError, match=r"data.val: the prompt of problem .* has \d+ tokens, but context_length 400"):
+        make(val=long, evaluation=reading).setup("validate")
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_demonstrations_need_no_engine_and_are_never_stale(make: Any, updates: int):
+    data = make(engine=None, privilege=Demonstration(), objective=Likelihood(), updates_per_rollout=updates)
     data.setup("fit")
     (batch, *_) = train(data)
     assert len(batch.lessons) == 6
@@ -216,6 +240,20 @@ def test_no_pool_of_one_gets_by(make: Any):
     data.setup("fit")
     for batch in train(data):
         assert all({view.role for view in lesson.views} == {"plain", "success", "failure"} for lesson in batch.lessons)
+
+
+def test_tokens_a_second_are_those_of_all_processes(make: Any, monkeypatch: pytest.MonkeyPatch):
+    parts = []
+    for rank in range(2):
+        data = make()
+        data.setup("fit")
+        monkeypatch.setattr(RolloutDataModule, "group", ProcessGroup(rank, 2))
+        batch = data.make_batch(0)
+        monkeypatch.undo()
+        tokens = sum(len(r.completion.token_ids) for g in batch.groups for r in g.rollouts)
+        parts.append((len(batch.groups), batch.metrics, tokens / batch.metrics["time/generate"]))
+    whole = combined([(count, metrics) for count, metrics, _ in parts])
+    assert whole["speed/generate_tokens_per_s"] == pytest.approx(sum(own for *_, own in parts))
 
 
 @pytest.mark.parametrize("engine", ["scripted", "transformers"])

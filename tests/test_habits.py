@@ -125,7 +125,7 @@ def test_generate_prints_what_the_checkpoint_says(nursery: Nursery, tiny_model: 
             f"\n> {prompt}\n--- 1 of 2, 12 tokens, cut off\n{text}\n--- 2 of 2, 12 tokens, cut off\n{text}\n" in output
         )
 
-    own = ("--config", str(folder / "config.yaml"))
+    own = (f"--config={folder / 'config.yaml'}",)
     code, again = run_in(nursery, "generate", prompts[0], *own, *checkpoint, *GREEDY, cwd=place)
     assert code == 0, again[-3000:]
     assert f"\n> {prompts[0]}\n--- 1 of 1, 12 tokens, cut off\n{said[0]}\n" in again
@@ -168,10 +168,15 @@ def greedy(model, tokenizer_of: Path, prompt: str) -> str:
         (["--ckpt_path", "nowhere.ckpt", "x"], "error: --ckpt_path nowhere.ckpt: there is no "),
         (["--file", "nowhere.txt", "--config", "lab.yaml"], "error: --file nowhere.txt: No such file"),
         (["--file", "nowhere.txt", "x"], "error: --file nowhere.txt and the prompt 'x': give one of them"),
+        (
+            ["--file", "latin.txt", "--config", "lab.yaml"],
+            "error: --file latin.txt: it is not UTF-8 at byte 10; expected",
+        ),
         (["--n", "0", "x"], "error: --n must be at least 1, got 0"),
     ],
 )
 def test_what_generate_refuses(words: list[str], complaint: str, nursery: Nursery, tmp_path: Path):
+    (tmp_path / "latin.txt").write_bytes("Was ist 1 ÷ 1?".encode("latin-1"))
     code, output = run_in(nursery, "generate", *words, cwd=tmp_path)
     assert code == 2, output[-3000:]
     assert complaint in output

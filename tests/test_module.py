@@ -20,13 +20,13 @@ from ogls.lessons.privilege import Demonstration, PeerOutcomes, ReferenceSolutio
 from ogls.lessons.prompts import Prompts
 from ogls.lessons.selection import UpToError
 from ogls.loss.divergence import ForwardKL, JensenShannon
-from ogls.loss.objective import Distillation, Likelihood, Mixture, Objective
+from ogls.loss.objective import Distillation, Likelihood, Mixture, Objective, ReferenceKL
 from ogls.loss.policy_gradient import GRPO
 from ogls.loss.steering import OutcomeSteering, Unsteered
 from ogls.module import SelfDistillation
 from ogls.policy.lora import Lora
 from ogls.policy.pretrained import load_tokenizer
-from ogls.policy.teacher import EMA, Live
+from ogls.policy.teacher import EMA, Frozen, Live, Teacher
 from ogls.records import Batch, Phase, Sampling
 from ogls.rollout.accuracy import Evaluation
 from ogls.tasks.chains import Chain, ChainErrors, Chains
@@ -300,9 +300,7 @@ def test_a_run_goes_on_bitwise_from_the_middle_of_an_epoch(tiny_model: Path, tmp
 
 
 def test_two_updates_on_the_same_rollouts_need_the_importance_ratio(tiny_model: Path, tmp_path: Path):
-    message = (
-        "data.updates_per_rollout is 2, so rollouts are off-policy for Distillation: set method.objective.importance"
-    )
+    message = "data.updates_per_rollout is 2, so rollouts are off-policy for Distillation: give each .* importance_cap"
     with pytest.raises(ValueError, match=message):
         pair(tiny_model, updates_per_rollout=2)
     made = pair(tiny_model, objective=Distillation(importance_cap=2.0), updates_per_rollout=2)
@@ -339,6 +337,15 @@ def test_likelihood_learns_demonstrations_without_an_engine(tiny_model: Path, tm
     made = pair(tiny_model, objective=Likelihood(), privilege=Demonstration(), engine=None, learning_rate=1e-2)
     losses = fit(tmp_path, *made, epochs=8)
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(("teacher", "one"), [(Frozen(), True), (EMA(0.9), False)], ids=["frozen", "ema"])
+def test_where_the_start_teaches_all_weights_are_kept_once(tiny_model: Path, teacher: Teacher, one: bool):
+    objective = Mixture([Distillation(), ReferenceKL()], [1.0, 0.1])
+    model, _ = pair(tiny_model, objective=objective, teacher=teacher, lora=None)
+    model.configure_model()
+    assert model._kept["start"].keys() == model.policy.trainable().keys()
+    assert (model._kept["teacher"] is model._kept["start"]) == one
 
 
 @pytest.mark.parametrize(

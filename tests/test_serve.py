@@ -93,9 +93,9 @@ def test_several_training_devices_are_no_matter_of_the_server(tiny_model: Path) 
     assert command(settings(tiny_model, *many), "127.0.0.1", 8001).name == served_name(tiny_model)
 
 
-@pytest.mark.parametrize(("host", "told"), [("127.0.0.1", "127.0.0.1"), ("10.0.0.5", "10.0.0.5"), ("::1", "[::1]")])
-def test_loopback_and_private_addresses_are_listened_on(host: str, told: str) -> None:
-    assert private(host) == told
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.5", "localhost"])
+def test_loopback_and_private_addresses_are_listened_on(host: str) -> None:
+    assert private(host) == host
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8", "224.0.0.1", "no such host"])

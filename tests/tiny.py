@@ -111,11 +111,14 @@ class Tiny(LightningModule):
         self.manual_backward(-(self.policy.weight * (batch + 1)).sum())
         optimizer.step()
         self.during.get(self.trainer.global_step, lambda: None)()
-        step = self.trainer.global_step
+        self.policy.version = step = self.trainer.global_step
         row = {"train/loss": 1.0 / step, "train/accuracy": 0.5, "time/student": 0.1}
         self.log_row(row, step)
         phases = [Phase(lane="training", name="student", step=step, start=float(step), end=step + 0.5)]
         return {"phases": phases, "row": row}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.policy.version = checkpoint["global_step"]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         accuracy = 0.1 * (1 + self.trainer.global_step) if self.rises else 1.0 - 0.1 * self.trainer.global_step

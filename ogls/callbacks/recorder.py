@@ -39,7 +39,8 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tells the tracker the method and seed, and how many updates there were."""
         if tracker := tracker_of(trainer):
-            tracker.updates = lambda: trainer.global_step
+            policy: Any = pl_module.policy
+            tracker.updates = lambda: policy.version  # in `validate` no step was made, but the weights have had some
             described(tracker, trainer)
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 tracker.hold_folder()
@@ -62,7 +63,7 @@ class RunRecorder(Callback):
         tracker = tracker_of(trainer)
         if trainer.state.fn != TrainerFn.FITTING or tracker is None:
             return
-        self._compare(tracker, checkpoint)
+        self._compare(tracker, checkpoint, checkpoint.get("run", str(trainer.ckpt_path)))
         self._goes_on_at = checkpoint["global_step"]
         folder = Path(str(trainer.ckpt_path)).parent
         if folder.name != CHECKPOINTS:
@@ -75,28 +76,29 @@ class RunRecorder(Callback):
         if isinstance(trainer.checkpoint_callback, BestCheckpoint):
             trainer.checkpoint_callback.dirpath = str(folder)
 
-    def _compare(self, tracker: Tracker, checkpoint: dict[str, Any]) -> None:
-        """A run goes on as what it was: another configuration, other data or other weights are refused by name."""
+    def _compare(self, tracker: Tracker, checkpoint: dict[str, Any], run: str) -> None:
+        """A run goes on as what it was: another configuration, other data or other weights are refused by name.
+
+        What a run without a tracker was, its checkpoints do not say.
+        """
         saved, now = json.loads(checkpoint.get("identity", "{}")), self._identity(tracker)
         found = differences(saved, now) if saved and tracker.configuration else []
         told = "; ".join(found)
         if found and not self.allow_changes:
-            raise ValueError(
-                f"{checkpoint['run']} was something else: {told}. Give the same, or --allow_changes to go on as this"
-            )
-        print(f"Going on with {checkpoint['run']} at step {checkpoint['global_step']}" + (f": {told}" if told else ""))
+            raise ValueError(f"{run} was something else: {told}. Give the same, or --allow_changes to go on as this")
+        print(f"Going on with {run} at step {checkpoint['global_step']}" + (f": {told}" if told else ""))
 
     def _identity(self, tracker: Tracker) -> dict[str, str]:
         return tracker.configuration | self._data
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds to the checkpoint which run it belongs to, and the metrics of its step."""
+        checkpoint["row"] = self._row
         if tracker := tracker_of(trainer):
             checkpoint["mlflow_run_id"] = tracker.run_id
             checkpoint["seed"], checkpoint["method"] = tracker.seed, tracker.method
             checkpoint["identity"] = json.dumps(self._identity(tracker))
             checkpoint["run"], checkpoint["config_sha256"] = tracker.run_name, tracker.config_sha256
-            checkpoint["row"] = self._row
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so where a run that was to go on had come to its end before."""
@@ -131,12 +133,13 @@ class RunRecorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if tracker := tracker_of(trainer):
-            step = trainer.global_step
-            whole = Phase(lane="training", name="validate", step=step, start=self._began, end=time.time())
+            policy: Any = pl_module.policy
+            whole = Phase(lane="training", name="validate", step=policy.version, start=self._began, end=time.time())
             tracker.log_phases([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows, self._accuracy, self._validated_at = [], {}, trainer.global_step
+        policy: Any = pl_module.policy
+        self._rows, self._accuracy, self._validated_at = [], {}, policy.version
 
     def on_validation_batch_end(
         self,

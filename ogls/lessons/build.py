@@ -42,8 +42,9 @@ class LessonBuilder:
 
     @timed("lessons")
     def build(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Lesson, ...], dict[str, int]]:
-        """Returns the lessons, and counts by name: lessons, learned tokens, and drafts dropped for each reason."""
-        counts: Counter[str] = Counter(dropped_unlocated=0, dropped_view_too_long=0, dropped_prompt_too_long=0)
+        """Returns the lessons, and counts by name: lessons, learned tokens, and what was dropped for each reason."""
+        names = ("dropped_unlocated", "dropped_view_too_long", "dropped_prompt_too_long", "views_too_long")
+        counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         lessons: list[Lesson] = []
         for group in map(self.encoder.readable, groups):
             made: list[tuple[Rollout | None, Lesson]] = []
@@ -117,10 +118,11 @@ class LessonBuilder:
             if len(view.prefix_ids) <= room:
                 views.append(view)
             else:
-                counts["dropped_view_too_long"] += 1
+                counts["views_too_long"] += 1
         too_long = len(lesson.prompt_ids) > room
         counts["dropped_prompt_too_long"] += too_long
         lost = {text.role for text in draft.texts} - {view.role for view in views}
+        counts["dropped_view_too_long"] += bool(lost)
         if lost or too_long or not lesson.num_learned:
             return None
         plain = (View(role="plain", prefix_ids=lesson.prompt_ids),) if views or draft.plain else ()

@@ -25,6 +25,9 @@ class Consensus(Privilege):
         threshold: share of all rollouts that have to give the most frequent answer
         num_learned: number of rollouts with another answer that are learned, the longest first
         reads: which of the rollouts with the most frequent answer the teacher reads, ``longest`` or ``shortest``
+
+    Raises:
+        ValueError: a number is out of its range, or the verifier does not say which answer a text gives.
     """
 
     threshold: float = 0.5
@@ -40,6 +43,10 @@ class Consensus(Privilege):
             )
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
+        if any(one.verdict.status == "graded" and one.verdict.answer is None for one in group.rollouts):
+            raise ValueError(
+                "Consensus counts answers, but data.verifier says right or wrong without one: take another"
+            )
         votes: dict[str, list[Rollout]] = defaultdict(list)
         for rollout in group.rollouts:
             if rollout.verdict.answer is not None and not rollout.truncated:

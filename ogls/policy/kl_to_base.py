@@ -11,6 +11,7 @@ from ogls.loss.divergence import ReverseKL
 from ogls.policy.microbatch import micro_batches
 from ogls.policy.policy import Policy
 from ogls.policy.states import student_states
+from ogls.policy.teacher import Frozen
 from ogls.records import Lesson, RolloutGroup
 
 
@@ -33,10 +34,12 @@ def kl_to_base(policy: Policy, groups: Sequence[RolloutGroup], budget: int) -> f
             problem_id=group.problem.id, prompt_ids=group.prompt_ids, token_ids=ids, token_weights=(1.0,) * len(ids)
         )
         lessons.append(lesson)
+    start = Frozen()
+    kept = start.start(policy)  # of all weights a copy, which is read once
     total = torch.zeros((), dtype=torch.float64, device=policy.device)
     for some in micro_batches(lessons, budget):
         student = student_states(policy, some)
-        with policy.at_start():
+        with start.applied_to(policy, kept):
             base, head = student_states(policy, some), policy.lent_head
         divergences, _ = chunked_divergence(student, base, *policy.head, ReverseKL(), head_target=head)
         total += divergences.sum()

@@ -65,7 +65,7 @@ class Other(Policy):
         model.requires_grad_(False)
 
     def _noted(self, error: Exception) -> bool:
-        """Has the student remember it, whose pass comes next."""
+        """Has the student remember that memory ran out: its pass comes next, before which all processes ask."""
         return self._student[0]._noted(error)
 
     @property

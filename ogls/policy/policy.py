@@ -179,7 +179,7 @@ class Policy(nn.Module):
         yield from ([] for _ in range(most - len(own)))
 
     def idle(self) -> Float[Tensor, "0 d"]:
-        """Returns no states, after a pass over one token that other processes need this one for."""
+        """Makes a pass over one token, in which other processes need this one's part, and returns no states."""
         return self.hidden([[0]], [[0]], [0])[:0]
 
     @contextmanager

@@ -1,17 +1,15 @@
-"""Several training processes hold parts of the weights and have an engine each, which go the same way together."""
+"""Training processes that hold parts of the weights call an engine each, all of them at the same time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ogls.records import Completion, Sampling
 from ogls.rollout.engine import Item, RolloutEngine
-from ogls.rollout.together import plain
+from ogls.rollout.together import Asking, plain
 from ogls.system.process_group import ProcessGroup
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Abreast(RolloutEngine):
-    """Each process has `engine` to itself, and all of them start, load and compare together, or fail together.
+    """Each process has `engine` to itself, and all of them start, load and compare at the same time, or all fail.
 
     A weight of which each process holds a part is made whole by all of them at once, and so are the passes that an
     engine is compared with. So where the engine of one process fails, all have its error, and rebuild. Completions each
@@ -48,7 +46,7 @@ class Abreast(RolloutEngine):
         self.engine.beat()
 
     def load(self, policy: Policy, version: int) -> None:
-        weights: Any = _Asking(policy, self._met)
+        weights: Any = Asking(policy, self._met)
 
         def loaded() -> None:
             try:
@@ -127,27 +125,3 @@ class Abreast(RolloutEngine):
         if self._failure is not None:
             raise self._failure
         return [what for _, what, _ in met]
-
-
-class _Asking:
-    """An asking policy has all processes begin together wherever an engine reads weights."""
-
-    def __init__(self, policy: Policy, met: Callable[[str], Any]) -> None:
-        self._policy, self._met = policy, met
-        self.folder, self.lora, self.adapter_rank = policy.folder, policy.lora, policy.adapter_rank
-        self._weights: Iterator[tuple[str, Tensor]] = iter(())
-
-    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        self._met("weights")
-        self._weights = self._policy.merged_weights()
-        for name, value in self._weights:  # noqa: UP028 - `yield from` would end them with this generator
-            yield name, value
-
-    def save_adapter(self, folder: Path | str) -> None:
-        self._met("adapter")
-        self._policy.save_adapter(folder)
-
-    def finish(self) -> None:
-        """Makes the weights whole that the others are in need of, where an engine has read a part of them only."""
-        for _ in self._weights:
-            pass

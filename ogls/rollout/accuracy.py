@@ -170,7 +170,8 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) ->
     The names are ``avg_at_n``, and ``pass_at_k`` and ``maj_at_k`` for each k, each with the ends of its interval as
     ``_low`` and ``_high``; ``length_mean`` in tokens; ``truncated_rate``, ``unparsable_rate`` and ``unclosed_rate``
     (those that end within a thought) over rollouts. A truncated rollout is wrong and does not vote. A rollout that ran
-    out of time or crashed while it was graded does not vote either.
+    out of time or crashed while it was graded does not vote either. Where a verifier says right or wrong and not which
+    answer a text gives, there is no vote, and no ``maj_at_k``.
 
     Args:
         groups: one group per problem, at least one
@@ -184,11 +185,14 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int] | None = None) ->
         raise ValueError(f"expected groups of one and the same number of rollouts, got sizes {sorted(sizes)}")
     (n,) = sizes
     tallies = [_Tally.of(group) for group in groups]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    vote = all(rollout.verdict.answer is not None for rollout in rollouts if rollout.verdict.status == "graded")
     metrics = _named(f"avg_at_{n}", [tally.num_correct / n for tally in tallies])
     for k in ks if ks is not None else [*_powers_of_two(n), n]:
         metrics |= _named(f"pass_at_{k}", [pass_at_k(n, tally.num_correct, k) for tally in tallies])
-        metrics |= _named(f"maj_at_{k}", [maj_at_k(n, tally.num_correct, tally.wrong_votes, k) for tally in tallies])
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+        if vote:
+            votes = [maj_at_k(n, tally.num_correct, tally.wrong_votes, k) for tally in tallies]
+            metrics |= _named(f"maj_at_{k}", votes)
     metrics["length_mean"] = float(np.mean([len(rollout.completion.token_ids) for rollout in rollouts]))
     metrics["truncated_rate"] = float(np.mean([rollout.truncated for rollout in rollouts]))
     metrics["unparsable_rate"] = float(np.mean([rollout.verdict.status == "unparsable" for rollout in rollouts]))
@@ -200,14 +204,6 @@ def by_set(groups: Sequence[RolloutGroup]) -> dict[str, list[RolloutGroup]]:
     """Returns the groups of each evaluation set by its name; none where there is a single one."""
     names = dict.fromkeys(group.problem.set for group in groups if group.problem.set)
     return {name: [group for group in groups if group.problem.set == name] for name in names}
-
-
-def accuracy_by_problem(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Returns the share of correct rollouts of each problem, by the problem's name."""
-    accuracy = {group.problem.name: len(group.successes) / len(group.rollouts) for group in groups}
-    if len(accuracy) != len(groups):
-        raise ValueError(f"expected one group per problem, got {len(groups)} groups of {len(accuracy)} problems")
-    return accuracy
 
 
 @dataclass(frozen=True)

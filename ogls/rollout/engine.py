@@ -99,17 +99,19 @@ class RolloutEngine(ABC):
     def each(self, check: Callable[[str, RolloutEngine], None]) -> None:
         """Calls `check` with every sampler that can hold weights of its own, by its name, as an engine by itself.
 
+        Of several samplers one whose check raises a RuntimeError is left out.
+
         Raises:
-            RuntimeError: `check` raises it of all of them. A sampler of several is left out instead.
+            RuntimeError: no sampler is left.
         """
         check("", self)
 
     def agreed(self, own: Item) -> list[Item]:
-        """Returns what this process says, and each other one that has to make the same calls of the engine."""
+        """Returns `own` of every process that trains with this engine, in the order of their ranks."""
         return [own]
 
     def settled(self) -> bool:
-        """Returns whether all processes that train have what they need; until then, one answer is given to others."""
+        """Returns whether no process waits for completions any more; if not, this call has served one round of them."""
         return True
 
     @property

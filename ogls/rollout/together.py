@@ -19,7 +19,6 @@ from ogls.system.exits import EngineFailed
 from ogls.system.process_group import ProcessGroup
 
 if TYPE_CHECKING:
-    from ogls.policy.lora import Lora
     from ogls.policy.policy import Policy
 
 
@@ -58,8 +57,15 @@ class Together(RolloutEngine):
         self._together("start", lambda: self.engine.start(folder, context_length))
 
     def _load(self, policy: Policy) -> None:
-        asking: Any = _Asking(policy, self._tell)
-        self._together("load", lambda: self.engine.load(asking, 0), policy)  # the version is known here
+        asking: Any = Asking(policy, lambda kind: self._tell((kind, None)))
+
+        def loaded() -> None:
+            try:
+                self.engine.load(asking, 0)  # the version is known here
+            finally:
+                asking.finish()
+
+        self._together("load", loaded, policy)
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
@@ -120,7 +126,7 @@ class Together(RolloutEngine):
             self._tell(answer)
         else:
             while (answer := self._heard())[0] not in ("done", "error"):
-                if answer[0] == "merged" and policy is not None:
+                if answer[0] == "weights" and policy is not None:
                     for _ in policy.merged_weights():
                         pass
                 elif answer[0] == "adapter" and policy is not None:
@@ -187,28 +193,33 @@ class Together(RolloutEngine):
         return message[0]
 
 
-class _Asking:
-    """An asking policy has all processes take part wherever its weights are read in the first one."""
+class Asking:
+    """Asking stands in for a policy that an engine reads, where all processes have to take part in the reading.
 
-    def __init__(self, policy: Policy, tell: Callable[[tuple[str, Any]], None]) -> None:
-        self._policy, self._tell = policy, tell
-        self.folder: Path = policy.folder
-        self.lora: Lora | None = policy.lora
-        self.adapter_rank: int = policy.adapter_rank
+    Args:
+        policy: policy whose weights are read
+        begin: function that has the other processes begin the same, ``weights`` or ``adapter``
+    """
+
+    def __init__(self, policy: Policy, begin: Callable[[str], object]) -> None:
+        self._policy, self._begin = policy, begin
+        self.folder, self.lora, self.adapter_rank = policy.folder, policy.lora, policy.adapter_rank
+        self._weights: Iterator[tuple[str, Tensor]] = iter(())
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        self._tell(("merged", None))
-        weights = self._policy.merged_weights()
-        try:
-            for name, value in weights:  # noqa: UP028 - `yield from` would end them with this generator
-                yield name, value
-        finally:
-            for _ in weights:  # the others are still in it, if the reader has failed
-                pass
+        self._begin("weights")
+        self._weights = self._policy.merged_weights()
+        for name, value in self._weights:  # noqa: UP028 - `yield from` would end them with this generator
+            yield name, value
 
     def save_adapter(self, folder: Path | str) -> None:
-        self._tell(("adapter", None))
+        self._begin("adapter")
         self._policy.save_adapter(folder)
+
+    def finish(self) -> None:
+        """Makes the weights whole that the others are in need of, where an engine has read a part of them only."""
+        for _ in self._weights:
+            pass
 
 
 def plain(error: Exception) -> Exception:

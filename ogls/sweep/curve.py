@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
-from scipy.stats import t as student_t
+
+from ogls.system.statistics import mean_interval
 
 _SEED, _MEAN = "#56b4e9", "#0072b2"  # Okabe and Ito
 
@@ -62,10 +62,6 @@ def _panel(axes: Axes, name: str, at: Sequence[object], accuracies: Sequence[Seq
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Returns half of the 95 % interval of the mean of n independent values; 0 for a single one.
-
-    It is t(n - 1) s / sqrt(n), with Student's t at 97.5 % and the standard deviation s of the values.
-    """
-    if len(values) < 2:
-        return 0.0
-    return float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    """Returns half of the 95 % interval of the mean of independent values, see `mean_interval`; 0 for a single one."""
+    interval = mean_interval(values)
+    return interval.high - interval.mean if len(values) > 1 else 0.0

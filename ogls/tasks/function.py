@@ -16,7 +16,8 @@ class FunctionVerifier(Verifier):
     """A text is right if a function says so: ``function(text, answer)`` returns true, or a number of 1 or more.
 
     It may return a pair instead, of this and of a text, the feedback. The function runs in the grading processes, where
-    it may read, but not write, connect or begin other processes.
+    it may read, but not write, connect or begin other processes. It does not say which answer a text gives: validations
+    have no ``maj_at_k``, and `U_OPSD`, which counts answers, cannot learn from it.
 
     Args:
         function: where the function is, such as ``rewards.is_right`` for ``is_right`` of rewards.py in the working

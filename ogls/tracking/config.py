@@ -23,6 +23,7 @@ _MAY_CHANGE = (  # while a run is interrupted: how long it goes on, and what it 
         "model.tokens_per_micro_batch",
     ),
     *("data.engine.memory_gib", "data.engine.max_num_seqs", "data.engine.enforce_eager", "data.engine.batch_size"),
+    *("data.engine.urls", "data.engine.folder", "data.engine.answer_within", "data.engine.start_within"),
 )
 
 
@@ -49,9 +50,8 @@ def given(arguments: Sequence[str]) -> dict[str, str]:
             continue
         value = value if equals else next(words, "")
         if flag in ("--config", "-c"):
-            content = _part(value)
-            if isinstance(content, str):
-                content = yaml.safe_load(Path(value).read_text()) or {}
+            inline = value.lstrip().startswith("{")
+            content = yaml.safe_load(value if inline else Path(value).read_text()) or {}
             said = {name: str(leaf) for name, leaf in flatten(content).items()}
             if first is None:
                 first = said

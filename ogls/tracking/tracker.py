@@ -372,7 +372,8 @@ class Tracker(Logger):
         for name in self._first:
             if WHOLE.fullmatch(name) or (OF_SET.fullmatch(name) and name in self._latest):
                 before, now = (with_interval(row, name) for row in (self._first, self._latest))
-                said.insert(1, f"{name.removeprefix('val/')}: {before} before training, {now} at the last validation")
+                told = f"{before} before training, {now} at the last validation" if self.command == "fit" else now
+                said.insert(1, f"{name.removeprefix('val/')}: {told}")
         self._box.put(lambda: self._run.describe("\n\n".join([*said, *self._links()])))
 
     def _links(self) -> list[str]:

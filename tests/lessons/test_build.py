@@ -93,7 +93,8 @@ def test_a_view_that_does_not_fit_is_dropped_and_counted_never_cut(encoder: Prom
     assert counts["dropped_view_too_long"] == 0
     lessons, counts = builder(encoder, AllTokens(), length=fits - 1).build([of])
     assert lessons == ()
-    assert counts["dropped_view_too_long"] > 0
+    assert counts["dropped_view_too_long"] == 1, "a rollout, whatever the number of its views"
+    assert counts["views_too_long"] > 0
 
 
 def test_a_demonstration_is_learned_whole_with_its_end_token(encoder: PromptEncoder):

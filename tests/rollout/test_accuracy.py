@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ogls.records import Completion, Problem, Rollout, RolloutGroup, Verdict
-from ogls.rollout.accuracy import Evaluation, Subset, accuracy_by_problem, by_set, evaluate, maj_at_k, pass_at_k
+from ogls.rollout.accuracy import Evaluation, Subset, by_set, evaluate, maj_at_k, pass_at_k
 from ogls.system.statistics import mean_interval, paired_difference, share_interval
 
 SAMPLES = st.lists(st.sampled_from(["right", "a", "b", "c", None]), min_size=1, max_size=7)
@@ -52,6 +52,18 @@ def test_pass_and_maj_equal_enumeration(samples: list[str | None], data: st.Data
     expected_pass, expected_maj = enumerated(samples, k)
     assert pass_at_k(len(samples), samples.count("right"), k) == pytest.approx(expected_pass)
     assert maj_at_k(len(samples), samples.count("right"), list(wrong.values()), k) == pytest.approx(expected_maj)
+
+
+def test_where_no_answer_is_told_there_is_no_vote() -> None:
+    """A function that says right or wrong: wrong answers would never win against right ones."""
+    right, wrong = (Verdict(correct=correct, status="graded") for correct in (True, False))
+    told = group("told", "right", "a", "a", "a")
+    silent = replace(told, rollouts=tuple(replace(r, verdict=right if r.correct else wrong) for r in told.rollouts))
+    assert evaluate([told])["maj_at_4"] == 0.0
+    assert {name for name in evaluate([told]) if name not in evaluate([silent])} == {
+        f"maj_at_{k}{end}" for k in (1, 2, 4) for end in ("", "_low", "_high")
+    }
+    assert evaluate([silent])["pass_at_4"] == 1.0
 
 
 def test_worked_by_hand() -> None:
@@ -188,12 +200,6 @@ def test_paired_difference_edges() -> None:
         paired_difference({"a": 1.0}, {"b": 1.0})
     with pytest.raises(ValueError, match="at least one value"):
         paired_difference({}, {})
-
-
-def test_accuracy_by_problem() -> None:
-    assert accuracy_by_problem([group("a", "right", "x"), group("b", "x", "y")]) == {"a": 0.5, "b": 0.0}
-    with pytest.raises(ValueError, match="2 groups of 1 problems"):
-        accuracy_by_problem([group("a", "x"), group("a", "x")])
 
 
 def test_a_subset_is_evenly_spaced_and_the_same_in_groups_and_problems() -> None:

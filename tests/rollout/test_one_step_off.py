@@ -161,6 +161,13 @@ def test_the_corrected_loss_by_the_formula(tiny_model: Path, tmp_path: Path) -> 
     assert losses[2] == pytest.approx(total / count, rel=1e-4)
 
 
+def test_a_run_that_ends_before_its_engine_is_up_keeps_the_weights_of_the_batch_to_come(tiny_model: Path) -> None:
+    _, data = stale(tiny_model, Copying())
+    kept = {"a": torch.ones(2)}
+    data.load_state_dict({"weights": kept})
+    assert torch.equal(data.state_dict()["weights"]["a"], kept["a"])
+
+
 @pytest.mark.parametrize("step", [3, 4], ids=["mid-epoch", "end of an epoch"])
 def test_a_run_goes_on_bitwise(tiny_model: Path, tmp_path: Path, step: int) -> None:
     file, engine = tmp_path / "kept.ckpt", Copying()
@@ -256,7 +263,7 @@ def test_what_cannot_be_sampled_ahead_is_refused(tiny_model: Path, arguments: di
 
 
 def test_stale_rollouts_need_a_correction(tiny_model: Path) -> None:
-    message = "one_step_off is True, .* off-policy for Distillation: set method.objective.importance_cap"
+    message = "one_step_off is True, .* off-policy for Distillation: give each .* an importance_cap, or .* to false"
     with pytest.raises(ValueError, match=message):
         stale(tiny_model, ChainEngine(), objective=Distillation())
 

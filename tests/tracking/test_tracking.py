@@ -163,6 +163,10 @@ def test_differences_by_hand() -> None:
     assert differences(before, before) == []
     assert differences(before, before | {"trainer.max_epochs": "3"}) == []
     assert differences(before, before | {"data.late": "None"}) == [], "an option of a later version, switched off"
+    moved = {"data.engine.urls": "['http://node2:8001']", "data.engine.start_within": "1200"}
+    assert differences(before | {"data.engine.urls": "['http://node1:8001']"}, before | moved) == [], (
+        "a job's new nodes"
+    )
     assert differences(before, {"trainer.max_epochs": "2", "data.train": "Chains", "data.seed": "0"}) == [
         "method.steering.alpha: 1.0 there, nothing here",
         "data.seed: nothing there, 0 here",
@@ -335,6 +339,8 @@ def test_what_differs_from_the_first_configuration(tmp_path: Path) -> None:
     expected = {"method.temperature": "1", "data.val": "Chains", "trainer.max_epochs": "3"}
     assert tracker_config.given(words) == expected | {"model.learning_rate": "1e-4", "data.group_size": "8"}
     assert tracker_config.given([*words[:3], "--model.learning_rate", "0.001"]) == {}, "as it was"
+    inline = [*words[:3], "--config", " {data: {group_size: 8}}", '--config={"data": {"seed": 1}}']
+    assert tracker_config.given(inline) == {"data.group_size": "8", "data.seed": "1"}
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class ModelReflector(Reflector):
             "reflection_retry_rate": counts["retried"] / len(cases),
             "reflection_cut_rate": counts["cut"] / max(1, counts["replies"]),
             "reflection_shortened_rate": counts["shortened"] / len(cases),
-            "dropped_reflection_too_long": float(len(cases) - len(prompts)),
+            "dropped_reflection_too_long": len(cases) - len(prompts),
         }
         return [best[index][1] if index in best else None for index in range(len(cases))], rates
 
