@@ -16,7 +16,6 @@ Writes NAME_profile.csv, NAME_rows.csv and NAME.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,13 @@ from alpha_profile import profile
 from making import LOGS, complete, make_run
 from methods import end
 from questions import interval
-from recipes import Recipe, recipes
+from recipes import PROJECT, Recipe, fit_command, recipes
 from scipy.stats import spearmanr
 from stored_rows import Row, read_rows, rows_file
 
 from ogls.system.statistics import mean_interval
 from ogls.tracking.files import replace_text
 
-PROJECT = Path(__file__).resolve().parents[1]
-RUN = PROJECT / "experiments" / "run.py"
 QUESTION = "Does the alpha profile before training foretell the alpha that trains best?"
 SEEDS = 3
 STUDENTS = {  # overlay and number of steps by which the student is made
@@ -71,14 +68,14 @@ def make_student(student: str, experiment: str, tracking_uri: str) -> None:
     overlay, steps = made
     name = f"student-{student}"
     logger = {"experiment": experiment, "tracking_uri": tracking_uri, "run_name": name, "traces": 0}
-    words = ["fit", "--config", "lab.yaml", "--config", f"{overlay}.yaml", "--seed_everything", "100"]
+    words = ["--config", "lab.yaml", "--config", f"{overlay}.yaml", "--seed_everything", "100"]
     words += ["--trainer.max_epochs", "1", "--data.steps_per_epoch", str(steps), "--data.val.size", "16"]
-    words += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
     last = Path("runs") / name / "checkpoints" / "last.ckpt"
-    exported = ["export", "--ckpt_path", str(last), "--to", model_of(student), "--dtype", "float32"]
-    for command in (words, exported):
-        log = LOGS / f"{name}-{command[0]}.log"
-        code, _ = make_run([sys.executable, str(RUN), *command], log)
+    fitted = fit_command(words, logger)
+    exported = [*fitted[:2], "export", "--ckpt_path", str(last), "--to", model_of(student), "--dtype", "float32"]
+    for command in (fitted, exported):
+        log = LOGS / f"{name}-{command[2]}.log"
+        code, _ = make_run(command, log)
         if code:
             raise RuntimeError(f"the student {student} was not made, see {log}")
 

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bias import GAINED, REMOVED, marker_ids, measure
-from making import make_run, stale
+from making import LOGS, make_run, stale
 from questions import interval, over_seeds
-from recipes import Recipe
+from recipes import PROJECT, Recipe, fit_command
 from scipy.stats import spearmanr
 from states import opened
 from stored_rows import rows_file
@@ -44,7 +44,6 @@ from ogls.system.statistics import mean_interval
 from ogls.tracking.files import replace_text
 from ogls.tracking.names import stamp
 
-PROJECT = Path(__file__).resolve().parents[1]
 QUESTION = "How much of a style that is planted in what the teacher reads does the student learn, by method?"
 SEEDS = 5
 SHARES = (0.0, 0.25, 0.5, 1.0)
@@ -133,11 +132,9 @@ def make_row(
         row |= before or {f"{key}_before": value for key, value in held_out(data, ids).items()}
         row["name"] = model.method.name
     # The run's own validations are small: its last weights are evaluated below.
-    run = [sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *words, "--data.val.size", "16"]
     logger = {"experiment": options.experiment, "tracking_uri": options.tracking_uri, "run_name": name, "traces": 0}
-    run += [word for key, value in logger.items() for word in (f"--trainer.logger.init_args.{key}", f"{value}")]
-    folder, log = Path("runs") / name, Path("runs") / "logs" / f"{name}.log"
-    code, _ = make_run(run, log)
+    folder, log = Path("runs") / name, LOGS / f"{name}.log"
+    code, _ = make_run(fit_command([*words, "--data.val.size", "16"], logger), log)
     if code:
         raise RuntimeError(f"{arm}, share {share:g}, seed {seed} failed, see {log}")
     with opened(words, folder / "checkpoints" / "last.ckpt") as (model, data):

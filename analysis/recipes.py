@@ -77,12 +77,13 @@ class Recipe:
     def command(self, seed: int, experiment: str, tracking_uri: str) -> list[str]:
         """Returns the command of the run with this seed."""
         logger = {"experiment": experiment, "tracking_uri": tracking_uri, "tags": f'{{"recipe": "{self.digest}"}}'}
-        return [
-            *(sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *self.files),
-            *("--seed_everything", str(seed)),
-            *(part for name, value in logger.items() for part in (f"--trainer.logger.init_args.{name}", value)),
-            *self.arguments,
-        ]
+        return [*fit_command([*self.files, "--seed_everything", str(seed)], logger), *self.arguments]
+
+
+def fit_command(words: Sequence[str], logger: Mapping[str, object]) -> list[str]:
+    """Returns the command of a run of these words, with arguments of its logger behind them."""
+    arguments = [part for name, value in logger.items() for part in (f"--trainer.logger.init_args.{name}", f"{value}")]
+    return [sys.executable, str(PROJECT / "experiments" / "run.py"), "fit", *words, *arguments]
 
 
 def digest_of(words: Sequence[str]) -> str:

@@ -32,12 +32,11 @@ import torch
 from ogls.cli import OglsCLI, build, ended_well
 from ogls.rollout.process import EngineProcess
 from ogls.rollout.server import Server, served_name
-from ogls.rollout.vllm import VllmEngine
+from ogls.rollout.vllm import CPU_ENVIRONMENT, VllmEngine
 from ogls.system.exits import EngineFailed
 
 PROJECT = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
-_CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _TRIES = 3  # starts in a row that come to nothing
 _PAUSE = 1.0  # seconds between two looks, and before a start
 
@@ -105,7 +104,7 @@ def command(configuration: Sequence[str], host: str, port: int, further: Sequenc
     # The program `vllm` of the distribution vllm-cpu does not start.
     program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)} | ({} if gpu else _CPU_ENVIRONMENT)
+    environment = _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)} | ({} if gpu else CPU_ENVIRONMENT)
     return Command((*program, *_words(flags), *further), environment, name, f"http://{address}:{port}")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # vllm reads these variables when it is imported. One that the environment has already is left as it is.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-_CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _CPU_CACHE = 2 << 30  # bytes of keys and values
 _THOUGHTS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}  # vLLM makes tokens of them
 
@@ -87,7 +87,7 @@ class VllmEngine(RolloutEngine):
             device = torch.cuda.mem_get_info()
         self._gpu = device is not None
         options = self.options(folder, context_length, device)
-        for name, value in (_ENVIRONMENT | ({} if self._gpu else _CPU_ENVIRONMENT)).items():
+        for name, value in (_ENVIRONMENT | ({} if self._gpu else CPU_ENVIRONMENT)).items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM does so after its first warnings
         from vllm import LLM
