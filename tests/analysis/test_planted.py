@@ -127,7 +127,7 @@ def test_answers_are_what_the_rows_tell(tmp_path: Path):
     assert "+0.100, no interval: 2 seeds" in planted.answers(tmp_path / "bias").values()
     pd.DataFrame([*rows, *(r | {"seed": 2} for r in rows if r["seed"] == 0)]).to_csv(file, index=False)
     told = planted.answers(tmp_path / "bias")
-    assert told["A style planted in all texts in view: more answers in that style under OPSD[...]"].startswith(
+    assert told["A style planted in the texts in view: more answers in that style under OPSD[...]"].startswith(
         "**+0.100 ±"
     )
     assert told["What share of such views' shift does the contrast remove?"].startswith("**+0.900 ± 0.000** (3 seeds)")
