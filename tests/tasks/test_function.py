@@ -91,6 +91,7 @@ def test_a_run_is_judged_by_it_as_by_the_verifier_that_says_the_same(
         code, output = carried_out(nursery, tmp_path / name, *fit(tiny_model, "--trainer.max_epochs", "1", *own))
         assert code == 0, output[-3000:]
         rows = read_rows(run_in(tmp_path / name) / METRICS)
+        assert any("maj_at" in metric for row in rows for metric in row) == (name == "built-in")
         accuracies.append([row["train/accuracy"] for row in rows if "train/accuracy" in row])
     assert accuracies[0] == accuracies[1]
     assert 0 < sum(accuracies[0]) < len(accuracies[0])
