@@ -131,9 +131,10 @@ DOMAINS = matrix.crossed(("rosd", "opsd", "opsd+plain_kl+up_to_error"), tuple(qu
 TABLES = (
     Table(
         name="default",
-        question="What does the default run reach, what do OPSD and ROSD in as many steps, and ROSD at its cost?",
+        question="What does the default run reach, what does it with right rollouts learned, too, what do OPSD and ROSD in "
+        "as many steps, and ROSD at its cost?",
         config="math.yaml",
-        methods=(questions.OWN, questions.LOCATED, "rosd", questions.AS_DEAR_ROSD),
+        methods=(questions.OWN, questions.RIGHT_TOO, questions.LOCATED, "rosd", questions.AS_DEAR_ROSD),
         against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),  # the engine's follows
         seconds=600.0,

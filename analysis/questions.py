@@ -109,6 +109,8 @@ def _domains(text: str, ours: str, theirs: str = "", own: bool = False) -> tuple
 
 
 OWN, LOCATED = "ogls_sd", "opsd+plain_kl+error_span"
+RIGHT_TOO = "ogls_sd --method.privilege.learn_successes true"
+"""Of `default`: what `LOCATED` learns from, right rollouts whole and the located error of wrong ones."""
 OGLS, OPSD, UP = "ogls_sd_published", "opsd", "+up_to_error"
 STUDENT = "+rosd_student"
 FULL = f"rosd{STUDENT}"
@@ -281,6 +283,13 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And OPSD, learned from located errors?", table="default", ours=LOCATED),
         Question(text="And ROSD as published?", table="default", ours="rosd"),
         Question(text="Is the default run better than that OPSD?", table="default", ours=OWN, theirs=LOCATED),
+        Question(
+            text="And where it learns right rollouts, too, as that OPSD does?",
+            table="default",
+            ours=RIGHT_TOO,
+            theirs=LOCATED,
+        ),
+        Question(text="What do right rollouts add to the default run?", table="default", ours=RIGHT_TOO, theirs=OWN),
         Question(text="Is it better than ROSD?", table="default", ours=OWN, theirs="rosd"),
         Question(text="And than ROSD at its cost, 9 steps?", table="default", ours=OWN, theirs=AS_DEAR_ROSD),
         _cost("default", OWN, LOCATED, "that OPSD"),
