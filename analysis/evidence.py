@@ -131,8 +131,7 @@ DOMAINS = matrix.crossed(("rosd", "opsd", "opsd+plain_kl+up_to_error"), tuple(qu
 TABLES = (
     Table(
         name="default",
-        question="What does the default run reach, what does it with right rollouts learned, too, what do OPSD and ROSD in "
-        "as many steps, and ROSD at its cost?",
+        question="What does the default run reach, and with right rollouts too, and OPSD, and ROSD, also at its cost?",
         config="math.yaml",
         methods=(questions.OWN, questions.RIGHT_TOO, questions.LOCATED, "rosd", questions.AS_DEAR_ROSD),
         against=questions.OWN,

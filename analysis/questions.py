@@ -337,11 +337,11 @@ On the lab where no model is named; [bias](bias.md) and [sweeps](sweeps.md) say 
 HEAD = """# Evidence
 
 What referees ask of two papers, answered on the lab where it can be: a student of 3 million parameters, arithmetic
-chains, 20 steps. Where ideas decide, and where four families are trained on, it is the second lab's student and its
-fifteen families of problems; thinking style is asked of the third lab's; parts that name SmolLM2 are about a real
-language model. A number is a difference in held-out accuracy where nothing else is said: the first method minus the
-second, ± half of its 95 % interval for new seeds on new problems, with p before any correction (the tables have Holm's;
-[statistics](statistics.md) says how). What holds for these students is not thereby true of large models.
+chains, 20 steps. Where ideas decide, and where four families are trained on, the student is the second lab's, with
+fifteen families of problems; who should think is asked of the third lab's student; parts that name SmolLM2 are about a
+real language model. A number is a difference in held-out accuracy where nothing else is said: the first method minus
+the second, ± half of its 95 % interval for new seeds on new problems, with p before any correction (the tables have
+Holm's; [statistics](statistics.md) says how). What holds for these students is not thereby true of large models.
 
 `make evidence` lists the tables and what they cost, `make evidence TABLE=lab` makes the rows that are missing and the
 table, and with `ARGS=--rebuild` the table alone, in seconds, from `analysis/results/lab_rows.csv`. In `lab` every

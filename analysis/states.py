@@ -79,7 +79,7 @@ def opened(
     try:
         if not any(target.weights == "teacher" for target in model.method.targets):
             raise ValueError(
-                f"{model.method.name} has no teacher, whose states are read here: expected a method that has"
+                f"{model.method.name} has no teacher, whose states are read here: expected one that has, such as OPSD"
             )
         if model.other is not None:
             raise ValueError(f"{model.method.name}: states are read by the student's head here, not by another model's")

@@ -40,6 +40,7 @@ _CURES: dict[Need, str] = {
     "rollouts": "learns from rollouts: set data.engine",
     "peers": "compares rollouts of one group: data.group_size must be at least 2, got {group_size}",
     "error": "needs an error locator: set data.locator",
+    "answers": "counts answers: set data.verifier to one that says which answer a text gives",
     "ideas": "needs a locator that knows ideas, such as ChainErrors: set data.locator",
 }
 
@@ -122,8 +123,8 @@ class RolloutDataModule(LightningDataModule):
         grading_workers: number of processes that verify answers
         drop_unverifiable: whether problems are left out whose gold answer cannot be read or is not the only right one;
             otherwise they end the run before it begins
-        drop_long: whether problems are left out whose prompt does not fit into the context; otherwise they end the run
-            before it begins
+        drop_long: whether problems are left out whose prompt does not fit into the context, with the solution where it
+            is read; otherwise they end the run before it begins
         seed: random seed of the order of the problems and of the rollouts
         predict_file: file to which `predict` writes its rollouts, one JSON object per line
     """
@@ -177,6 +178,7 @@ class RolloutDataModule(LightningDataModule):
         self.fit_follows = False  # True for a validation before training, which checks the settings of both
         self.longest_prompt = 0  # tokens of the longest prompt to learn from, once `setup` has looked at them
         self._checked: set[str] = set()
+        self._reads = False  # whether held-out problems are sampled with their solutions, too
         self._latest: list[Batch] = []  # parts of what was sampled last
         self._sampler: Sampler | None = None  # made at the first sampling, because that starts the engine
         self._ahead: OneStepOff | None = None
@@ -220,7 +222,7 @@ class RolloutDataModule(LightningDataModule):
         if not self.predict_file:
             raise ValueError("data.predict_file needs the name of a file, got ''")
         given = {"rollouts": self.engine, "peers": self.sizes.group_size > 1, "error": self.locator}
-        given["ideas"] = isinstance(self.locator, MistakeLocator)
+        given |= {"ideas": isinstance(self.locator, MistakeLocator), "answers": self.verifier.tells_answers}
         for need, cure in _CURES.items():
             if need in self.method.needs and not given[need]:
                 raise ValueError(f"{self.method.name} {cure.format(group_size=self.sizes.group_size)}")
@@ -278,9 +280,10 @@ class RolloutDataModule(LightningDataModule):
         sources = {"train": self.train_problems} if stage == "fit" or self.fit_follows else {}
         if self.engine is not None:
             sources |= {"val": self.val_problems} if stage in ("fit", "validate") else {"test": self.test_problems}
+        self._reads = self.evaluation.with_solution and stage != "predict"
         for name, source in sources.items():
             if name not in self._checked:
-                if name != "train" and self.evaluation.with_solution:
+                if name != "train" and self._reads and len(source):
                     self._check_with_solution(name, source)
                 usable = {part: self._usable(f"{name}.{part}", some) for part, some in source.sets.items()}
                 setattr(self, f"{name}_problems", ProblemSets(usable) if usable else self._usable(name, source))
@@ -355,7 +358,7 @@ class RolloutDataModule(LightningDataModule):
             if training:
                 return len(self.encoder.student(problem))
             prompts = [self.encoder.evaluated(problem)]
-            if self.evaluation.with_solution and problem.solution is not None:
+            if self._reads and problem.solution is not None:
                 prompts.append(self.encoder.view(problem, ATTEMPT, problem.solution))
             return max(map(len, prompts))
 
@@ -397,7 +400,8 @@ class RolloutDataModule(LightningDataModule):
             self._sampled_from, self._saved_weights = self._saved_weights, None
             with self.policy.swapped(self._sampled_from, version=step):
                 return self.make_batch(step)
-        if self.period > 1 and self.trainer is not None:  # who may write a checkpoint amid the parts
+        # A checkpoint may be written amid the parts; demonstrations do not depend on weights.
+        if self.period > 1 and self.trainer is not None and "rollouts" in self.method.needs:
             trained = self.policy.trainable().items()
             self._sampled_from = {name: p.detach().to("cpu", copy=True) for name, p in trained}
         return self.make_batch(step)
@@ -434,8 +438,8 @@ class RolloutDataModule(LightningDataModule):
         if refilling is not None:
             measured |= {f"train/{name}": value for name, value in refilling.metrics.items()}
             tokens = refilling.num_tokens
-        if "time/generate" in measured:  # of all processes, whose mean is taken: they sample side by side
-            measured["speed/generate_tokens_per_s"] = tokens * self.group.size / max(measured["time/generate"], 1e-9)
+        if "time/generate" in measured:  # a whole number, so that processes, which sample side by side, are added up
+            measured["speed/generate_tokens_per_s"] = round(tokens / max(measured["time/generate"], 1e-9))
             measured["train/timeout_seconds"] = self.pool.timeout_seconds
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
@@ -490,7 +494,7 @@ class RolloutDataModule(LightningDataModule):
         """Returns the weights that made a batch which the next step goes on with, if there is one."""
         if self._ahead is not None:
             return {"weights": self._ahead.weights and on_first(self._ahead.weights)}
-        if self._saved_weights is not None:  # a batch that has not been made again yet
+        if self._saved_weights is not None and (self.one_step_off or self.policy.version % self.period):  # to be made
             return {"weights": on_first(self._saved_weights)}
         amid = self._sampled_from and self.policy.version % self.period
         return {"weights": on_first(self._sampled_from)} if amid else {}

@@ -149,6 +149,7 @@ class SelfDistillation(LightningModule):
         if not self._kept:
             self.policy.load(mesh)
             asked = {"teacher", *(target.weights for target in self.method.targets)}
+            asked |= {"start"} if self.kl_to_base else set()
             for name in asked:  # one copy of the weights where the teacher is the start
                 same = next((other for other in self._kept if self.teachers[other] == self.teachers[name]), None)
                 self._kept[name] = self.teachers[name].start(self.policy) if same is None else self._kept[same]
@@ -373,7 +374,8 @@ class SelfDistillation(LightningModule):
         for part, some in by_set(groups).items():
             values |= {f"{part}/{key}": value for key, value in evaluate(some).items()}
         if self.kl_to_base:
-            values["kl_to_base"] = kl_to_base(self.policy, groups, 2 * self.tokens_per_micro_batch)
+            budget = 2 * self.tokens_per_micro_batch
+            values["kl_to_base"] = kl_to_base(self.policy, groups, budget, self.policy_with["start"])
         values = {f"{name}/{key}": value for key, value in values.items()}
         self.log_dict(values, batch_size=1, add_dataloader_idx=False)
 

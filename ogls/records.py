@@ -33,6 +33,7 @@ Lane = Literal["rollouts", "training"]
 Need = Literal[
     "rollouts",
     "peers",
+    "answers",
     "solutions",
     "reflections",
     "error",
@@ -45,7 +46,8 @@ Need = Literal[
 ]
 """A need is what one choice of a method asks of the other choices or of the run.
 
-``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``solutions``: problems with a reference
+``rollouts``: sampled text. ``peers``: at least two rollouts per problem. ``answers``: a
+verifier that says which answer a text gives. ``solutions``: problems with a reference
 solution, without which a problem teaches nothing. ``reflections``: a reflector. ``error``: the place where a wrong
 rollout first goes wrong, from a reflector or an error locator. ``ideas``: an error locator that knows what to do
 instead. ``advantages``: a value of each rollout relative to its group. ``logprobs``: sampling with the loss's own

@@ -118,7 +118,7 @@ def private(host: str) -> str:
     try:
         found = ipaddress.IPv4Address(socket.gethostbyname(host))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--host {host!r} is no address of this machine ({error})") from error
+        raise ValueError(f"--host {host!r} is no IPv4 address that can be found ({error})") from error
     if found.is_unspecified or found.is_multicast or not found.is_private:
         raise ValueError(f"--host {host!r} is open to everybody; {why}")
     return host

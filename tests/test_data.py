@@ -17,6 +17,7 @@ from ogls.lessons.selection import UpToError
 from ogls.loss.objective import Distillation, Likelihood
 from ogls.loss.steering import OutcomeSteering, Unsteered
 from ogls.methods import Method
+from ogls.methods.u_opsd import Consensus
 from ogls.policy.policy import Policy
 from ogls.policy.pretrained import load_tokenizer
 from ogls.records import Problem, Sampling
@@ -25,6 +26,7 @@ from ogls.rollout.transformers import TransformersEngine
 from ogls.system.process_group import ProcessGroup, combined
 from ogls.tasks.base import ProblemSets, ProblemSource
 from ogls.tasks.chains import Chain, ChainErrors, Chains
+from ogls.tasks.function import FunctionVerifier
 from tests.pair import taken
 from tests.scripted import ScriptedEngine
 
@@ -159,6 +161,10 @@ SOLUTION = {"privilege": ReferenceSolution(), "steering": Unsteered()}
     [
         ({"group_size": 1}, r"compares rollouts of one group: data.group_size must be at least 2, got 1"),
         ({"selection": UpToError()}, r"\[.*UpToError.*\] needs an error locator: set data.locator"),
+        (
+            {"privilege": Consensus(), "steering": Unsteered(), "verifier": FunctionVerifier("math.isclose")},
+            r"\[.*Consensus.*\] counts answers: set data.verifier to one that says which answer a text gives",
+        ),
         (IDEA, "CorrectiveIdea reads reflections: set method.reflector"),
         (SOLUTION | {"engine": None}, r"\[.*ReferenceSolution.*\] learns from rollouts: set data.engine"),
         ({"steps_per_epoch": 0}, r"data.steps_per_epoch must be in \[1, 1e9\], got 0"),
@@ -208,6 +214,7 @@ def test_a_validation_with_solutions_needs_solutions_that_fit(make: Any):
     bare = Given(*(replace(problem, solution=None) for problem in Chains(size=4, split="heldout")))
     with pytest.raises(ValueError, match=r"with_solution: none of 4 problems of data\.val has a reference solution"):
         make(val=bare, evaluation=reading).setup("validate")
+    make(val=bare, evaluation=reading).setup("predict")
     long = Given(*(replace(problem, solution="1 + 1 = 2. " * 90) for problem in Chains(size=4, split="heldout")))
     make(val=long).setup("validate")
     with pytest.raises(ValueError, match=r"data.val: the prompt of problem .* has \d+ tokens, but context_length 400"):
@@ -245,7 +252,7 @@ def test_no_pool_of_one_gets_by(make: Any):
 def test_tokens_a_second_are_those_of_all_processes(make: Any, monkeypatch: pytest.MonkeyPatch):
     parts = []
     for rank in range(2):
-        data = make()
+        data = make(problems_per_step=5)  # three and two
         data.setup("fit")
         monkeypatch.setattr(RolloutDataModule, "group", ProcessGroup(rank, 2))
         batch = data.make_batch(0)
@@ -253,7 +260,7 @@ def test_tokens_a_second_are_those_of_all_processes(make: Any, monkeypatch: pyte
         tokens = sum(len(r.completion.token_ids) for g in batch.groups for r in g.rollouts)
         parts.append((len(batch.groups), batch.metrics, tokens / batch.metrics["time/generate"]))
     whole = combined([(count, metrics) for count, metrics, _ in parts])
-    assert whole["speed/generate_tokens_per_s"] == pytest.approx(sum(own for *_, own in parts))
+    assert whole["speed/generate_tokens_per_s"] == pytest.approx(sum(own for *_, own in parts), abs=1)
 
 
 @pytest.mark.parametrize("engine", ["scripted", "transformers"])

@@ -80,6 +80,10 @@ class BestCheckpoint(ModelCheckpoint):
             if asked["set"] and asked["set"] not in sets:
                 known = f"data.val has the sets {', '.join(sets)}" if sets else "data.val is a single set"
                 raise ValueError(f"a checkpoint waits for {self.monitor}, but {known}")
+            if asked["figure"] == "maj" and not data.verifier.tells_answers:
+                raise ValueError(
+                    f"a checkpoint waits for {self.monitor}, but data.verifier does not say which answer a text gives"
+                )
             if asked["split"] != name or k > samples or (asked["figure"] == "avg" and k != samples):
                 raise ValueError(
                     f"a checkpoint waits for {self.monitor}, but every validation has {samples} samples as {name}/* "

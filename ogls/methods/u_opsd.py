@@ -27,14 +27,14 @@ class Consensus(Privilege):
         reads: which of the rollouts with the most frequent answer the teacher reads, ``longest`` or ``shortest``
 
     Raises:
-        ValueError: a number is out of its range, or the verifier does not say which answer a text gives.
+        ValueError: a number is out of its range.
     """
 
     threshold: float = 0.5
     num_learned: int = 1
     reads: Literal["longest", "shortest"] = "longest"
     views: ClassVar[Mapping[Role, Wording]] = {"success": ATTEMPT}
-    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"rollouts", "peers", "answers"})
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.threshold <= 1.0 and self.num_learned >= 1):
@@ -43,10 +43,6 @@ class Consensus(Privilege):
             )
 
     def drafts(self, group: RolloutGroup) -> Iterator[LessonDraft]:
-        if any(one.verdict.status == "graded" and one.verdict.answer is None for one in group.rollouts):
-            raise ValueError(
-                "Consensus counts answers, but data.verifier says right or wrong without one: take another"
-            )
         votes: dict[str, list[Rollout]] = defaultdict(list)
         for rollout in group.rollouts:
             if rollout.verdict.answer is not None and not rollout.truncated:

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ogls.records import Problem, Span, Verdict
 from ogls.system.seeds import derive
@@ -119,7 +120,12 @@ class Verifier(ABC):
     Texts are untrusted, and some verifiers hand parts of them to large parsers. Training therefore calls verifiers only
     through `ogls.tasks.grading.GradingPool`. A verifier travels to the pool's processes by pickle: it has to be a
     frozen dataclass in an importable module, and to import large packages inside its methods.
+
+    Attributes:
+        tells_answers: whether a verdict says which answer a text gives, so that answers can be counted
     """
+
+    tells_answers: ClassVar[bool] = True
 
     @abstractmethod
     def grade(self, problem: Problem, text: str) -> Verdict:

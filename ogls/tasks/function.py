@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, ClassVar
 
 from ogls.records import Problem, Verdict
 from ogls.tasks.answers import after_thinking
@@ -30,6 +30,7 @@ class FunctionVerifier(Verifier):
         ValueError: there is no such function.
     """
 
+    tells_answers: ClassVar[bool] = False
     function: str
     stated: str = "{answer}"
     after_thinking: bool = True

@@ -41,7 +41,7 @@ def change(policy: Policy) -> None:
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)], ids=["full", "lora"])
 def test_the_student_has_moved_as_far_as_full_logits_say(tiny_model: Path, lora: Lora | None):
     policy = Policy(str(tiny_model), lora=lora, dtype="float32").load()
-    assert kl_to_base(policy, groups(), 1000) == 0.0
+    assert kl_to_base(policy, groups(), 1000, policy.at_start) == 0.0
     change(policy)
     student, base = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) for _ in range(2))
     own = student.state_dict()
@@ -56,5 +56,6 @@ def test_the_student_has_moved_as_far_as_full_logits_say(tiny_model: Path, lora:
         divergences += (here.exp() * (here - start)).sum(-1).tolist()
     expected = sum(divergences) / len(divergences)
     assert expected > 0.01
-    assert kl_to_base(policy, groups(), 1000) == pytest.approx(expected, rel=1e-3)
-    assert kl_to_base(policy, groups(), 1) == pytest.approx(expected, rel=1e-3)  # one rollout at a time
+    assert kl_to_base(policy, groups(), 1000, policy.at_start) == pytest.approx(expected, rel=1e-3)
+    one_by_one = kl_to_base(policy, groups(), 1, policy.at_start)
+    assert one_by_one == pytest.approx(expected, rel=1e-3)

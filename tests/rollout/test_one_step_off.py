@@ -166,6 +166,8 @@ def test_a_run_that_ends_before_its_engine_is_up_keeps_the_weights_of_the_batch_
     kept = {"a": torch.ones(2)}
     data.load_state_dict({"weights": kept})
     assert torch.equal(data.state_dict()["weights"]["a"], kept["a"])
+    data.one_step_off = False  # as a run goes on that was allowed to change this
+    assert data.state_dict() == {}, "nothing makes a batch from them any more"
 
 
 @pytest.mark.parametrize("step", [3, 4], ids=["mid-epoch", "end of an epoch"])
