@@ -124,7 +124,7 @@ def summary(rows: Sequence[Row], profiles: pd.DataFrame) -> pd.DataFrame:
         first = own.iloc[0]
         missed = {name: after.max() - after[_nearest(first[name])] for name in ("likeliest", "recommended")}
         key = recipe_of(str(student), ALPHAS[0])[0]
-        before = next(row.accuracy_before for row in rows if row.recipe == key)
+        before = float(np.mean([row.accuracy_before for row in rows if row.recipe == key]))
         lines.append(
             {
                 "student": student,
