@@ -438,8 +438,8 @@ class RolloutDataModule(LightningDataModule):
         if refilling is not None:
             measured |= {f"train/{name}": value for name, value in refilling.metrics.items()}
             tokens = refilling.num_tokens
-        if "time/generate" in measured:  # a whole number, so that processes, which sample side by side, are added up
-            measured["speed/generate_tokens_per_s"] = round(tokens / max(measured["time/generate"], 1e-9))
+        if "time/generate" in measured:  # as if all processes were as quick: their mean is taken, and it is of all
+            measured["speed/generate_tokens_per_s"] = tokens * self.group.size / max(measured["time/generate"], 1e-9)
             measured["train/timeout_seconds"] = self.pool.timeout_seconds
         return replace(batch, metrics=measured, phases=tuple(metrics.phases))
 
