@@ -326,10 +326,9 @@ def measured() -> dict[str, dict[str, str]]:
 
 def unused(script: str) -> tuple[str, ...]:
     """Returns the options that one of `SCRIPTS` has no use for: none makes rows side by side, and not all make runs."""
-    logged = ("seeds", "experiment", "tracking_uri")
-    return {"tuning": ("jobs", *logged, "results"), **dict.fromkeys(views.KEPT, ("jobs", *logged))}.get(
-        script, ("jobs",)
-    )
+    if script in views.KEPT:
+        return "jobs", "seeds", "experiment", "tracking_uri"
+    return ("jobs", "seeds", "experiment", "tracking_uri", "results") if script == "tuning" else ("jobs",)
 
 
 def carry_out(options: argparse.Namespace) -> None:

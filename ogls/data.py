@@ -308,7 +308,7 @@ class RolloutDataModule(LightningDataModule):
         if len(source) == 0:
             raise ValueError(f"data.{name} has no problems")
         problems = list(source)
-        if name.partition(".")[0] == "train" and "solutions" in self.method.needs:
+        if name.startswith("train") and "solutions" in self.method.needs:
             self._check_solutions(name, problems)
         faults: dict[str, str] = {}
         for share in self.group.gathered(gold_faults(self.group.share(problems), self.pool)):
@@ -350,7 +350,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _fitting(self, name: str, problems: Sequence[Problem], places: Sequence[int]) -> list[int]:
         """Returns the places of the problems whose prompts leave room for a rollout."""
-        training = name.partition(".")[0] == "train"
+        training = name.startswith("train")
         longest = self.sizes.max_tokens if training else self.evaluation.sampling.max_tokens
         room = self.sizes.context_length - longest
 

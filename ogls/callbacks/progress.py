@@ -87,8 +87,8 @@ class StepProgress(RichProgressBar):
         if accuracy is not None and not trainer.sanity_checking and trainer.is_global_zero:
             split = accuracy.partition("/")[0]
             self._shown[split] = f"{values[accuracy]:.3f}"
-            fits = trainer.state.fn == TrainerFn.FITTING  # otherwise no step was made here
-            step = trainer.global_step if fits else cast(Any, pl_module).policy.version
+            fits = trainer.state.fn == TrainerFn.FITTING
+            step = cast(Any, pl_module).policy.version
             which = "" if fits or trainer.ckpt_path is None else f"{trainer.ckpt_path}, "
             self.print(f"{which}after step {step}: {accuracy} {with_interval(values, accuracy)}")
             alone = not fits and not cast(Any, trainer).datamodule.fit_follows  # then all figures are what is wanted

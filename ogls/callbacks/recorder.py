@@ -39,8 +39,7 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tells the tracker the method and seed, and how many updates there were."""
         if tracker := tracker_of(trainer):
-            policy: Any = pl_module.policy
-            tracker.updates = lambda: policy.version  # in `validate` no step was made, but the weights have had some
+            tracker.updates = lambda: _updates(pl_module)
             described(tracker, trainer)
             if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
                 tracker.hold_folder()
@@ -133,13 +132,12 @@ class RunRecorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if tracker := tracker_of(trainer):
-            policy: Any = pl_module.policy
-            whole = Phase(lane="training", name="validate", step=policy.version, start=self._began, end=time.time())
+            step = _updates(pl_module)
+            whole = Phase(lane="training", name="validate", step=step, start=self._began, end=time.time())
             tracker.log_phases([whole])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        policy: Any = pl_module.policy
-        self._rows, self._accuracy, self._validated_at = [], {}, policy.version
+        self._rows, self._accuracy, self._validated_at = [], {}, _updates(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -161,6 +159,11 @@ class RunRecorder(Callback):
     def _log_validation(self, tracker: Tracker) -> None:
         tracker.log_completions(self._rows, self._validated_at)
         tracker.log_problems(self._accuracy, self._validated_at)
+
+
+def _updates(module: Any) -> int:
+    """Returns the number of updates that the weights have had; `validate` makes none, but its weights have had some."""
+    return module.policy.version
 
 
 def _splits(data: Any) -> dict[str, Any]:

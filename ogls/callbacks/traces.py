@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from ogls.records import Batch, Phase, RolloutGroup
 from ogls.tracking import Tracker, traces, tracker_of
@@ -70,7 +69,7 @@ class RolloutTraces(Callback):
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         module: Any = pl_module
-        step = trainer.global_step if trainer.state.fn == TrainerFn.FITTING else module.policy.version
+        step = module.policy.version
         whole = [
             Phase(lane="rollouts", name=name, step=step, start=self._began, end=time.time())
             for name in ("generate", "grade")
