@@ -131,9 +131,12 @@ DOMAINS = matrix.crossed(("rosd", "opsd", "opsd+plain_kl+up_to_error"), tuple(qu
 TABLES = (
     Table(
         name="default",
-        question="What does the default run reach, and with right rollouts too, and OPSD, and ROSD, also at its cost?",
+        question="What does the default run reach, and from wrong rollouts alone, and OPSD and ROSD, also at its cost?",
         config="math.yaml",
-        methods=(questions.OWN, questions.RIGHT_TOO, questions.LOCATED, "rosd", questions.AS_DEAR_ROSD),
+        methods=(
+            *(questions.OWN, questions.WRONG_ONLY, questions.LOCATED, "rosd"),
+            *(questions.AS_DEAR_OPSD, questions.AS_DEAR_ROSD),
+        ),
         against=questions.OWN,
         arguments=("--policy.dtype", "bfloat16"),  # the engine's follows
         seconds=600.0,
@@ -144,7 +147,7 @@ TABLES = (
         config="math.yaml",
         overlays=("legs",),
         methods=(
-            *(questions.OWN, questions.LOCATED, "rosd", "grpo", "sft"),
+            *(questions.OWN, questions.WRONG_ONLY, questions.LOCATED, "rosd", "grpo", "sft"),
             *(questions.AS_DEAR_GRPO, questions.AS_DEAR_SFT),
         ),
         seeds=3,
@@ -158,7 +161,7 @@ TABLES = (
         config="math.yaml",
         overlays=("science",),
         methods=(
-            *("grpo", "sft", questions.OWN, questions.LOCATED, "rosd"),
+            *("grpo", "sft", questions.OWN, questions.WRONG_ONLY, questions.LOCATED, "rosd"),
             *(questions.CHOICES_GRPO, questions.CHOICES_SFT, questions.CHOICES_ROSD),
         ),
         seeds=3,

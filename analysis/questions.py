@@ -86,6 +86,11 @@ def _cost(table: str, ours: str, theirs: str, told: str) -> Question:
     return Question(text=text, table=table, ours=ours, theirs=theirs, measure="seconds", unit=unit)
 
 
+def _right(table: str) -> Question:
+    text = "What do right rollouts add? Against learning from wrong ones alone, as the paper does"
+    return Question(text=text, table=table, ours=OWN, theirs=WRONG_ONLY)
+
+
 FAMILIES = ("order", "sign", "square", "carry", "units", "pages", "cuts", "percent", "cars", "modulo", "fraction")
 FAMILIES += ("average", "fence", "clock", "undo")
 DOMAINS = {  # families that are trained on, by the overlay that says so
@@ -109,11 +114,12 @@ def _domains(text: str, ours: str, theirs: str = "", own: bool = False) -> tuple
 
 
 OWN, LOCATED = "ogls_sd", "opsd+plain_kl+error_span"
-RIGHT_TOO = "ogls_sd --method.privilege.learn_successes true"
-"""Of `default`: what `LOCATED` learns from, right rollouts whole and the located error of wrong ones."""
+WRONG_ONLY = "ogls_sd --method.privilege.learn_successes false"
+"""`OWN` without the right rollouts, from which the paper's method does not learn either."""
 OGLS, OPSD, UP = "ogls_sd_published", "opsd", "+up_to_error"
 STUDENT = "+rosd_student"
 FULL = f"rosd{STUDENT}"
+AS_DEAR_OPSD = f"{LOCATED} --data.steps_per_epoch 7"
 AS_DEAR_ROSD = "rosd --trainer.max_epochs 3 --data.steps_per_epoch 3"
 """Of `default`: by the time of a step (`steps.py`) about as many seconds as `OWN` takes for 12 steps."""
 AS_DEAR_GRPO, AS_DEAR_SFT = "grpo --data.steps_per_epoch 10", "sft --data.steps_per_epoch 32"
@@ -283,13 +289,8 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And OPSD, learned from located errors?", table="default", ours=LOCATED),
         Question(text="And ROSD as published?", table="default", ours="rosd"),
         Question(text="Is the default run better than that OPSD?", table="default", ours=OWN, theirs=LOCATED),
-        Question(
-            text="And where it learns right rollouts, too, as that OPSD does?",
-            table="default",
-            ours=RIGHT_TOO,
-            theirs=LOCATED,
-        ),
-        Question(text="What do right rollouts add to the default run?", table="default", ours=RIGHT_TOO, theirs=OWN),
+        _right("default"),
+        Question(text="And than it at its cost, 14 steps?", table="default", ours=OWN, theirs=AS_DEAR_OPSD),
         Question(text="Is it better than ROSD?", table="default", ours=OWN, theirs="rosd"),
         Question(text="And than ROSD at its cost, 9 steps?", table="default", ours=OWN, theirs=AS_DEAR_ROSD),
         _cost("default", OWN, LOCATED, "that OPSD"),
@@ -304,6 +305,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And ROSD as published?", table="legs", ours="rosd"),
         Question(text="And GRPO?", table="legs", ours="grpo"),
         Question(text="And likelihood of the solutions (SFT)?", table="legs", ours="sft"),
+        _right("legs"),
         Question(text="Is OGLS_SD better than that OPSD?", table="legs", ours=OWN, theirs=LOCATED),
         Question(text="Is it better than GRPO?", table="legs", ours=OWN, theirs="grpo"),
         Question(text="And than GRPO at its cost, 20 steps?", table="legs", ours=OWN, theirs=AS_DEAR_GRPO),
@@ -321,6 +323,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And ROSD as published?", table="science", ours="rosd"),
         Question(text="And GRPO?", table="science", ours="grpo"),
         Question(text="And likelihood of the right options (SFT)?", table="science", ours="sft"),
+        _right("science"),
         Question(
             text="Is OGLS_SD better than GRPO at its cost, 18 steps?", table="science", ours=OWN, theirs=CHOICES_GRPO
         ),

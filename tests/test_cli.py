@@ -225,7 +225,8 @@ def test_a_run_without_any_logger_and_one_that_goes_on_with_lightnings_own(
         rows = list(csv.DictReader(file))
     assert sum(bool(row["train/loss"]) for row in rows) == 2, "steps 3 and 4"
     assert sum(bool(row["val/avg_at_4"]) for row in rows) == 1
-    assert "method: OGLS_SD[max_peers=2, exclude_self=True, alpha=1" in (version / "hparams.yaml").read_text()
+    name = "OGLS_SD[max_peers=2, exclude_self=True, learn_successes=True, alpha=1"
+    assert f"method: {name}" in (version / "hparams.yaml").read_text()
 
 
 def test_other_loggers_beside_the_tracker(nursery: Nursery, tiny_model: Path, tmp_path: Path):

@@ -102,14 +102,14 @@ def test_what_a_task_changes_of_its_method_the_name_shows():
     changes = {"steering": OutcomeSteering(alpha=1.0, ramp_steps=0), "temperature": 1.0}
     method = method_of("math")
     assert method == OGLS_SD(
-        privilege=PeerOutcomes(max_peers=2, exclude_self=True),
+        privilege=PeerOutcomes(max_peers=2, exclude_self=True, learn_successes=True),
         objective=Distillation(ReverseKL(), clip=None),
         selection=ErrorSpan(),
         **changes,
     )
     assert method.name == (
-        "OGLS_SD[max_peers=2, exclude_self=True, alpha=1, ramp_steps=0, divergence=ReverseKL, clip=None, "
-        "selection=ErrorSpan, temperature=1]"
+        "OGLS_SD[max_peers=2, exclude_self=True, learn_successes=True, alpha=1, ramp_steps=0, divergence=ReverseKL, "
+        "clip=None, selection=ErrorSpan, temperature=1]"
     )
     method = method_of("lab")
     assert method == OGLS_SD(
@@ -184,7 +184,7 @@ def test_a_choice_that_replaces_another_takes_nothing_over():
         assert method.steering == PositiveOnly(alpha=1.0, ramp_steps=0)
         assert "steering=PositiveOnly," in method.name
     method = method_of("math", "--method.privilege.use_solution false --method.privilege PeerOutcomes")
-    peers = PeerOutcomes(max_peers=2, exclude_self=True, use_solution=False)
+    peers = PeerOutcomes(max_peers=2, exclude_self=True, use_solution=False, learn_successes=True)
     assert method.privilege == peers, "the same class is no other"
 
 

@@ -130,7 +130,8 @@ def test_names_are_printed_and_nothing_is_run(
     monkeypatch.chdir(tmp_path)
     methods.main(["--config", "math.yaml", "--methods", "gsm8k", "gsm8k+opsd+up_to_error", "--names"])
     gsm8k, opsd = capsys.readouterr().out.splitlines()
-    peers, kl = PeerOutcomes(max_peers=2, exclude_self=True), Distillation(ReverseKL())
+    peers = PeerOutcomes(max_peers=2, exclude_self=True, learn_successes=True)
+    kl = Distillation(ReverseKL())
     first_tokens = OGLS_SD(
         privilege=peers, steering=OutcomeSteering(), objective=kl, selection=FirstTokens(128), temperature=1.0
     )

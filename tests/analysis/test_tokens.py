@@ -104,7 +104,7 @@ def test_what_has_no_states_is_refused_in_a_line(
 
 def test_a_page_says_which_method_it_shows(step: Page, run: tuple[SelfDistillation, RolloutDataModule]) -> None:
     method = run[0].method
-    assert method.name.startswith("OGLS_SD[max_peers=2, exclude_self=True, alpha=1, ")
+    assert method.name.startswith("OGLS_SD[max_peers=2, exclude_self=True, learn_successes=True, alpha=1, ")
     assert step.title == f"{method.name} · weights after 0 steps"
 
 
