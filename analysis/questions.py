@@ -119,7 +119,7 @@ WRONG_ONLY = "ogls_sd --method.privilege.learn_successes false"
 OGLS, OPSD, UP = "ogls_sd_published", "opsd", "+up_to_error"
 STUDENT = "+rosd_student"
 FULL = f"rosd{STUDENT}"
-AS_DEAR_OPSD = f"{LOCATED} --data.steps_per_epoch 7"
+AS_DEAR_OPSD = f"{LOCATED} --data.steps_per_epoch 8"
 AS_DEAR_ROSD = "rosd --trainer.max_epochs 3 --data.steps_per_epoch 3"
 """Of `default`: by the time of a step (`steps.py`) about as many seconds as `OWN` takes for 12 steps."""
 AS_DEAR_GRPO, AS_DEAR_SFT = "grpo --data.steps_per_epoch 10", "sft --data.steps_per_epoch 32"
@@ -290,7 +290,7 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And ROSD as published?", table="default", ours="rosd"),
         Question(text="Is the default run better than that OPSD?", table="default", ours=OWN, theirs=LOCATED),
         _right("default"),
-        Question(text="And than it at its cost, 14 steps?", table="default", ours=OWN, theirs=AS_DEAR_OPSD),
+        Question(text="And than it at its cost, 16 steps?", table="default", ours=OWN, theirs=AS_DEAR_OPSD),
         Question(text="Is it better than ROSD?", table="default", ours=OWN, theirs="rosd"),
         Question(text="And than ROSD at its cost, 9 steps?", table="default", ours=OWN, theirs=AS_DEAR_ROSD),
         _cost("default", OWN, LOCATED, "that OPSD"),

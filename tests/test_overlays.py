@@ -121,6 +121,12 @@ def test_what_a_task_changes_of_its_method_the_name_shows():
     assert method.name == "OGLS_SD[max_peers=1, alpha=1, ramp_steps=0, clip=None, selection=UpToError, temperature=1]"
 
 
+@pytest.mark.parametrize("below", [("math",), ("lab",), ("math", "alpha_2", "plain_kl")], ids=str)
+def test_ogls_sd_as_published_takes_every_change_back(below: tuple[str, ...]):
+    assert method_of(*below) != OGLS_SD()
+    assert method_of(*below, "ogls_sd_published") == OGLS_SD()
+
+
 @pytest.mark.parametrize(
     "stack", [("math", "sdpo", "opsd"), ("math", "--method OPSD"), ("lab", "rosd", "grpo", "--method OPSD")], ids=str
 )

@@ -102,7 +102,7 @@ H100 = Machine(
     bandwidth=_RATES.bandwidth,
     row_value=10 / _RATES.bandwidth,  # two logits are read twice, and one written
     engine_step=2.1e-3,  # vLLM 0.26 on an H200 that had other work, 32 and 256 sequences, beyond their traffic
-    adapter_step=9e-4,  # Qwen3-1.7B, rank 64, 32 sequences: 5.1 to 5.3 ms a step of rollouts of 2,048 tokens
+    adapter_step=9e-4,  # Qwen3-1.7B, rank 64: 2.6e-4 of 32 and 2.1e-3 of 256 sequences in one run with merged weights
     handed=5e-9,  # and 0.7 to 0.9 s to take over an adapter of 139 MB, canary included
     drawn=1.1e-5,
 )
