@@ -289,10 +289,10 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And OPSD, learned from located errors?", table="default", ours=LOCATED),
         Question(text="And ROSD as published?", table="default", ours="rosd"),
         Question(text="Is the default run better than that OPSD?", table="default", ours=OWN, theirs=LOCATED),
+        Question(text="And than it at about its cost, 16 steps?", table="default", ours=OWN, theirs=AS_DEAR_OPSD),
         _right("default"),
-        Question(text="And than it at its cost, 16 steps?", table="default", ours=OWN, theirs=AS_DEAR_OPSD),
         Question(text="Is it better than ROSD?", table="default", ours=OWN, theirs="rosd"),
-        Question(text="And than ROSD at its cost, 9 steps?", table="default", ours=OWN, theirs=AS_DEAR_ROSD),
+        Question(text="And than ROSD at about its cost, 9 steps?", table="default", ours=OWN, theirs=AS_DEAR_ROSD),
         _cost("default", OWN, LOCATED, "that OPSD"),
     ),
     "SmolLM2-135M: word problems in natural language (leg_counting)": (
