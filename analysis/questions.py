@@ -91,6 +91,11 @@ def _right(table: str) -> Question:
     return Question(text=text, table=table, ours=OWN, theirs=WRONG_ONLY)
 
 
+def _as_dear(table: str, method: str, steps: int, theirs: str) -> Question:
+    text = f"And OGLS_SD on wrong rollouts alone than {method} at its cost, {steps} steps?"
+    return Question(text=text, table=table, ours=WRONG_ONLY, theirs=theirs)
+
+
 FAMILIES = ("order", "sign", "square", "carry", "units", "pages", "cuts", "percent", "cars", "modulo", "fraction")
 FAMILIES += ("average", "fence", "clock", "undo")
 DOMAINS = {  # families that are trained on, by the overlay that says so
@@ -123,7 +128,7 @@ AS_DEAR_OPSD = f"{LOCATED} --data.steps_per_epoch 8"
 AS_DEAR_ROSD = "rosd --trainer.max_epochs 3 --data.steps_per_epoch 3"
 """Of `default`: by the time of a step (`steps.py`) about as many seconds as `OWN` takes for 12 steps."""
 AS_DEAR_GRPO, AS_DEAR_SFT = "grpo --data.steps_per_epoch 10", "sft --data.steps_per_epoch 32"
-"""The same of `legs`."""
+"""The same of `legs`, beside `WRONG_ONLY`."""
 CHOICES_GRPO, CHOICES_SFT = "grpo --data.steps_per_epoch 9", "sft --data.steps_per_epoch 23"
 CHOICES_ROSD = "rosd --data.steps_per_epoch 5"
 """The same of `science`, with the two before it."""
@@ -308,10 +313,10 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         _right("legs"),
         Question(text="Is OGLS_SD better than that OPSD?", table="legs", ours=OWN, theirs=LOCATED),
         Question(text="Is it better than GRPO?", table="legs", ours=OWN, theirs="grpo"),
-        Question(text="And than GRPO at its cost, 20 steps?", table="legs", ours=OWN, theirs=AS_DEAR_GRPO),
-        Question(text="And than SFT at its cost, 64 steps?", table="legs", ours=OWN, theirs=AS_DEAR_SFT),
-        _cost("legs", OWN, AS_DEAR_GRPO, "that GRPO"),
-        _cost("legs", OWN, AS_DEAR_SFT, "that SFT"),
+        _as_dear("legs", "GRPO", 20, AS_DEAR_GRPO),
+        _as_dear("legs", "SFT", 64, AS_DEAR_SFT),
+        _cost("legs", WRONG_ONLY, AS_DEAR_GRPO, "that GRPO"),
+        _cost("legs", WRONG_ONLY, AS_DEAR_SFT, "that SFT"),
     ),
     "SmolLM2-135M: multiple choice in physics (SciKnowEval), whose answers it guesses": (
         Question(
@@ -324,12 +329,10 @@ QUESTIONS: Mapping[str, tuple[Question, ...]] = {
         Question(text="And GRPO?", table="science", ours="grpo"),
         Question(text="And likelihood of the right options (SFT)?", table="science", ours="sft"),
         _right("science"),
-        Question(
-            text="Is OGLS_SD better than GRPO at its cost, 18 steps?", table="science", ours=OWN, theirs=CHOICES_GRPO
-        ),
-        Question(text="And than SFT at its cost, 46 steps?", table="science", ours=OWN, theirs=CHOICES_SFT),
-        Question(text="And than ROSD at its cost, 10 steps?", table="science", ours=OWN, theirs=CHOICES_ROSD),
-        Question(text="And than that OPSD in as many steps?", table="science", ours=OWN, theirs=LOCATED),
+        Question(text="Is OGLS_SD better than that OPSD?", table="science", ours=OWN, theirs=LOCATED),
+        _as_dear("science", "GRPO", 18, CHOICES_GRPO),
+        _as_dear("science", "SFT", 46, CHOICES_SFT),
+        _as_dear("science", "ROSD", 10, CHOICES_ROSD),
     ),
 }
 
